@@ -1,0 +1,555 @@
+"""Symbolic dimensions: integers, or normalised polynomials over named symbols, and what is known of the symbols.
+
+A ``Dim`` is an ``int`` or a :class:`SymExpr`. A ``SymExpr`` is a sum of integer multiples of monomials; a monomial is a product of atoms;
+an atom is a symbol, or a floor division, remainder, minimum or maximum that could not be simplified. Normalisation makes structurally equal
+polynomials the same value, so most questions about shapes are answered by subtraction. Everything else is asked of :class:`Facts`,
+which answers True, answers False, or raises :class:`UndecidedDim` naming the fact that is missing (after JAX's ``shape_poly``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import gcd, inf
+from typing import Union
+
+SYMBOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+RESERVED = frozenset({"min", "max"})
+
+
+class UndecidedDim(Exception):
+    """A question about symbolic dims that the recorded facts do not answer."""
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One factor of a monomial: a symbol (``kind == "sym"``) or an opaque call of ``floordiv``, ``mod``, ``min`` or ``max``."""
+
+    kind: str
+    name: str = ""
+    args: tuple[Dim, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "sym":
+            return self.name
+        a, b = self.args
+        if self.kind == "floordiv":
+            return f"{_wrapped(a)}//{_wrapped(b)}"
+        if self.kind == "mod":
+            return f"{_wrapped(a)}%{_wrapped(b)}"
+        return f"{self.kind}({a}, {b})"
+
+    @property
+    def sort_key(self) -> tuple[bool, str]:
+        return (self.kind != "sym", str(self))
+
+
+Monomial = tuple[tuple[Atom, int], ...]
+
+
+class SymExpr:
+    """A normalised polynomial with at least one symbol. Immutable, hashable, ordered by its text only for printing."""
+
+    __slots__ = ("_hash", "_text", "terms")
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+        self._text: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, SymExpr) and self._hash == other._hash and self.terms == other.terms)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __add__(self, other: Dim) -> Dim:
+        return _from_terms(_merge(_terms(self), _terms(other)))
+
+    def __sub__(self, other: Dim) -> Dim:
+        return self + (-1 * other)
+
+    def __rsub__(self, other: int) -> Dim:
+        return other + (-1 * self)
+
+    def __neg__(self) -> Dim:
+        return -1 * self
+
+    def __mul__(self, other: Dim) -> Dim:
+        out: dict[Monomial, int] = {}
+        for m1, c1 in _terms(self).items():
+            for m2, c2 in _terms(other).items():
+                m = _multiply(m1, m2)
+                out[m] = out.get(m, 0) + c1 * c2
+        return _from_terms(out)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Dim) -> Dim:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: int) -> Dim:
+        return floordiv(other, self)
+
+    def __mod__(self, other: Dim) -> Dim:
+        return mod(self, other)
+
+    def __str__(self) -> str:
+        if self._text is None:
+            parts: list[str] = []
+            for monomial, coefficient in self.terms:
+                factors = [_factor_text(a, p) for a, p in monomial]
+                magnitude = abs(coefficient)
+                if magnitude != 1 or not factors:
+                    factors.insert(0, str(magnitude))
+                sign = "-" if coefficient < 0 else "+"
+                parts.append((f" {sign} " if parts else ("-" if coefficient < 0 else "")) + "*".join(factors))
+            self._text = "".join(parts)
+        return self._text
+
+    __repr__ = __str__
+
+    def __bool__(self) -> bool:
+        raise UndecidedDim(f"the truth value of the symbolic dim '{self}' is not known; ask Facts.equal or Facts.less_equal")
+
+    def symbols(self) -> frozenset[str]:
+        """Names of all symbols, also those inside opaque atoms."""
+        return frozenset(_symbols(self))
+
+
+Dim = Union[int, SymExpr]
+
+
+def symbol(name: str) -> SymExpr:
+    """The dim that is just the symbol ``name``."""
+    if not SYMBOL_NAME.match(name) or name in RESERVED:
+        raise ValueError(f"'{name}' is not a symbol name")
+    return SymExpr(((((Atom("sym", name), 1),), 1),))
+
+
+def as_symbol(dim: Dim) -> str | None:
+    """The symbol's name when ``dim`` is exactly one symbol."""
+    if isinstance(dim, SymExpr) and len(dim.terms) == 1:
+        (monomial, coefficient), = dim.terms
+        if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "sym":
+            return monomial[0][0].name
+    return None
+
+
+def symbols_of(*dims: Dim) -> set[str]:
+    """Names of all symbols in ``dims``."""
+    out: set[str] = set()
+    for d in dims:
+        out.update(_symbols(d))
+    return out
+
+
+def product(dims: tuple[Dim, ...] | list[Dim]) -> Dim:
+    out: Dim = 1
+    for d in dims:
+        out = out * d
+    return out
+
+
+def floordiv(a: Dim, b: Dim) -> Dim:
+    """Floor of ``a / b``; exact where every term divides. ``ZeroDivisionError`` for a constant zero divisor."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    if isinstance(b, int) and b == 0:
+        raise ZeroDivisionError("a dim is divided by zero")
+    if a == b:
+        return 1
+    quotient, rest = _divide_terms(a, b)
+    if rest == 0:
+        return quotient
+    if isinstance(b, int) and b > 0:
+        if isinstance(rest, int):
+            return quotient + rest // b
+        inner = _floordiv_of_floordiv(rest, b)
+        if inner is not None:
+            return quotient + inner
+        return quotient + _atom("floordiv", rest, b)
+    return _atom("floordiv", a, b)
+
+
+def mod(a: Dim, b: Dim) -> Dim:
+    """``a - b * floor(a / b)``."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    if isinstance(b, int) and b == 0:
+        raise ZeroDivisionError("a dim is divided by zero")
+    _, rest = _divide_terms(a, b)
+    if rest == 0:
+        return 0
+    if isinstance(b, int) and b > 0:
+        return rest % b if isinstance(rest, int) else _atom("mod", rest, b)
+    return _atom("mod", a, b)
+
+
+def minimum(a: Dim, b: Dim) -> Dim:
+    return _extremum("min", a, b)
+
+
+def maximum(a: Dim, b: Dim) -> Dim:
+    return _extremum("max", a, b)
+
+
+def evaluate(dim: Dim, env: Mapping[str, int]) -> int:
+    """The value of ``dim``; ``KeyError`` when a symbol is not bound."""
+    if isinstance(dim, int):
+        return dim
+    total = 0
+    for monomial, coefficient in dim.terms:
+        value = coefficient
+        for a, power in monomial:
+            value *= _evaluate_atom(a, env) ** power
+        total += value
+    return total
+
+
+def substitute(dim: Dim, env: Mapping[str, Dim]) -> Dim:
+    """``dim`` with symbols replaced by dims and normalised again."""
+    if isinstance(dim, int):
+        return dim
+    total: Dim = 0
+    for monomial, coefficient in dim.terms:
+        value: Dim = coefficient
+        for a, power in monomial:
+            if a.kind == "sym":
+                base: Dim = env.get(a.name, _from_terms({((a, 1),): 1}))
+            else:
+                base = _BUILD[a.kind](substitute(a.args[0], env), substitute(a.args[1], env))
+            for _ in range(power):
+                value = value * base
+        total = total + value
+    return total
+
+
+@dataclass(frozen=True)
+class SymbolFact:
+    """What is known of one symbol: ``low <= symbol <= high`` and ``symbol % divisor == 0``."""
+
+    low: int = 1
+    high: int | None = None
+    divisor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.low < 0 or (self.high is not None and self.high < self.low) or self.divisor < 1:
+            raise ValueError(f"impossible facts for a dim symbol: low={self.low} high={self.high} divisor={self.divisor}")
+
+    def admits(self, value: int) -> bool:
+        return self.low <= value and (self.high is None or value <= self.high) and value % self.divisor == 0
+
+    def __str__(self) -> str:
+        text = f"[{self.low}, {'inf' if self.high is None else self.high}]"
+        return text + (f" % {self.divisor}" if self.divisor != 1 else "")
+
+
+@dataclass
+class Facts:
+    """The symbols of a module with what is known of each; answers questions about dims or says which fact is missing."""
+
+    symbols: dict[str, SymbolFact] = field(default_factory=dict)
+
+    def declare(self, name: str, fact: SymbolFact | None = None) -> SymExpr:
+        """Make ``name`` known (keeping what is already recorded when no fact is given) and return it as a dim."""
+        dim = symbol(name)
+        if fact is not None or name not in self.symbols:
+            self.symbols[name] = fact or SymbolFact()
+        return dim
+
+    def copy(self) -> Facts:
+        return Facts(dict(self.symbols))
+
+    def bounds(self, dim: Dim) -> tuple[float, float]:
+        """An interval that surely contains ``dim`` (``inf`` where nothing is known)."""
+        if isinstance(dim, int):
+            return (dim, dim)
+        low = high = 0.0
+        for monomial, coefficient in dim.terms:
+            lo, hi = 1.0, 1.0
+            for a, power in monomial:
+                alo, ahi = self._atom_bounds(a)
+                for _ in range(power):
+                    lo, hi = _interval_product(lo, hi, alo, ahi)
+            low += coefficient * (lo if coefficient > 0 else hi)
+            high += coefficient * (hi if coefficient > 0 else lo)
+        return (low, high)
+
+    def equal(self, a: Dim, b: Dim) -> bool:
+        """Whether ``a == b`` for every admissible value of the symbols (True), for none (False); undecided otherwise."""
+        difference = a - b
+        if isinstance(difference, int):
+            return difference == 0
+        low, high = self.bounds(difference)
+        if low == high == 0:
+            return True
+        if low > 0 or high < 0 or self._never_multiple(difference):
+            return False
+        raise UndecidedDim(f"cannot decide whether {a} == {b}; {self._missing(difference)}")
+
+    def is_equal(self, a: Dim, b: Dim) -> bool:
+        """True only when equality is proven."""
+        try:
+            return self.equal(a, b)
+        except UndecidedDim:
+            return False
+
+    def less_equal(self, a: Dim, b: Dim) -> bool:
+        """Whether ``a <= b`` always (True) or never (False)."""
+        difference = b - a
+        low, high = self.bounds(difference)
+        if low >= 0:
+            return True
+        if high < 0:
+            return False
+        raise UndecidedDim(f"cannot decide whether {a} <= {b}; {self._missing(difference)}")
+
+    def is_less_equal(self, a: Dim, b: Dim) -> bool:
+        """True only when ``a <= b`` is proven."""
+        try:
+            return self.less_equal(a, b)
+        except UndecidedDim:
+            return False
+
+    def divisor_of(self, dim: Dim) -> int:
+        """The largest known constant that divides ``dim`` (0 for the constant zero)."""
+        if isinstance(dim, int):
+            return abs(dim)
+        out = 0
+        for monomial, coefficient in dim.terms:
+            factor = abs(coefficient)
+            for a, power in monomial:
+                if a.kind == "sym" and a.name in self.symbols:
+                    factor *= self.symbols[a.name].divisor ** power
+            out = gcd(out, factor)
+        return out
+
+    def divisible(self, dim: Dim, by: int) -> bool:
+        """True when ``by`` divides ``dim`` for every admissible value; False means not proven."""
+        return self.divisor_of(dim) % by == 0
+
+    def _never_multiple(self, difference: SymExpr) -> bool:
+        rest = dict(difference.terms)
+        constant = rest.pop((), 0)
+        if not constant or not rest:
+            return False
+        divisor = self.divisor_of(_from_terms(rest))
+        return divisor > 1 and constant % divisor != 0
+
+    def _atom_bounds(self, a: Atom) -> tuple[float, float]:
+        if a.kind == "sym":
+            fact = self.symbols.get(a.name, SymbolFact(low=0))
+            return (fact.low, inf if fact.high is None else fact.high)
+        (alo, ahi), (blo, bhi) = self.bounds(a.args[0]), self.bounds(a.args[1])
+        if a.kind == "min":
+            return (min(alo, blo), min(ahi, bhi))
+        if a.kind == "max":
+            return (max(alo, blo), max(ahi, bhi))
+        if a.kind == "mod":
+            return (0, bhi - 1) if blo > 0 else (-inf, inf)
+        if blo > 0 and alo >= 0:
+            return (0 if bhi == inf else alo // bhi, inf if ahi == inf else ahi // blo)
+        return (-inf, inf)
+
+    def _missing(self, difference: Dim) -> str:
+        names = sorted(symbols_of(difference))
+        known = ", ".join(f"{n}: {self.symbols[n]}" if n in self.symbols else f"{n}: nothing" for n in names)
+        return f"a fact that settles '{difference}' against 0 is missing (known: {known})"
+
+
+def parse_dim(text: str) -> Dim:
+    """Parse the printed form of a dim: integers, symbols, ``+ - * // %``, parentheses, ``min(a, b)``, ``max(a, b)``.
+
+    Raises ``ValueError`` for anything else. Recursive descent; never ``eval``. Nesting is capped.
+    """
+    if len(text) > 4096:
+        raise ValueError("a dim longer than 4096 characters")
+    tokens = _tokens(text)
+    position = 0
+
+    def peek() -> str:
+        return tokens[position] if position < len(tokens) else ""
+
+    def take(expected: str | None = None) -> str:
+        nonlocal position
+        token = peek()
+        if not token or (expected is not None and token != expected):
+            raise ValueError(f"in dim '{text}': expected {expected or 'a term'}, found {token or 'the end'}")
+        position += 1
+        return token
+
+    def expression(depth: int) -> Dim:
+        if depth > 64:
+            raise ValueError("a dim nested deeper than 64")
+        out = term(depth)
+        while peek() in ("+", "-"):
+            out = out + term(depth) if take() == "+" else out - term(depth)
+        return out
+
+    def term(depth: int) -> Dim:
+        out = factor(depth)
+        while peek() in ("*", "//", "%"):
+            operator = take()
+            right = factor(depth)
+            try:
+                out = out * right if operator == "*" else floordiv(out, right) if operator == "//" else mod(out, right)
+            except ZeroDivisionError as error:
+                raise ValueError(str(error)) from None
+        return out
+
+    def factor(depth: int) -> Dim:
+        token = take()
+        if token == "-":
+            return -1 * factor(depth + 1)
+        if token == "(":
+            out = expression(depth + 1)
+            take(")")
+            return out
+        if token.isdigit():
+            return int(token)
+        if token in RESERVED:
+            take("(")
+            a = expression(depth + 1)
+            take(",")
+            b = expression(depth + 1)
+            take(")")
+            return _extremum(token, a, b)
+        return symbol(token)
+
+    out = expression(0)
+    if position != len(tokens):
+        raise ValueError(f"in dim '{text}': unexpected '{peek()}'")
+    return out
+
+
+# --- internals ---------------------------------------------------------------------------------------------------------------------
+
+
+def _tokens(text: str) -> list[str]:
+    tokens = re.findall(r"\s*(\d+|[A-Za-z_]\w*|//|[-+*%(),])", text)
+    if sum(map(len, tokens)) != len(re.sub(r"\s+", "", text)):
+        raise ValueError(f"'{text}' is not a dim")
+    return tokens
+
+
+def _terms(dim: Dim) -> dict[Monomial, int]:
+    return ({(): dim} if dim else {}) if isinstance(dim, int) else dict(dim.terms)
+
+
+def _merge(a: dict[Monomial, int], b: dict[Monomial, int]) -> dict[Monomial, int]:
+    for monomial, coefficient in b.items():
+        a[monomial] = a.get(monomial, 0) + coefficient
+    return a
+
+
+def _monomial_key(m: Monomial) -> tuple[int, list[tuple[tuple[bool, str], int]]]:
+    return (-sum(p for _, p in m), [(a.sort_key, p) for a, p in m])
+
+
+def _from_terms(terms: Mapping[Monomial, int]) -> Dim:
+    live = [(m, c) for m, c in terms.items() if c]
+    if not live:
+        return 0
+    if len(live) == 1 and live[0][0] == ():
+        return live[0][1]
+    live.sort(key=lambda item: _monomial_key(item[0]))
+    return SymExpr(tuple(live))
+
+
+def _multiply(a: Monomial, b: Monomial) -> Monomial:
+    powers = dict(a)
+    for at, p in b:
+        powers[at] = powers.get(at, 0) + p
+    return tuple(sorted(powers.items(), key=lambda item: item[0].sort_key))
+
+
+def _divide_terms(a: Dim, b: Dim) -> tuple[Dim, Dim]:
+    """``(q, r)`` with ``a == q * b + r``, dividing term by term by a one-term ``b``; r keeps what does not divide."""
+    divisor = _terms(b)
+    if len(divisor) != 1:
+        return (0, a)
+    (dm, dc), = divisor.items()
+    quotient: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    for m, c in _terms(a).items():
+        powers = dict(m)
+        divides = c % dc == 0
+        for at, p in dm:
+            if powers.get(at, 0) < p:
+                divides = False
+                break
+            powers[at] -= p
+        if divides:
+            qm = tuple((at, p) for at, p in m if powers[at]) if dm else m
+            quotient[tuple((at, powers[at]) for at, _ in qm)] = c // dc
+        elif not dm and dc > 0 and c // dc:
+            quotient[m] = c // dc
+            rest[m] = c % dc
+        else:
+            rest[m] = c
+    return (_from_terms(quotient), _from_terms(rest))
+
+
+def _floordiv_of_floordiv(a: SymExpr, b: int) -> Dim | None:
+    if len(a.terms) == 1:
+        (m, c), = a.terms
+        if c == 1 and len(m) == 1 and m[0][1] == 1 and m[0][0].kind == "floordiv":
+            inner, k = m[0][0].args
+            if isinstance(k, int) and k > 0:
+                return floordiv(inner, k * b)
+    return None
+
+
+def _atom(kind: str, a: Dim, b: Dim) -> SymExpr:
+    return SymExpr(((((Atom(kind, args=(a, b)), 1),), 1),))
+
+
+def _extremum(kind: str, a: Dim, b: Dim) -> Dim:
+    difference = a - b
+    if isinstance(difference, int):
+        first = difference <= 0 if kind == "min" else difference >= 0
+        return a if first else b
+    if str(b) < str(a):
+        a, b = b, a
+    return _atom(kind, a, b)
+
+
+_BUILD: dict[str, Callable[[Dim, Dim], Dim]] = {"floordiv": floordiv, "mod": mod, "min": minimum, "max": maximum}
+
+
+def _evaluate_atom(a: Atom, env: Mapping[str, int]) -> int:
+    if a.kind == "sym":
+        return env[a.name]
+    x, y = (evaluate(arg, env) for arg in a.args)
+    value = _BUILD[a.kind](x, y)
+    assert isinstance(value, int)
+    return value
+
+
+def _interval_product(lo: float, hi: float, alo: float, ahi: float) -> tuple[float, float]:
+    corners = [0.0 if 0 in (x, y) else x * y for x in (lo, hi) for y in (alo, ahi)]
+    return (min(corners), max(corners))
+
+
+def _symbols(dim: Dim) -> Iterator[str]:
+    if isinstance(dim, SymExpr):
+        for monomial, _ in dim.terms:
+            for a, _ in monomial:
+                if a.kind == "sym":
+                    yield a.name
+                else:
+                    for arg in a.args:
+                        yield from _symbols(arg)
+
+
+def _wrapped(dim: Dim) -> str:
+    return str(dim) if isinstance(dim, int) and dim >= 0 or as_symbol(dim) else f"({dim})"
+
+
+def _factor_text(a: Atom, power: int) -> str:
+    text = f"({a})" if a.kind in ("floordiv", "mod") else str(a)
+    return "*".join([text] * power)
