@@ -1,0 +1,117 @@
+"""What the compiler tells the runtime: plain data, readable by both, without either importing the other.
+
+A :class:`CompiledModule` is the result of a build in memory; the runtime executes it directly or writes it to a ``*.tfc`` file.
+
+The native side is three kinds of symbols in one object file::
+
+    struct tfir_call { const int64_t *dims; void *const *inputs; void *const *outputs; const uint8_t *weights; uint8_t *arena; int64_t *status; };
+    void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *barrier, uint8_t *scratch);
+    void tfir_kernel_<k>(void **buffers, const int64_t *dims, int64_t worker, int64_t workers, uint8_t *scratch, int64_t *status);
+    and the worker pool: tfir_pool_create, tfir_pool_run, tfir_pool_destroy, tfir_barrier.
+
+``dims`` holds the values of ``Manifest.symbols`` in that order. ``status[0]`` is 0, or 1 + the number of the :class:`Site` whose index was out of range, and
+``status[1]`` the offending index. Every base pointer is 64-byte aligned except inputs and outputs, which are aligned to their element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trustformers_ir.ir.dims import Dim, SymbolFact
+from trustformers_ir.ir.types import TensorType
+
+ABI_VERSION = 1
+ALIGNMENT = 64  # of arena buffers, scratch and packed weights, in bytes
+WEIGHT_ALIGNMENT = 4096  # of a weight in the artifact, so that it can be mapped
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of an entry point."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model whose indices are checked at run time: the op's mnemonic and the source line of it."""
+
+    op: str
+    what: str
+    bound: str
+    location: str = ""
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One kernel call of an entry, for reports: what it computes, what it costs."""
+
+    symbol: str
+    label: str
+    location: str
+    flops: Dim
+    bytes: Dim
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One callable function of the module."""
+
+    name: str
+    symbol: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    arena_bytes: Dim
+    scratch_bytes: Dim
+    kernels: tuple[KernelInfo, ...] = ()
+    barriers: int = 0
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight in the storage layout that the kernels read, at a byte offset of the weights section."""
+
+    name: str
+    type: TensorType
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What the code was compiled for. Loading checks that the machine has every feature in ``features``."""
+
+    name: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a compiled module except its bytes."""
+
+    name: str
+    target: TargetInfo
+    symbols: tuple[tuple[str, SymbolFact], ...]
+    entries: tuple[Entry, ...]
+    weights: tuple[StoredWeight, ...]
+    sites: tuple[Site, ...]
+    compiler: str
+    abi: int = ABI_VERSION
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """A build in memory: the manifest, the object code, the optimised graph as text and the bytes of each weight (produced on demand)."""
+
+    manifest: Manifest
+    code: bytes
+    graph: str
+    weights: Mapping[str, Callable[[], np.ndarray]]
+    report: Mapping[str, object] = field(default_factory=dict)
