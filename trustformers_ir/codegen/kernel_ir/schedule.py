@@ -1,0 +1,332 @@
+"""Schedule moves: checked rewrites of a kernel's loops that never change its result.
+
+A schedule is a tuple of moves; axes are named, so that one schedule serves every kernel of a shape. ``Split("i", 8)`` makes
+``i.o`` and ``i.i``. ``apply(kernel, moves)`` returns the new kernel or raises ``ScheduleError`` with the reason.
+
+    before                      Split("i", 8), Reorder(("i.o", "j", "i.i")), Tag("i.i", UNROLL)
+    for i < 64                  for i.o < 8
+      for j < 48                  for j < 48
+        C[i, j] = …                 unroll i.i < 8
+                                      C[i.o*8 + i.i, j] = …
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    PARALLEL,
+    SCRATCH,
+    SEQ,
+    VECTOR,
+    Axis,
+    AxisKind,
+    Buffer,
+    Expr,
+    Load,
+    Reduce,
+    minimum,
+)
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, with_body
+from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
+from trustformers_ir.codegen.kernel_ir.verify import KernelError, verify
+
+
+class ScheduleError(Exception):
+    """A move cannot be applied; the message says why."""
+
+
+class Tail(enum.Enum):
+    """What happens where the factor does not divide the extent."""
+
+    GUARD = "guard"  # the inner loop skips points outside
+    CLAMP = "clamp"  # the last points are computed again
+
+
+GUARD, CLAMP = Tail.GUARD, Tail.CLAMP
+
+
+@dataclass(frozen=True)
+class Split:
+    """``axis`` becomes ``axis.o`` (how many blocks) and ``axis.i`` (``factor`` points of one block)."""
+
+    axis: str
+    factor: int
+    tail: Tail = GUARD
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """Puts the loops of a perfect nest into this order, outermost first."""
+
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Says how a loop or a reduce axis runs."""
+
+    axis: str
+    kind: AxisKind
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Joins directly nested loops into one called ``a_b``, the first being the slowest."""
+
+    axes: tuple[str, ...]
+
+
+Move = Split | Reorder | Tag | Collapse
+
+
+def apply(kernel: Kernel, moves: Sequence[Move], facts: SymbolFacts | None = None) -> Kernel:
+    """The kernel after the moves, in order."""
+    for move in moves:
+        kernel = _apply_one(kernel, move, facts)
+    try:
+        verify(kernel)
+    except KernelError as error:
+        raise ScheduleError(f"after {list(moves)}: {error}") from error
+    return kernel
+
+
+def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
+    if isinstance(move, Split):
+        body = _split(kernel, move, facts)
+    elif isinstance(move, Reorder):
+        body = _reorder(kernel, move)
+    elif isinstance(move, Tag):
+        axis = find_axis(kernel, move.axis)
+        if axis.kind is move.kind:
+            return kernel
+        body = _replace(kernel, axis, axis.like(kind=move.kind))
+    else:
+        body = _collapse(kernel, move)
+    return with_body(kernel, Simplifier(facts).statements(body))
+
+
+def axes_of(kernel: Kernel) -> list[Axis]:
+    """Every axis bound in the kernel, loops and reduce axes, in order of appearance."""
+    seen: dict[Axis, None] = {}
+    visited: set[Expr] = set()
+    for s in walk_statements(kernel.body):
+        roots: tuple[Expr, ...] = ()
+        if isinstance(s, For):
+            seen.setdefault(s.axis)
+            roots = () if s.guard is None else (s.guard,)
+        elif isinstance(s, Store):
+            roots = (*s.index, s.value)
+        for r in roots:
+            for n in walk(r, visited):
+                if isinstance(n, Reduce):
+                    for a in n.axes:
+                        seen.setdefault(a)
+    return list(seen)
+
+
+def find_axis(kernel: Kernel, name: str) -> Axis:
+    """The axis of that name."""
+    hits = [a for a in axes_of(kernel) if a.name == name]
+    if len(hits) != 1:
+        known = ", ".join(sorted({a.name for a in axes_of(kernel)}))
+        raise ScheduleError(f"{'no' if not hits else 'more than one'} axis is called {name!r} (there are: {known})")
+    return hits[0]
+
+
+def _find_loop(body: tuple[Stmt, ...], axis: Axis) -> For | None:
+    for s in walk_statements(body):
+        if isinstance(s, For) and s.axis is axis:
+            return s
+    return None
+
+
+def _replace(kernel: Kernel, old: Axis, new: Axis) -> tuple[Stmt, ...]:
+    sub = Substitution({old: new})
+    return tuple(sub.stmt(s) for s in kernel.body)
+
+
+def _swap(body: tuple[Stmt, ...], old: Stmt, new: Stmt) -> tuple[Stmt, ...]:
+    """The statements with ``old`` replaced by ``new`` wherever it stands."""
+    out: list[Stmt] = []
+    for s in body:
+        if s is old:
+            out.append(new)
+        else:
+            out.append(For(s.axis, _swap(s.body, old, new), s.guard) if isinstance(s, For) else s)
+    return tuple(out)
+
+
+# -- Split ---------------------------------------------------------------------------------------------------------------
+
+
+def _split(kernel: Kernel, move: Split, facts: SymbolFacts | None) -> tuple[Stmt, ...]:
+    axis = find_axis(kernel, move.axis)
+    if move.factor < 1:
+        raise ScheduleError(f"cannot split {axis.name} by {move.factor}")
+    simplifier = Simplifier(facts)
+    divides = simplifier.divisor(simplifier(axis.extent)) % move.factor == 0
+    blocks = simplifier((axis.extent + (move.factor - 1)) // move.factor)
+    outer = Axis(f"{axis.name}.o", blocks, axis.kind if axis.kind is PARALLEL else SEQ)
+    inner = Axis(f"{axis.name}.i", move.factor, SEQ)
+    point = outer * move.factor + inner
+    guard = None if divides or move.tail is CLAMP else point < axis.extent
+    loop = _find_loop(kernel.body, axis)
+    if loop is None:
+        if move.tail is CLAMP and not divides:
+            raise ScheduleError(f"{axis.name} is reduced over: its last points cannot be computed twice; use GUARD")
+        return _split_reduce(kernel, axis, outer, inner, point, guard)
+    if move.tail is CLAMP and not divides:
+        _check_idempotent(loop)
+        point = minimum(point, axis.extent - 1)
+    sub = Substitution({axis: point})
+    old_guard = None if loop.guard is None else sub(loop.guard)
+    both = old_guard if guard is None else guard if old_guard is None else guard & old_guard
+    inner_loop = For(inner, tuple(sub.stmt(s) for s in loop.body), both)
+    return _swap(kernel.body, loop, For(outer, (inner_loop,)))
+
+
+def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: Expr, guard: Expr | None) -> tuple[Stmt, ...]:
+    if axis.kind is VECTOR:
+        raise ScheduleError(f"{axis.name} is a VECTOR reduce axis: its 16 lanes are part of the result; split before tagging")
+    sub = Substitution({axis: point})
+    memo: dict[Expr, Expr] = {}
+
+    def visit(e: Expr) -> Expr:
+        if not e.children:
+            return e
+        if e not in memo:
+            if isinstance(e, Reduce):
+                body, old = visit(e.body), None if e.guard is None else visit(e.guard)
+                if axis in e.axes:
+                    if e.kind.startswith("arg"):
+                        raise ScheduleError(f"{e.kind} has one axis; {axis.name} cannot be split")
+                    at = e.axes.index(axis)
+                    axes = (*e.axes[:at], outer, inner, *e.axes[at + 1 :])
+                    old = None if old is None else sub(old)
+                    both = old if guard is None else guard if old is None else guard & old
+                    memo[e] = Reduce(e.kind, axes, sub(body), both)
+                else:
+                    memo[e] = Reduce(e.kind, e.axes, body, old)
+            else:
+                memo[e] = rebuild(e, tuple(visit(c) for c in e.children))
+        return memo[e]
+
+    def statement(s: Stmt) -> Stmt:
+        if isinstance(s, For):
+            return For(s.axis, tuple(map(statement, s.body)), None if s.guard is None else visit(s.guard))
+        assert isinstance(s, Store)
+        return Store(s.buffer, tuple(visit(i) for i in s.index), visit(s.value))
+
+    return tuple(map(statement, kernel.body))
+
+
+def _check_idempotent(loop: For) -> None:
+    """Computing a point twice must give the same: nothing is loaded before it is stored in the same loop body."""
+    stored = {s.buffer for s in walk_statements(loop.body) if isinstance(s, Store)}
+    written: set[Buffer] = set()
+    for s in walk_statements(loop.body):
+        if isinstance(s, Store):
+            for b in frozenset().union(*[e.loads for e in (*s.index, s.value)]):
+                if b in stored and b not in written:
+                    raise ScheduleError(f"{loop.axis.name} cannot be clamped: {b.name} is read before it is written; use GUARD")
+            written.add(s.buffer)
+
+
+# -- Reorder and Collapse ------------------------------------------------------------------------------------------------
+
+
+def _chain(kernel: Kernel, names: tuple[str, ...]) -> list[For]:
+    """The For loops of those axes, which must form one perfect nest; outermost first."""
+    wanted = {find_axis(kernel, n) for n in names}
+    if len(wanted) != len(names):
+        raise ScheduleError(f"an axis is named twice in {names}")
+    tops = [s for s in walk_statements(kernel.body) if isinstance(s, For) and s.axis in wanted]
+    if not tops:
+        raise ScheduleError(f"none of {names} is a loop")
+    chain = [tops[0]]
+    missing = wanted - {tops[0].axis}
+    while missing:
+        body = chain[-1].body
+        if len(body) != 1 or not isinstance(body[0], For):
+            raise ScheduleError(f"{', '.join(sorted(a.name for a in missing))} not in a perfect nest below {chain[-1].axis.name}")
+        chain.append(body[0])
+        missing -= {body[0].axis}
+    return chain
+
+
+def _reorder(kernel: Kernel, move: Reorder) -> tuple[Stmt, ...]:
+    chain = _chain(kernel, move.axes)
+    order = [find_axis(kernel, n) for n in move.axes]
+    wanted = set(order)
+    queue = iter(order)
+    axes = [next(queue) if f.axis in wanted else f.axis for f in chain]
+    _check_independent(chain[0], [a for a, f in zip(axes, chain, strict=True) if a is not f.axis])
+    guards = [f.guard for f in chain if f.guard is not None]
+    inner = {f.axis for f in chain}
+    placed: dict[Axis, Expr] = {}
+    for g in guards:
+        at = max((axes.index(a) for a in g.free_axes if a in inner), default=0)
+        placed[axes[at]] = g if axes[at] not in placed else placed[axes[at]] & g
+    seen: set[Axis] = set()
+    for a in axes:
+        late = (a.extent.free_axes & inner) - seen
+        if late:
+            raise ScheduleError(f"the extent of {a.name} depends on {min(x.name for x in late)}, which would come inside it")
+        seen.add(a)
+    body = chain[-1].body
+    for a in reversed(axes):
+        body = (For(a, body, placed.get(a)),)
+    return _swap(kernel.body, chain[0], body[0])
+
+
+def _check_independent(nest: For, moved: list[Axis]) -> None:
+    """Points may run in any order: each store's index tells the points apart, and nothing stored is read elsewhere."""
+    stores = [s for s in walk_statements((nest,)) if isinstance(s, Store)]
+    targets: dict[Buffer, tuple[Expr, ...]] = {}
+    for s in stores:
+        held = frozenset().union(*[i.free_axes for i in s.index])
+        for a in moved:
+            if a not in held and a.static_extent != 1:
+                raise ScheduleError(f"{a.name} cannot move: {s.buffer.name} is stored at an index without it")
+        if targets.setdefault(s.buffer, s.index) != s.index and s.buffer.space is not SCRATCH:
+            raise ScheduleError(f"{moved[0].name} cannot move: {s.buffer.name} is stored at two indices")
+    for s in stores:
+        for root in (*s.index, s.value):
+            for n in walk(root):
+                if isinstance(n, Load) and n.buffer in targets and n.index != targets[n.buffer]:
+                    raise ScheduleError(f"{moved[0].name} cannot move: {n.buffer.name} is stored and read at another index")
+
+
+def _collapse(kernel: Kernel, move: Collapse) -> tuple[Stmt, ...]:
+    if len(move.axes) < 2:
+        raise ScheduleError("Collapse needs two axes or more")
+    chain = _chain(kernel, move.axes)
+    if [f.axis.name for f in chain] != list(move.axes):
+        raise ScheduleError(f"{move.axes} are not directly nested in this order")
+    loops = {f.axis for f in chain}
+    for f in chain:
+        if f.axis.extent.free_axes & loops:
+            raise ScheduleError(f"the extent of {f.axis.name} depends on a loop that would be joined with it")
+    total: Expr = chain[0].axis.extent
+    for f in chain[1:]:
+        total = total * f.axis.extent
+    joined = Axis("_".join(move.axes), total, PARALLEL if all(f.axis.kind is PARALLEL for f in chain) else SEQ)
+    mapping: dict[Expr, Expr] = {}
+    rest: Expr = joined
+    for f in reversed(chain[1:]):
+        mapping[f.axis] = rest % f.axis.extent
+        rest = rest // f.axis.extent
+    mapping[chain[0].axis] = rest
+    sub = Substitution(mapping)
+    guard: Expr | None = None
+    for f in chain:
+        if f.guard is not None:
+            g = sub(f.guard)
+            guard = g if guard is None else guard & g
+    return _swap(kernel.body, chain[0], For(joined, tuple(sub.stmt(s) for s in chain[-1].body), guard))
+
+

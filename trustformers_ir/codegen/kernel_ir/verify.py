@@ -1,0 +1,192 @@
+"""The invariants of a kernel, numbered. ``verify(kernel)`` raises ``KernelError`` naming the rule and the place.
+
+K1  every axis is bound by an enclosing For or Reduce where it is used, and bound only once on the way.
+K2  buffer names are unique; every global buffer touched is a parameter; parameters are global.
+K3  a read-only buffer is never stored to.
+K4  PARALLEL loops stand at the top of a kernel with a single nest, each directly inside the previous one, unguarded or guarded
+    by themselves; there is no other PARALLEL loop and no PARALLEL reduce axis.
+K5  an UNROLL axis has a constant extent of at most 256.
+K6  below a VECTOR loop there are only UNROLL loops and stores, and at most one VECTOR loop on any path.
+K7  a Reduce has at least one axis, at most one VECTOR axis, which is its last; argmax and argmin have exactly one axis.
+K8  a VECTOR or UNROLL tile does not load what it stores, other than at the very index that it stores.
+K9  extents, shapes and strides are i64; shapes, strides and extents are made of symbols, constants and outer axes only.
+K10 the iterations of PARALLEL loops are independent: every global store's index depends on each of them, and a global buffer both
+    stored and loaded below them is loaded where, for each parallel axis, some index entry holding that axis equals the store's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    GLOBAL,
+    PARALLEL,
+    UNROLL,
+    VECTOR,
+    Axis,
+    Buffer,
+    Expr,
+    Load,
+    Reduce,
+)
+from trustformers_ir.ir.dtypes import DType
+
+#: Largest extent of one UNROLL axis.
+MAX_UNROLL = 256
+
+
+class KernelError(Exception):
+    """A kernel breaks a numbered invariant."""
+
+    def __init__(self, rule: str, kernel: Kernel, message: str) -> None:
+        super().__init__(f"{rule} in kernel {kernel.name}: {message}")
+        self.rule = rule
+
+
+def verify(kernel: Kernel) -> None:
+    """Raises ``KernelError`` when an invariant does not hold."""
+    _Verifier(kernel).run()
+
+
+class _Verifier:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.names: dict[str, Buffer] = {}
+
+    def fail(self, rule: str, message: str) -> KernelError:
+        return KernelError(rule, self.kernel, message)
+
+    def run(self) -> None:
+        for b in self.kernel.params:
+            if b.space is not GLOBAL:
+                raise self.fail("K2", f"parameter {b.name} is not a global buffer")
+            self.buffer(b)
+        self.parallel_nest()
+        for s in self.kernel.body:
+            self.statement(s, frozenset())
+        self.independence()
+
+    def buffer(self, b: Buffer) -> None:
+        known = self.names.setdefault(b.name, b)
+        if known is not b:
+            raise self.fail("K2", f"two buffers are called {b.name}")
+        if b.space is GLOBAL and b not in self.kernel.params:
+            raise self.fail("K2", f"global buffer {b.name} is not a parameter")
+        for e in (*b.shape, *b.strides):
+            if e.dtype is not DType.i64 or e.free_axes or e.loads:
+                raise self.fail("K9", f"shape or stride {e!r} of {b.name} is not an i64 made of symbols")
+
+    def axis(self, a: Axis, bound: frozenset[Axis]) -> None:
+        if a in bound:
+            raise self.fail("K1", f"axis {a.name} is bound twice")
+        if a.extent.dtype is not DType.i64 or a.extent.loads:
+            raise self.fail("K9", f"extent {a.extent!r} of {a.name} is not an i64 made of symbols and outer axes")
+        self.bound(a.extent, bound, f"the extent of {a.name}")
+        if a.kind is UNROLL and not 0 <= (a.static_extent if a.static_extent is not None else -1) <= MAX_UNROLL:
+            raise self.fail("K5", f"UNROLL axis {a.name} has extent {a.extent!r}, need a constant up to {MAX_UNROLL}")
+
+    def bound(self, e: Expr, bound: frozenset[Axis], what: str) -> None:
+        loose = e.free_axes - bound
+        if loose:
+            raise self.fail("K1", f"{what} uses axis {min(a.name for a in loose)} where nothing binds it")
+
+    def expr(self, e: Expr, bound: frozenset[Axis], what: str) -> None:
+        self.bound(e, bound, what)
+        for n in walk(e):
+            if isinstance(n, Load):
+                self.buffer(n.buffer)
+            elif isinstance(n, Reduce):
+                self.reduce(n, bound)
+
+    def reduce(self, r: Reduce, bound: frozenset[Axis]) -> None:
+        inside = bound
+        if not r.axes:
+            raise self.fail("K7", f"{r.kind} over no axis")
+        if r.kind.startswith("arg") and len(r.axes) != 1:
+            raise self.fail("K7", f"{r.kind} over {len(r.axes)} axes")
+        for position, a in enumerate(r.axes):
+            if a in bound:
+                raise self.fail("K1", f"axis {a.name} is bound twice")
+            if a.kind is PARALLEL:
+                raise self.fail("K4", f"reduce axis {a.name} is PARALLEL")
+            if a.kind is VECTOR and position != len(r.axes) - 1:
+                raise self.fail("K7", f"VECTOR axis {a.name} is not the last axis of its {r.kind}")
+            if a.kind is UNROLL:
+                self.axis(a, frozenset())
+            if a in inside:
+                raise self.fail("K1", f"axis {a.name} is bound twice")
+            inside |= {a}
+
+    def statement(self, s: Stmt, bound: frozenset[Axis]) -> None:
+        if isinstance(s, Store):
+            self.buffer(s.buffer)
+            if s.buffer.readonly:
+                raise self.fail("K3", f"store to read-only {s.buffer.name}")
+            for i in s.index:
+                self.expr(i, bound, f"the index of {s.buffer.name}")
+            self.expr(s.value, bound, f"the value stored to {s.buffer.name}")
+        elif isinstance(s, For):
+            self.axis(s.axis, bound)
+            inner = bound | {s.axis}
+            if s.guard is not None:
+                self.expr(s.guard, inner, f"the guard of {s.axis.name}")
+            if s.axis.kind is VECTOR:
+                self.vector(s)
+            if s.axis.kind in (VECTOR, UNROLL) and _is_tile(s):
+                self.tile(s)
+            for b in s.body:
+                self.statement(b, inner)
+
+    def vector(self, loop: For) -> None:
+        for s in walk_statements(loop.body):
+            if isinstance(s, For) and s.axis.kind is not UNROLL:
+                raise self.fail("K6", f"{s.axis.kind.value} loop {s.axis.name} inside VECTOR loop {loop.axis.name}")
+
+    def tile(self, loop: For) -> None:
+        stores = [s for s in walk_statements((loop,)) if isinstance(s, Store)]
+        targets = {s.buffer: s.index for s in stores}
+        for s in stores:
+            for load in _loads((*s.index, s.value)):
+                if load.buffer in targets and load.index != targets[load.buffer]:
+                    raise self.fail("K8", f"tile {loop.axis.name} stores {load.buffer.name} and loads it at another index")
+
+    def parallel_nest(self) -> None:
+        level: tuple[Stmt, ...] = self.kernel.body
+        top: set[Axis] = set()
+        while len(level) == 1 and isinstance(level[0], For) and level[0].axis.kind is PARALLEL:
+            top.add(level[0].axis)
+            level = level[0].body
+        self.parallel = frozenset(top)
+        for s in walk_statements(self.kernel.body):
+            if isinstance(s, For) and s.axis.kind is PARALLEL and s.axis not in top:
+                raise self.fail("K4", f"PARALLEL loop {s.axis.name} is not at the top")
+
+    def independence(self) -> None:
+        if not self.parallel:
+            return
+        stored: dict[Buffer, list[tuple[Expr, ...]]] = {}
+        for s in walk_statements(self.kernel.body):
+            if isinstance(s, Store) and s.buffer.space is GLOBAL:
+                held = frozenset().union(*[i.free_axes for i in s.index])
+                missing = [a.name for a in self.parallel if a not in held and a.static_extent != 1]
+                if missing:
+                    raise self.fail("K10", f"the index of {s.buffer.name} does not depend on PARALLEL {', '.join(sorted(missing))}")
+                stored.setdefault(s.buffer, []).append(s.index)
+        for s in walk_statements(self.kernel.body):
+            if not isinstance(s, Store):
+                continue
+            for load in _loads((*s.index, s.value)):
+                for index in stored.get(load.buffer, ()):
+                    for a in self.parallel:
+                        if a.static_extent != 1 and not any(a in x.free_axes and x is y for x, y in zip(index, load.index, strict=True)):
+                            raise self.fail("K10", f"{load.buffer.name} is stored and loaded at different places of PARALLEL {a.name}")
+
+
+def _is_tile(loop: For) -> bool:
+    return all(s.axis.kind in (UNROLL, VECTOR) for s in walk_statements(loop.body) if isinstance(s, For))
+
+
+def _loads(roots: Iterable[Expr]) -> list[Load]:
+    seen: set[Expr] = set()
+    return [n for r in roots for n in walk(r, seen) if isinstance(n, Load)]
