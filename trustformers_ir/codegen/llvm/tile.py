@@ -1,0 +1,598 @@
+"""Evaluates expressions over a register tile.
+
+Around the current place there are loop axes, each bound to a register, and *tile* axes: any number of UNROLL axes, whose coordinates are
+Python integers (a *point*), and at most one VECTOR axis, which is the lane number 0 … L-1. An expression has one value for each combination of the
+UNROLL axes that it depends on (a vector when it depends on the vector axis, a scalar otherwise), computed once: the memo is keyed by
+(expression, those coordinates). So in ``sum_k A[i, k] * B[k, j]`` with i unrolled and j a vector, the 8 broadcasts of A and the 3 vectors of
+B are loaded once per k and shared by the 24 products.
+
+A Reduce is asked for at one point but emitted for all points it depends on, in one loop with one accumulator each (unroll-and-jam).
+Before a loop is opened, the Reduces inside that do not depend on it are evaluated: they belong outside.
+
+Memo entries live in scopes: a loop body opens one, since what it computes does not dominate what follows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from trustformers_ir.codegen import math as functions
+from trustformers_ir.codegen.kernel_ir import optable
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    LANES,
+    SEQ,
+    UNROLL,
+    VECTOR,
+    Axis,
+    Binary,
+    Buffer,
+    Cast,
+    CheckedIndex,
+    Const,
+    Expr,
+    Fma,
+    Load,
+    Reduce,
+    Select,
+    Sym,
+    Unary,
+    const,
+)
+from trustformers_ir.codegen.kernel_ir.rewrite import substitute
+from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Memory
+from trustformers_ir.codegen.llvm.text import Val, Writer, literal
+from trustformers_ir.codegen.llvm.values import Ops
+from trustformers_ir.ir.dtypes import DType
+
+Point = dict[Axis, int]
+Key = tuple[Expr, tuple[int, ...], tuple[str, ...]]
+Accumulators = dict[tuple[int, ...], list[Val]]
+
+
+class Evaluator:
+    """Turns expressions into registers."""
+
+    def __init__(self, writer: Writer, ops: Ops, memory: Memory, addressing: Addressing, status: str) -> None:
+        self.w = writer
+        self.ops = ops
+        self.memory = memory
+        self.addressing = addressing
+        self.simplifier = addressing.simplifier
+        self.status = status
+        self.symbols: dict[str, Val] = {}
+        self.bound: dict[Axis, Val] = {}
+        self.vector: Axis | None = None
+        self.lanes = 0
+        self.mask_guards: tuple[Expr, ...] = ()
+        self.conditions: list[Val] = []
+        self.scopes: list[dict[Key, Val | list[Val]]] = [{}]
+        self._inner: dict[Expr, tuple[Reduce, ...]] = {}
+
+    # -- scopes and memo -----------------------------------------------------------------------------------------------
+
+    def scoped(self, run: Callable[[], Sequence[Val]]) -> list[Val]:
+        """Runs with a fresh memo scope, dropped afterwards."""
+        self.scopes.append({})
+        try:
+            return list(run())
+        finally:
+            self.scopes.pop()
+
+    def forget(self, stored: Iterable[Buffer]) -> None:
+        """Drops every value read from buffers that have changed."""
+        changed = frozenset(stored)
+        for scope in self.scopes:
+            for key in [k for k in scope if not changed.isdisjoint(k[0].loads)]:
+                del scope[key]
+
+    def _coordinates(self, e: Expr, point: Point) -> tuple[int, ...]:
+        free = e.free_axes
+        return tuple(c for a, c in point.items() if a in free)
+
+    def _lookup(self, key: Key) -> Val | None:
+        for scope in reversed(self.scopes):
+            hit = scope.get(key)
+            if isinstance(hit, Val):
+                return hit
+        return None
+
+    def eval(self, e: Expr, point: Point) -> Val:
+        """The value of ``e`` at a point of the tile: a vector exactly when it depends on the vector axis (or a literal)."""
+        if isinstance(e, Const):
+            return literal(e.value, e.dtype)
+        if isinstance(e, Axis):
+            return self._axis(e, point)
+        if isinstance(e, Sym):
+            return self.symbols[e.name]
+        coordinates = self._coordinates(e, point)
+        hit = self._lookup((e, coordinates, ()))
+        if hit is not None:
+            return hit
+        conditions: tuple[str, ...] = ()
+        if self.conditions and (e.loads or e.checked):
+            conditions = tuple(c.text for c in self.conditions)
+            hit = self._lookup((e, coordinates, conditions))
+            if hit is not None:
+                return hit
+        value = self._compute(e, point)
+        self.scopes[-1][(e, coordinates, conditions)] = value
+        return value
+
+    def vector_value(self, e: Expr, point: Point) -> Val:
+        """The value with one lane per position of the vector axis, if there is one."""
+        return self.ops.splat(self.eval(e, point), self.lanes)
+
+    def _axis(self, a: Axis, point: Point) -> Val:
+        if a is self.vector:
+            return self.ops.iota(self.lanes)
+        if a in point:
+            return literal(point[a], DType.i64)
+        return self.bound[a]
+
+    # -- one node ------------------------------------------------------------------------------------------------------
+
+    def _compute(self, e: Expr, point: Point) -> Val:
+        ops = self.ops
+        if isinstance(e, Binary):
+            expanded = functions.expand(e)
+            if expanded is not None:
+                return self.eval(expanded, point)
+            if e.op in optable.BINARY and optable.BINARY[e.op].transcendental:
+                return ops.libm(functions.LIBM[e.op], self.eval(e.a, point), self.eval(e.b, point))
+            return self._binary(e, point)
+        if isinstance(e, Unary):
+            expanded = functions.expand(e)
+            if expanded is not None:
+                return self.eval(expanded, point)
+            if optable.UNARY[e.op].transcendental:
+                return ops.libm(functions.LIBM[e.op], self.eval(e.x, point))
+            return ops.unary(e.op, self.eval(e.x, point))
+        if isinstance(e, Fma):
+            return ops.fma(self.eval(e.a, point), self.eval(e.b, point), self.eval(e.c, point))
+        if isinstance(e, Cast):
+            return ops.cast(self.eval(e.x, point), e.dtype)
+        if isinstance(e, Load):
+            return self._load(e, point)
+        if isinstance(e, Select):
+            return self._select(e, point)
+        if isinstance(e, Reduce):
+            return self._reduce(e, point)
+        assert isinstance(e, CheckedIndex)
+        return self._checked(e, point)
+
+    def _binary(self, e: Binary, point: Point) -> Val:
+        if e.a.dtype is DType.i64 and e.pure_index:
+            if e.dtype is DType.bool and self.vector is not None and self.vector in e.free_axes:
+                mask = self._lane_compare(e, point)
+                if mask is not None:
+                    return mask
+            positive = False
+            if e.op in ("floordiv", "mod"):
+                low_a, low_b = self.simplifier.bounds(e.a)[0], self.simplifier.bounds(e.b)[0]
+                positive = low_a is not None and low_a >= 0 and low_b is not None and low_b > 0
+            return self.ops.binary(e.op, self.eval(e.a, point), self.eval(e.b, point), index=True, positive=positive)
+        return self.ops.binary(e.op, self.eval(e.a, point), self.eval(e.b, point))
+
+    def _lane_compare(self, e: Binary, point: Point) -> Val | None:
+        """``a < b`` where the difference is a line of slope 1 along the lanes: compares 32-bit lane numbers with one scalar."""
+        assert self.vector is not None
+        if e.op not in ("lt", "le", "ge", "gt"):
+            return None
+        a, b = (e.a, e.b) if e.op in ("lt", "le") else (e.b, e.a)
+        line = self.addressing.line(self.simplifier(b - a), self.vector)
+        if line is None or not isinstance(line.slope, Const) or line.slope.value not in (1, -1):
+            return None
+        below = int(line.slope.value) == -1  # rest - lane > 0  <=>  lane < rest;   rest + lane > 0  <=>  lane > -rest
+        rest = self.eval(line.rest, point)
+        limit = rest if below else self.ops.binary("sub", literal(0, DType.i64), rest, index=True)
+        strict = e.op in ("lt", "gt")
+        clamped = self.ops.extremum("min", self.ops.extremum("max", limit, literal(-1, DType.i64)), literal(self.lanes, DType.i64))
+        narrow = self.ops.cast(clamped, DType.i32)
+        lanes = self.ops.iota(self.lanes, DType.i32)
+        return self.ops.compare({(True, True): "lt", (True, False): "le", (False, True): "gt", (False, False): "ge"}[below, strict], lanes, narrow)
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def mask(self, point: Point) -> Val | None:
+        """The lanes of the tile that exist at this point; None: all."""
+        total: Val | None = None
+        guards, self.mask_guards = self.mask_guards, ()
+        for g in guards:
+            lane = self.ops.splat(self.eval(g, point), self.lanes)
+            total = lane if total is None else self.ops.logic("and", total, lane)
+        self.mask_guards = guards
+        return total
+
+    def condition(self, buffer: Buffer, index: tuple[Expr, ...], point: Point) -> Condition:
+        """When an access at ``index`` may happen here."""
+        scalar: Val | None = None
+        lanes: Val | None = None
+        parts: list[Val] = []
+        free = frozenset().union(*[i.free_axes for i in index]) if index else frozenset()
+        along = self.vector is not None and self.vector in free
+        if not self.addressing.safe(buffer, index):
+            parts.extend(self.conditions)
+            if self.mask_guards and (along or any(a in g.free_axes for g in self.mask_guards for a in point if a in free)):
+                m = self.mask(point)
+                if m is not None:
+                    parts.append(m)
+        for c in self.addressing.checked(index):
+            parts.append(self.ops.compare("gt", self.eval(c.bound, point), literal(0, DType.i64)))
+        for part in parts:
+            if part.literal == 1:
+                continue
+            if part.lanes and not along:
+                part = self.ops.any_lane(part)
+            if part.lanes:
+                lanes = part if lanes is None else self.ops.logic("and", lanes, part)
+            else:
+                scalar = part if scalar is None else self.ops.logic("and", scalar, part)
+        return Condition(scalar, lanes)
+
+    def _load(self, e: Load, point: Point) -> Val:
+        flat = self.addressing.flat(e.buffer, e.index)
+        when = self.condition(e.buffer, e.index, point)
+        if self.vector is None or self.vector not in flat.free_axes:
+            if when.lanes is not None:  # the address lost its dependence on the lanes (a dimension of one element)
+                when = Condition(self._both(when.scalar, self.ops.any_lane(when.lanes)), None)
+            return self.memory.load_scalar(e.buffer, self.eval(flat, point), when)
+        line = self.addressing.line(flat, self.vector)
+        if line is None:
+            return self.memory.gather(e.buffer, literal(0, DType.i64), self.vector_value(flat, point), when)
+        slope = line.slope.value if isinstance(line.slope, Const) else None
+        if slope == 1:
+            return self.memory.load_vector(e.buffer, self.eval(line.rest, point), self.lanes, when)
+        if slope == -1 and when.lanes is None:
+            low = self.ops.binary("sub", self.eval(line.rest, point), literal(self.lanes - 1, DType.i64), index=True)
+            return self.memory.load_reversed(e.buffer, low, self.lanes, when)
+        return self.memory.gather(e.buffer, self.eval(line.rest, point), self._steps(line.slope, point), when)
+
+    def _both(self, a: Val | None, b: Val) -> Val:
+        return b if a is None else self.ops.logic("and", a, b)
+
+    def _steps(self, slope: Expr, point: Point) -> Val:
+        if isinstance(slope, Const):
+            return self.ops.iota(self.lanes, DType.i64, int(slope.value))
+        return self.ops.binary("mul", self.ops.iota(self.lanes), self.eval(slope, point), index=True)
+
+    def store(self, buffer: Buffer, index: tuple[Expr, ...], value: Expr, point: Point) -> None:
+        """Writes one element, or one per lane."""
+        flat = self.addressing.flat(buffer, index)
+        x = self.eval(value, point)
+        if self.vector is None or self.vector not in flat.free_axes:
+            if x.lanes:
+                raise AssertionError(f"{buffer.name} is stored at an index that does not depend on {self.vector!r}")
+            self.memory.store_scalar(buffer, self.eval(flat, point), x)
+            return
+        x = self.ops.splat(x, self.lanes)
+        mask = self.mask(point)
+        line = self.addressing.line(flat, self.vector)
+        if line is None:
+            self.memory.scatter(buffer, literal(0, DType.i64), self.vector_value(flat, point), x, mask)
+        elif isinstance(line.slope, Const) and line.slope.value == 1:
+            self.memory.store_vector(buffer, self.eval(line.rest, point), x, mask)
+        else:
+            self.memory.scatter(buffer, self.eval(line.rest, point), self._steps(line.slope, point), x, mask)
+
+    # -- conditions ----------------------------------------------------------------------------------------------------
+
+    def _select(self, e: Select, point: Point) -> Val:
+        c = self.eval(e.c, point)
+        if c.literal is not None:
+            return self.eval(e.a if c.literal else e.b, point)
+        return self.ops.choose(c, self._under(c, e.a, point), self._under_not(c, e.b, point))
+
+    def _under(self, c: Val, e: Expr, point: Point) -> Val:
+        if not e.loads and not e.checked:
+            return self.eval(e, point)
+        self.conditions.append(c)
+        try:
+            return self.eval(e, point)
+        finally:
+            self.conditions.pop()
+
+    def _under_not(self, c: Val, e: Expr, point: Point) -> Val:
+        if not e.loads and not e.checked:
+            return self.eval(e, point)
+        return self._under(self.ops.unary("not", c), e, point)
+
+    def _checked(self, e: CheckedIndex, point: Point) -> Val:
+        ops = self.ops
+        index, bound = self.eval(e.index, point), self.eval(e.bound, point)
+        zero = literal(0, DType.i64)
+        from_end = ops.choose(ops.compare("lt", index, zero), ops.binary("add", index, bound), index)
+        last = ops.binary("sub", bound, literal(1, DType.i64))
+        clamped = ops.extremum("max", ops.extremum("min", from_end, last), zero)
+        bad = ops.compare("ne", clamped, from_end)
+        mask = self.mask(point) if index.lanes or bound.lanes else None
+        for c in [*self.conditions, *([] if mask is None else [mask])]:
+            bad = ops.logic("and", bad, c if not c.lanes or bad.lanes else ops.any_lane(c))
+        self.w.branch(ops.any_lane(bad), lambda: self._report(e.site, bad, index))
+        return clamped
+
+    def _report(self, site: int, bad: Val, index: Val) -> list[Val]:
+        """Claims the status word; the winner alone writes the offending value."""
+        w = self.w
+        if index.lanes and bad.lanes:
+            bits = w.op(f"bitcast {bad.typed} to i{bad.lanes}")
+            first = w.call(f"llvm.cttz.i{bad.lanes}", f"i{bad.lanes}", f"i{bad.lanes} {bits}", "i1 false")
+            index = Val(w.op(f"extractelement {index.typed}, i{bad.lanes} {first}"), DType.i64)
+        won = w.op(f"cmpxchg ptr {self.status}, i64 0, i64 {site + 1} monotonic monotonic")
+        ok = Val(w.op(f"extractvalue {{ i64, i1 }} {won}, 1"), DType.bool)
+
+        def write() -> list[Val]:
+            p = w.op(f"getelementptr i64, ptr {self.status}, i64 1")
+            w.line(f"store i64 {index.text}, ptr {p}, align 8")
+            return []
+
+        return w.branch(ok, write)
+
+    # -- folds ---------------------------------------------------------------------------------------------------------
+
+    def inner_reduces(self, e: Expr) -> tuple[Reduce, ...]:
+        """The outermost Reduces below ``e`` that are evaluated whatever the conditions: not those in a branch of a Select."""
+        hit = self._inner.get(e)
+        if hit is None:
+            found: dict[Reduce, None] = {}
+            if isinstance(e, Reduce):
+                found[e] = None
+            elif e.loads or isinstance(e, (Unary, Binary, Cast, Fma, Select)):
+                for c in (e.c,) if isinstance(e, Select) else e.children:
+                    found.update(dict.fromkeys(self.inner_reduces(c)))
+            hit = self._inner[e] = tuple(found)
+        return hit
+
+    def hoist(self, roots: Iterable[Expr], inside: frozenset[Axis], point: Point) -> None:
+        """Evaluates, here, the Reduces below ``roots`` that depend on no axis of ``inside``; looks into the others."""
+        for root in roots:
+            for r in self.inner_reduces(root):
+                if inside.isdisjoint(r.free_axes):
+                    self._eval_plain(r, point)
+                else:
+                    self.hoist((r.body,), inside | frozenset(r.axes), point)
+
+    def _eval_plain(self, e: Expr, point: Point) -> Val:
+        """Evaluates something that does not depend on the lanes, outside the vector context."""
+        if self.vector is None or self.vector in e.free_axes:
+            return self.eval(e, point)
+        saved = self.vector, self.lanes, self.mask_guards, self.conditions
+        self.conditions = [self.ops.any_lane(c) for c in self.conditions]
+        self.vector, self.lanes, self.mask_guards = None, 0, ()
+        try:
+            return self.eval(e, point)
+        finally:
+            self.vector, self.lanes, self.mask_guards, self.conditions = saved
+
+    def _reduce(self, e: Reduce, point: Point) -> Val:
+        if self.vector is not None and self.vector not in e.free_axes:
+            return self._eval_plain(e, point)
+        axes = [a for a in point if a in e.free_axes]
+        if self.conditions:  # a branch's condition may differ between points
+            points = [point]
+        else:
+            ranges = [range(a.static_extent or 0) for a in axes]
+            points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
+        emitter = _Fold(self, e, points)
+        results = emitter.run()
+        conditions = tuple(c.text for c in self.conditions) if e.loads else ()
+        for p, value in zip(points, results, strict=True):
+            self.scopes[-1][(e, self._coordinates(e, p), conditions)] = value
+        hit = self._lookup((e, self._coordinates(e, point), conditions))
+        assert hit is not None
+        return hit
+
+
+def conjuncts(guard: Expr | None) -> list[Expr]:
+    """The parts of a conjunction."""
+    if guard is None:
+        return []
+    if isinstance(guard, Binary) and guard.op == "and" and guard.dtype is DType.bool:
+        return conjuncts(guard.a) + conjuncts(guard.b)
+    return [guard]
+
+
+def as_limit(guard: Expr, axis: Axis, addressing: Addressing) -> Expr | None:
+    """For a guard ``p < q`` that says ``axis < bound``: the bound, an expression without the axis."""
+    if not isinstance(guard, Binary) or guard.op != "lt" or not guard.pure_index or guard.a.dtype is not DType.i64:
+        return None
+    line = addressing.line(addressing.simplifier(guard.b - guard.a), axis)
+    if line is None or not isinstance(line.slope, Const) or line.slope.value != -1:
+        return None
+    return line.rest
+
+
+class _Fold:
+    """One Reduce over a set of tile points: its loops, with an accumulator per point."""
+
+    def __init__(self, ev: Evaluator, e: Reduce, points: list[Point]) -> None:
+        self.ev = ev
+        self.ops = ev.ops
+        self.w = ev.w
+        self.e = e
+        self.points = points
+        lane_axis = e.axes[-1] if e.axes[-1].kind is VECTOR else None
+        # Inside a vector context the lanes of the fold become 16 accumulators of vectors; see ``_spread``.
+        self.spread = lane_axis is not None and ev.vector is not None
+        self.fused = e.kind == "sum" and e.body.dtype.is_float and isinstance(e.body, Binary) and e.body.op == "mul"
+        self.place: Expr = e.axes[0]  # the position that argmax and argmin report
+        self.limits: dict[Axis, list[Expr]] = {}
+        self.rest: list[Expr] = []
+        for g in conjuncts(e.guard):
+            mine = [a for a in e.axes if a in g.free_axes]
+            limit = as_limit(g, mine[-1], ev.addressing) if mine and mine[-1].kind is not UNROLL else None
+            tile = any(a in limit.free_axes for a in points[0]) if limit is not None else True
+            if limit is None or tile or (ev.vector is not None and ev.vector in limit.free_axes):
+                self.rest.append(g)
+            else:
+                self.limits.setdefault(mine[-1], []).append(limit)
+
+    def run(self) -> list[Val]:
+        """The value at each point."""
+        e, ev = self.e, self.ev
+        lanes = ev.lanes if ev.vector is not None else LANES if e.axes[-1].kind is VECTOR else 0
+        start = [self.ops.splat(v, lanes) for v in self.ops.neutral(e.kind, e.body.dtype)]
+        self.width = len(start)
+        self.slots = LANES if self.spread else 1
+        accumulators = [v for _ in self.points for _ in range(self.slots) for v in start]
+        for p in self.points:
+            ev.hoist((e.body, *self.rest), frozenset(e.axes), p)
+        final = self._level(0, accumulators, e.body, self.rest, {}, 0)
+        out: list[Val] = []
+        for n in range(len(self.points)):
+            at = n * self.slots * self.width
+            slots = [final[at + s * self.width : at + (s + 1) * self.width] for s in range(self.slots)]
+            while len(slots) > 1:
+                half = len(slots) // 2
+                slots = [self.ops.merge(e.kind, slots[j], slots[j + half]) for j in range(half)]
+            result = slots[0]
+            if e.axes[-1].kind is VECTOR and not self.spread:
+                result = self.ops.tree(e.kind, result)
+            out.append(self._finish(result))
+        return out
+
+    def _finish(self, acc: Sequence[Val]) -> Val:
+        if not self.e.kind.startswith("arg"):
+            return acc[0]
+        position = acc[1]
+        return self.ops.extremum("max", position, self.ops.like(position, 0))
+
+    def _extent(self, axis: Axis) -> Val:
+        """Number of iterations: the extent, cut by the guards that bound this axis from above."""
+        ev, point = self.ev, self.points[0]
+        stop = ev.eval(axis.extent, point)
+        for limit in self.limits.get(axis, ()):
+            stop = self.ops.extremum("min", stop, ev.eval(limit, point))
+        return stop
+
+    def _never_empty(self, axis: Axis) -> bool:
+        return axis not in self.limits and self.ev.simplifier.proves_less(const(0), axis.extent)
+
+    def _level(self, depth: int, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point, lane: int) -> list[Val]:
+        """The loops from ``depth`` inwards."""
+        e, ev = self.e, self.ev
+        if depth == len(e.axes):
+            return self._element(acc, body, rest, fixed, lane)
+        axis = e.axes[depth]
+        if depth:
+            for p in self.points:
+                ev.hoist((body,), frozenset(e.axes[depth:]), {**p, **fixed})
+        if axis.kind is UNROLL:
+            for c in range(axis.static_extent or 0):
+                acc = self._level(depth + 1, acc, body, rest, {**fixed, axis: c}, lane)
+            return acc
+        if axis.kind is VECTOR:
+            return self._spread(axis, acc, body, rest, fixed) if self.spread else self._lanes(axis, acc, body, rest, fixed)
+
+        def turn(i: Val, values: list[Val]) -> Sequence[Val]:
+            ev.bound[axis] = i
+            return ev.scoped(lambda: self._level(depth + 1, values, body, rest, fixed, lane))
+
+        return self.w.loop(literal(0, DType.i64), self._extent(axis), acc, turn, may_skip=not self._never_empty(axis))
+
+    def _lanes(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
+        """The 16-lane fold in a scalar context: whole chunks of 16, then one masked chunk."""
+        ev = self.ev
+        stop = self._extent(axis)
+        sixteen = literal(LANES, DType.i64)
+        static = axis.static_extent if axis not in self.limits else None
+        if static is None:
+            stop = self.ops.extremum("max", stop, literal(0, DType.i64))
+        chunks = self.ops.binary("floordiv", stop, sixteen, index=True, positive=True)
+        left = self.ops.binary("mod", stop, sixteen, index=True, positive=True)
+        chunk = Axis(f"{axis.name}.c", axis.extent // LANES, SEQ)
+        lane = Axis(f"{axis.name}.l", LANES, VECTOR)
+
+        def at(where: Expr, c: Val, guard: Expr | None, values: list[Val]) -> list[Val]:
+            ev.bound[chunk] = c
+            mapping: dict[Expr, Expr] = {axis: where * LANES + lane}
+            self.place = mapping[axis]
+            new_body = ev.simplifier(substitute(body, mapping))
+            new_rest = [ev.simplifier(substitute(g, mapping)) for g in rest]
+            ev.vector, ev.lanes = lane, LANES
+            ev.mask_guards = () if guard is None else (guard,)
+            try:
+                return ev.scoped(lambda: self._element(values, new_body, new_rest, fixed, 0))
+            finally:
+                ev.vector, ev.lanes, ev.mask_guards = None, 0, ()
+
+        if chunks.literal != 0:
+            acc = self.w.loop(
+                literal(0, DType.i64), chunks, acc, lambda c, values: at(chunk, c, None, values), may_skip=chunks.literal is None
+            )
+        if left.literal == 0:
+            return acc
+        tail = Axis(f"{axis.name}.t", chunk.extent + 1, SEQ)
+        ev.bound[tail] = chunks
+        count = Axis(f"{axis.name}.n", axis.extent + 1, SEQ)  # stands for the register that holds the number of iterations
+        ev.bound[count] = stop
+        guard = tail * LANES + lane < count
+        if left.literal is not None:
+            return at(tail, chunks, guard, acc)
+        return self.w.branch(self.ops.compare("gt", left, literal(0, DType.i64)), lambda: at(tail, chunks, guard, acc), acc)
+
+    def _spread(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
+        """The 16-lane fold inside a vector context: lane j of the fold is accumulator j, itself a vector."""
+        ev = self.ev
+        stop = self._extent(axis)
+        chunk = Axis(f"{axis.name}.c", (axis.extent + (LANES - 1)) // LANES, SEQ)
+        last = self.ops.binary("add", stop, literal(LANES - 1, DType.i64), index=True)
+        last = self.ops.extremum("max", last, literal(0, DType.i64))
+        chunks = self.ops.binary("floordiv", last, literal(LANES, DType.i64), index=True, positive=True)
+        exact = axis not in self.limits and axis.static_extent is not None and axis.static_extent % LANES == 0
+
+        def turn(c: Val, values: list[Val]) -> Sequence[Val]:
+            ev.bound[chunk] = c
+
+            def lanes() -> list[Val]:
+                current = values
+                for lane in range(LANES):
+                    place = chunk * LANES + lane
+                    mapping: dict[Expr, Expr] = {axis: place}
+                    self.place = place
+                    guards = [ev.simplifier(substitute(g, mapping)) for g in rest]
+                    if not exact:
+                        guards.append(place < axis.extent)
+                        guards += [place < limit for limit in self.limits.get(axis, ())]
+                    current = self._element(current, ev.simplifier(substitute(body, mapping)), guards, fixed, lane)
+                return current
+
+            return ev.scoped(lanes)
+
+        return self.w.loop(literal(0, DType.i64), chunks, acc, turn)
+
+    def _element(self, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
+        """Folds one element into the accumulator of each point."""
+        ev, e = self.ev, self.e
+        out = list(acc)
+        for n, p in enumerate(self.points):
+            point = {**p, **fixed} if fixed else p
+            at = (n * self.slots + slot) * self.width
+            old = acc[at : at + self.width]
+            keep: Val | None = None
+            for g in rest:
+                holds = ev.eval(g, point)
+                if holds.literal != 1:
+                    keep = holds if keep is None else self.ops.logic("and", keep, holds)
+            if keep is not None:
+                ev.conditions.append(keep)
+            new = self._step(old, body, point)
+            if keep is not None:
+                ev.conditions.pop()
+            mask = ev.mask(point) if ev.vector is not None and e.axes[-1].kind is VECTOR and not self.spread else None
+            if mask is not None:
+                keep = mask if keep is None else self.ops.logic("and", keep, mask)
+            lanes = old[0].lanes
+            new = [self.ops.splat(v, lanes) for v in new]
+            out[at : at + self.width] = new if keep is None else [self.ops.choose(keep, a, b) for a, b in zip(new, old, strict=True)]
+        return out
+
+    def _step(self, old: list[Val], body: Expr, point: Point) -> list[Val]:
+        ev, e = self.ev, self.e
+        if self.fused and isinstance(body, Binary) and body.op == "mul":
+            return [self.ops.fma(ev.eval(body.a, point), ev.eval(body.b, point), old[0])]
+        x = ev.eval(body, point)
+        position = None
+        if e.kind.startswith("arg"):
+            position = ev.eval(self.place, point)
+        return self.ops.fold(e.kind, old, x, position)

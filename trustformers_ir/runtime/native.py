@@ -1,0 +1,59 @@
+"""Linking object code into this process, and calling it.
+
+Needs llvmlite's JIT linker only; the compiler is not imported. Linked code is never unmapped: worker threads may still be parked in it
+when the interpreter goes down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+_counter = itertools.count()
+_lock = threading.Lock()
+_forever: list[Any] = []
+
+
+@functools.cache
+def _binding() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
+    return llvm
+
+
+class NativeLibrary:
+    """Object files linked into the process; gives the addresses of their symbols."""
+
+    def __init__(self, objects: Sequence[bytes], symbols: Sequence[str]) -> None:
+        llvm = _binding()
+        with _lock:
+            machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+            jit = llvm.create_lljit_compiler(machine)
+            builder = llvm.JITLibraryBuilder()
+            for image in objects:
+                builder.add_object_img(image)
+            for s in symbols:
+                builder.export_symbol(s)
+            library = builder.add_current_process().link(jit, f"tfir{next(_counter)}")
+            _forever.append((jit, library))
+            self._addresses = {s: int(library[s]) for s in symbols}
+
+    def address(self, symbol: str) -> int:
+        """Where the symbol lies; ``KeyError`` when it was not asked for at linking."""
+        return self._addresses[symbol]
+
+    def function(self, symbol: str, result: Any, *arguments: Any) -> Any:
+        """A ctypes function. It releases the interpreter lock while it runs."""
+        return ctypes.CFUNCTYPE(result, *arguments)(self._addresses[symbol])
+
+
+def link(objects: Sequence[bytes], symbols: Sequence[str]) -> NativeLibrary:
+    """Links object files into this process and looks up ``symbols``."""
+    return NativeLibrary(objects, symbols)
