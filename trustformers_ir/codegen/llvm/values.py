@@ -221,6 +221,8 @@ class Ops:
 
     def _shift(self, op: str, a: Val, b: Val) -> Val:
         d = a.dtype
+        if b.literal is not None and 0 <= b.literal < d.bits:
+            return self._two("shl" if op == "shl" else "ashr" if d.kind is Kind.INT else "lshr", a, b)
         a, b = self.unify(a, b)
         fits = self._two("icmp ult", b, self.like(b, d.bits), DType.bool)
         if op == "shr" and d.kind is Kind.INT:
