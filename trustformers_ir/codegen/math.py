@@ -30,17 +30,13 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     select,
     unary,
 )
+from trustformers_ir.codegen.kernel_ir.optable import LIBM_UNARY
 from trustformers_ir.ir.dtypes import DType
 
 f32, f64, i32, i64 = DType.f32, DType.f64, DType.i32, DType.i64
 
 #: The C library's name of each function that f64 uses.
-LIBM: dict[str, str] = {
-    name: name
-    for name in (
-        "exp exp2 expm1 log log2 log10 log1p tanh erf sin cos tan asin acos atan sinh cosh asinh acosh atanh pow atan2".split()
-    )
-}
+LIBM: dict[str, str] = {name: name for name in (*LIBM_UNARY, "pow", "atan2")}
 
 LN2, LN2_LO = 0.6931471805599453, 2.3190468138462996e-17
 PI_2, PI_2_LO = 1.5707963267948966, 6.123233995736766e-17

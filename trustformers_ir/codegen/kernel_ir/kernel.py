@@ -93,7 +93,7 @@ def nest(axes: list[Axis] | tuple[Axis, ...], *body: Stmt) -> Stmt:
 class Kernel(Node):
     """A named loop nest. ``params`` are the global buffers in the order of the caller's pointer array."""
 
-    __slots__ = ("name", "params", "body", "_scratch", "_symbols", "_key")
+    __slots__ = ("_key", "_scratch", "_symbols", "body", "name", "params")
     name: str
     params: tuple[Buffer, ...]
     body: tuple[Stmt, ...]

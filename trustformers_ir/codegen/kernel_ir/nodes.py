@@ -67,7 +67,7 @@ class Node(metaclass=_Interned):
 class Expr(Node):
     """A typed scalar value at one point of the loop nest."""
 
-    __slots__ = ("dtype", "children", "free_axes", "loads", "pure_index", "checked")
+    __slots__ = ("checked", "children", "dtype", "free_axes", "loads", "pure_index")
     dtype: DType
     children: tuple[Expr, ...]
     #: axes on which the value depends (those bound by an inner Reduce excluded)
@@ -182,7 +182,7 @@ class Const(Expr):
     __slots__ = ("value",)
     value: int | float
 
-    def __init__(self, value: int | float | bool, dtype: DType) -> None:
+    def __init__(self, value: float | bool, dtype: DType) -> None:
         if dtype not in optable.SUPPORTED:
             raise TypeError(f"no constants of dtype {dtype}")
         self.value = _round_float(value, dtype) if dtype.is_float else optable.wrap(int(value), dtype)
@@ -223,7 +223,7 @@ _axis_ids = itertools.count(1)
 class Axis(Expr):
     """A loop variable running over ``0 … extent-1``. An identity: two axes are never equal, however alike."""
 
-    __slots__ = ("name", "extent", "kind", "uid")
+    __slots__ = ("extent", "kind", "name", "uid")
     name: str
     extent: Expr
     kind: AxisKind
@@ -267,7 +267,7 @@ class Buffer(Node):
     sides of an in-place operation).
     """
 
-    __slots__ = ("name", "dtype", "shape", "strides", "space", "readonly", "noalias")
+    __slots__ = ("dtype", "name", "noalias", "readonly", "shape", "space", "strides")
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
@@ -339,7 +339,7 @@ class Unary(Expr):
 class Binary(Expr):
     """``a op b``; see ``optable.BINARY``."""
 
-    __slots__ = ("op", "a", "b")
+    __slots__ = ("a", "b", "op")
     op: str
     a: Expr
     b: Expr
@@ -353,7 +353,7 @@ class Binary(Expr):
 class Select(Expr):
     """``a if c else b``. Lazy in memory: the side not taken never touches memory and reports no error."""
 
-    __slots__ = ("c", "a", "b")
+    __slots__ = ("a", "b", "c")
     c: Expr
     a: Expr
     b: Expr
@@ -419,7 +419,7 @@ class Reduce(Expr):
     position along their single axis of the first extremum (the first NaN wins; 0 when there is none).
     """
 
-    __slots__ = ("kind", "axes", "body", "guard")
+    __slots__ = ("axes", "body", "guard", "kind")
     kind: str
     axes: tuple[Axis, ...]
     body: Expr
@@ -448,7 +448,7 @@ class Reduce(Expr):
 class CheckedIndex(Expr):
     """A data-dependent index: negative counts from the end; out of range is reported as error ``site`` and clamped."""
 
-    __slots__ = ("index", "bound", "site")
+    __slots__ = ("bound", "index", "site")
     index: Expr
     bound: Expr
     site: int
@@ -467,7 +467,7 @@ def as_expr(value: ExprLike, dtype: DType) -> Expr:
     return value if isinstance(value, Expr) else Const(value, dtype)
 
 
-def const(value: int | float | bool, dtype: DType = DType.i64) -> Const:
+def const(value: float | bool, dtype: DType = DType.i64) -> Const:
     """A literal."""
     return Const(value, dtype)
 

@@ -13,6 +13,11 @@ from trustformers_ir.ir.dtypes import DType, Kind
 COMPUTE_FLOATS = frozenset({DType.f32, DType.f64})
 #: dtypes that a kernel can hold at all. A complex tensor is a float buffer with a trailing dimension of 2.
 SUPPORTED = frozenset(d for d in DType if not d.is_complex)
+#: elementary functions of one argument that the C library has under the same name
+LIBM_UNARY = (
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "tanh", "erf", "sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "asinh", "acosh", "atanh"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,7 @@ UNARY: dict[str, OpRow] = _rows(
     OpRow("isnan", "f", DType.bool),
     OpRow("bits", "fh"),  # float -> signed integer of the same width, bit for bit
     OpRow("from_bits", "i"),  # i32 -> f32, i64 -> f64, bit for bit
-    *(
-        OpRow(name, "f", transcendental=True)
-        for name in (
-            "exp exp2 expm1 log log2 log10 log1p tanh erf sin cos tan asin acos atan sinh cosh asinh acosh atanh sigmoid rsqrt"
-        ).split()
-    ),
+    *(OpRow(name, "f", transcendental=True) for name in (*LIBM_UNARY, "sigmoid", "rsqrt")),
 )
 
 BINARY: dict[str, OpRow] = _rows(

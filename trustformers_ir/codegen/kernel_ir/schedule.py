@@ -328,5 +328,3 @@ def _collapse(kernel: Kernel, move: Collapse) -> tuple[Stmt, ...]:
             g = sub(f.guard)
             guard = g if guard is None else guard & g
     return _swap(kernel.body, chain[0], For(joined, tuple(sub.stmt(s) for s in chain[-1].body), guard))
-
-

@@ -128,8 +128,8 @@ class Simplifier:
         if isinstance(e, Const):
             return int(e.value), int(e.value)
         if isinstance(e, Sym):
-            lo, hi, _ = self.facts.get(e.name, (0, None, 1))
-            return lo, hi
+            known = self.facts.get(e.name, (0, None, 1))
+            return known[0], known[1]
         if isinstance(e, Axis):
             hi = self.bounds(e.extent)[1]
             return 0, None if hi is None else max(hi - 1, 0)

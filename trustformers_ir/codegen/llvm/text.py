@@ -61,7 +61,7 @@ class Val:
         return Val(text, self.dtype, self.lanes)
 
 
-def literal(value: int | float, dtype: DType) -> Val:
+def literal(value: float, dtype: DType) -> Val:
     """A constant."""
     if dtype is DType.bool:
         return Val("true" if value else "false", dtype, 0, int(bool(value)))

@@ -190,7 +190,9 @@ class Evaluator:
         clamped = self.ops.extremum("min", self.ops.extremum("max", limit, literal(-1, DType.i64)), literal(self.lanes, DType.i64))
         narrow = self.ops.cast(clamped, DType.i32)
         lanes = self.ops.iota(self.lanes, DType.i32)
-        return self.ops.compare({(True, True): "lt", (True, False): "le", (False, True): "gt", (False, False): "ge"}[below, strict], lanes, narrow)
+        return self.ops.compare(
+            {(True, True): "lt", (True, False): "le", (False, True): "gt", (False, False): "ge"}[below, strict], lanes, narrow
+        )
 
     # -- memory --------------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class Ops:
         """Zero in every lane."""
         return self.splat(literal(0, dtype), lanes)
 
-    def like(self, x: Val, value: int | float, dtype: DType | None = None) -> Val:
+    def like(self, x: Val, value: float, dtype: DType | None = None) -> Val:
         """A constant with as many lanes as ``x``."""
         return self.splat(literal(value, dtype or x.dtype), x.lanes)
 
@@ -278,7 +278,9 @@ class Ops:
         if d.is_float and to.is_float:
             return Val(self.w.op(f"{'fpext' if to is DType.f64 else 'fptrunc'} {x.typed} to {target}"), to, x.lanes)
         if d.is_float:
-            name = f"llvm.fpto{'s' if to.kind is Kind.INT else 'u'}i.sat.{suffix(scalar_type(to), x.lanes)}.{suffix(scalar_type(d), x.lanes)}"
+            name = (
+                f"llvm.fpto{'s' if to.kind is Kind.INT else 'u'}i.sat.{suffix(scalar_type(to), x.lanes)}.{suffix(scalar_type(d), x.lanes)}"
+            )
             return Val(self.w.call(name, target, x.typed), to, x.lanes)
         signed = d.kind is Kind.INT
         if to.is_float:
