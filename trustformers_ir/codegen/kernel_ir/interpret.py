@@ -80,6 +80,8 @@ class _Environment:
         self.status = np.zeros(2, np.int64) if status is None else status
         self.axes: dict[Axis, int] = {}
         self.memory: dict[Buffer, np.ndarray] = {}
+        # Values of folds, by the places of the axes they depend on, until a buffer that they read is stored to.
+        self.folds: dict[tuple[Reduce, tuple[int, ...]], Any] = {}
         for b, a in zip(kernel.params, arrays, strict=True):
             if a.dtype != b.dtype.numpy or not a.flags.c_contiguous:
                 raise ValueError(f"{b.name} needs a C-contiguous array of {b.dtype}, got {a.dtype}")
@@ -94,6 +96,7 @@ class _Environment:
             if isinstance(s, Store):
                 x = self.value(s.value)
                 self.memory[s.buffer][self.offset(s.buffer, s.index)] = x
+                self.folds = {k: v for k, v in self.folds.items() if s.buffer not in k[0].loads}
             elif isinstance(s, For):
                 for i in range(int(self.value(s.axis.extent))):
                     self.axes[s.axis] = i
@@ -131,7 +134,10 @@ class _Environment:
         if isinstance(e, Load):
             return self._load(e)
         if isinstance(e, Reduce):
-            return self._reduce(e)
+            place = (e, tuple(self.axes[a] for a in sorted(e.free_axes, key=lambda a: a.uid)))
+            if place not in self.folds:
+                self.folds[place] = self._reduce(e)
+            return self.folds[place]
         if isinstance(e, CheckedIndex):
             return self._checked(int(self.value(e.index, memo)), int(self.value(e.bound, memo)), e.site)
         kids = [self.value(c, memo) for c in e.children]
