@@ -6,7 +6,7 @@ K3  a read-only buffer is never stored to.
 K4  PARALLEL loops stand at the top of a kernel with a single nest, each directly inside the previous one, unguarded or guarded
     by themselves; there is no other PARALLEL loop and no PARALLEL reduce axis.
 K5  an UNROLL axis has a constant extent of at most 256.
-K6  below a VECTOR loop there are only UNROLL loops and stores, and at most one VECTOR loop on any path.
+K6  below a VECTOR loop there are only UNROLL loops and stores whose index depends on it, and at most one VECTOR loop on any path.
 K7  a Reduce has at least one axis, at most one VECTOR axis, which is its last; argmax and argmin have exactly one axis.
 K8  a VECTOR or UNROLL tile does not load what it stores, other than at the very index that it stores.
 K9  extents, shapes and strides are i64; shapes, strides and extents are made of symbols, constants and outer axes only.
@@ -125,6 +125,9 @@ class _Verifier:
                 raise self.fail("K3", f"store to read-only {s.buffer.name}")
             for i in s.index:
                 self.expr(i, bound, f"the index of {s.buffer.name}")
+            for a in bound:
+                if a.kind is VECTOR and a.static_extent != 1 and not any(a in i.free_axes for i in s.index):
+                    raise self.fail("K6", f"the index of {s.buffer.name} does not depend on the VECTOR loop {a.name} around it")
             self.expr(s.value, bound, f"the value stored to {s.buffer.name}")
         elif isinstance(s, For):
             self.axis(s.axis, bound)
