@@ -391,7 +391,7 @@ def _asinh_wide(x: Expr) -> Expr:
     a = abs(x)
     z = x * x
     series = fma(x * z, _horner(z, (-1 / 6, 3 / 40)), x)
-    return select(a < 0.002, series, _signed(_log_wide(a + unary("sqrt", fma(a, a, 1.0))), x))
+    return _odd_at_zero(x, select(a < 0.002, series, _signed(_log_wide(a + unary("sqrt", fma(a, a, 1.0))), x)))
 
 
 def _acosh_wide(x: Expr) -> Expr:
