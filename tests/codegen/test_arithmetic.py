@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from codegen_harness import check
 
 from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, store
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, AxisKind, Buffer, Expr, Sym, binary, cast, fma, select, unary
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, AxisKind, Buffer, Expr, Sym, binary, cast, const, fma, select, unary
 from trustformers_ir.ir.dtypes import DType
 
 N = 53  # three vectors and a masked tail
@@ -65,20 +67,18 @@ def test_binary(op: str) -> None:
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_cast(source: DType) -> None:
     for to in DTYPES:
-        run(to, [source], lambda x: cast(x, to), seed=11)
+        run(to, [source], partial(cast, dtype=to), seed=11)
 
 
 def test_division_by_constants() -> None:
     for d in (DType.i8, DType.i32, DType.i64, DType.u8, DType.u32, DType.u64):
         for op in ("div", "floordiv", "mod"):
             for c in (1, 3, 7, 16) + ((-1, -5) if d.min else ()):
-                run(d, [d], lambda a: binary(op, a, a * 0 + c) if c == 1 else binary(op, a, _const(c, d)), seed=5)
+                run(d, [d], partial(_by_constant, op, c), seed=5)
 
 
-def _const(value: int, d: DType) -> Expr:
-    from trustformers_ir.codegen.kernel_ir.nodes import Const
-
-    return Const(value, d)
+def _by_constant(op: str, c: int, a: Expr) -> Expr:
+    return binary(op, a, const(c, a.dtype))
 
 
 @pytest.mark.parametrize("d", [DType.f32, DType.f64], ids=str)
