@@ -103,3 +103,15 @@ def test_wide_integers_round_once_to_narrow_floats() -> None:
                 a = rng.integers(0, 2**16, 800).astype(np.uint64) << rng.integers(0, 47 if source.bits == 64 else 15, 800).astype(np.uint64)
                 a = (a + rng.integers(0, 3, 800).astype(np.uint64)).astype(source.numpy)
             check(kernel("narrow", [x, y], For(i, (store(y, i, cast(x[i], to)),))), [a, np.zeros(800, to.numpy)], {"n": 800})
+
+
+def test_deep_expressions() -> None:
+    """A fused chain of many operators."""
+    n = Sym("n")
+    x, y, i = Buffer("x", DType.f32, (n,), readonly=True), Buffer("y", DType.f32, (n,)), Axis("i", n, VECTOR)
+    e: Expr = x[i]
+    for _ in range(120):
+        e = unary("tanh", e * 0.5) + x[i]
+    check(
+        kernel("deep", [x, y], For(i, (store(y, i, e),))), [np.linspace(-2, 2, 19).astype(np.float32), np.zeros(19, np.float32)], {"n": 19}
+    )

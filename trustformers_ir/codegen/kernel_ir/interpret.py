@@ -18,6 +18,7 @@ import numpy as np
 
 from trustformers_ir.codegen import math as functions
 from trustformers_ir.codegen.kernel_ir import optable
+from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     LANES,
@@ -43,6 +44,7 @@ class OutOfBounds(IndexError):
     """A kernel touched memory outside a buffer's shape: a defect of whoever built it."""
 
 
+@deep
 def interpret(
     kernel: Kernel,
     arrays: Sequence[np.ndarray],

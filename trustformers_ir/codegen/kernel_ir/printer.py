@@ -8,10 +8,12 @@ kernel gemm(A: f32[m, 384] readonly, B: f32[8, 384, 48] readonly, C: f32[m, 384]
 
 from __future__ import annotations
 
+from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk
 from trustformers_ir.codegen.kernel_ir.nodes import Axis, Buffer, Const, Expr, Reduce, Sym, describe
 
 
+@deep
 def print_kernel(kernel: Kernel) -> str:
     """The whole kernel."""
     lines = [f"kernel {kernel.name}({', '.join(_buffer(b) for b in kernel.params)})"]

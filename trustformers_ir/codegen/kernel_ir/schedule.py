@@ -16,6 +16,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
     PARALLEL,
@@ -83,6 +84,7 @@ class Collapse:
 Move = Split | Reorder | Tag | Collapse
 
 
+@deep
 def apply(kernel: Kernel, moves: Sequence[Move], facts: SymbolFacts | None = None) -> Kernel:
     """The kernel after the moves, in order."""
     for move in moves:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     Axis,
@@ -439,11 +440,13 @@ def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
     return out
 
 
+@deep
 def simplify(e: Expr, facts: SymbolFacts | None = None) -> Expr:
     """One expression simplified under the facts."""
     return Simplifier(facts)(e)
 
 
+@deep
 def simplify_kernel(k: Kernel, facts: SymbolFacts | None = None) -> Kernel:
     """The kernel with every index, value, guard and extent simplified."""
     s = Simplifier(facts)

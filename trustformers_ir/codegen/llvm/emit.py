@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
     GLOBAL,
@@ -62,6 +63,7 @@ def module_text(functions: Iterable[EmittedFunction], extra: str = "", declarati
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
+@deep
 def emit_kernel(kernel: Kernel, symbols: Sequence[str], name: str | None = None, facts: SymbolFacts | None = None) -> EmittedFunction:
     """LLVM text of a kernel. ``symbols`` is the order of the ``dims`` array; ``facts`` what is known of them."""
     return _Emitter(kernel, symbols, name or kernel.name, facts).run()
