@@ -36,9 +36,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trustformers_ir.ir.dims import Dim, Facts, evaluate, product
+from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, product
 from trustformers_ir.ir.dtypes import ANY, DType
-from trustformers_ir.ir.types import TensorType
+from trustformers_ir.ir.types import ROW_MAJOR, TensorType
 
 
 class FusionKind(enum.Enum):
@@ -56,12 +56,13 @@ class FusionKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Operand:
-    """One formal operand. At most one operand of an op is variadic, and it is the last."""
+    """One formal operand. At most one operand of an op is variadic, and it is the last. Without ``any_layout`` it is row-major."""
 
     name: str
     dtypes: frozenset[DType] = ANY
     optional: bool = False
     variadic: bool = False
+    any_layout: bool = False
 
 
 class ConstraintError(Exception):
@@ -84,10 +85,11 @@ class InferContext:
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What reference semantics may ask: the values of the symbols and the result types."""
+    """What reference semantics may ask: the values of the symbols, the result types and the operand types (None for an absent one)."""
 
     dims: Mapping[str, int]
     results: tuple[TensorType, ...]
+    operands: tuple[TensorType | None, ...] = ()
 
     def size(self, dim: Dim) -> int:
         return evaluate(dim, self.dims)
@@ -104,13 +106,15 @@ class EvalContext:
 class Sample:
     """One valid use of an op, for conformance tests, docs and fuzzing: operand types, and what their values must be like.
 
-    ``low``/``high`` bound the random values per operand name (default: small numbers around zero); ``facts`` declares symbols.
+    ``low``/``high`` bound the random values per operand name (default: small numbers around zero); ``facts`` says what is known of the
+    symbols (default: nothing but that they are at least 1).
     """
 
     op: Op
     types: tuple[TensorType | None, ...]
     low: Mapping[str, float] = dataclasses.field(default_factory=dict)
     high: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, SymbolFact] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,11 @@ class Op:
                 raise TypeError(f"two ops are called '{mnemonic}'")
             OPS[mnemonic] = cls
 
-    def infer(self, ctx: InferContext, *types: Any) -> tuple[TensorType, ...]:
+    def infer(self, ctx: InferContext, *types: Any, **_: Any) -> tuple[TensorType, ...]:
         """Result types from operand types (None for an absent optional operand). Raises :class:`ConstraintError`."""
         raise NotImplementedError(self.mnemonic)
 
-    def reference(self, ctx: EvalContext, *arrays: Any) -> Any:
+    def reference(self, ctx: EvalContext, *arrays: Any, **_: Any) -> Any:
         """The meaning, in numpy. Floating arrays arrive widened to float64 (complex128) unless ``exact``; results are rounded once after."""
         raise NotImplementedError(self.mnemonic)
 
@@ -199,7 +203,7 @@ OPS: dict[str, type[Op]] = {}
 
 
 def check_operands(op: Op, types: Sequence[TensorType | None]) -> None:
-    """Arity and dtype check of an operand list against the declaration (rules ``<op>.O1`` arity, ``<op>.O2`` dtype, ``<op>.O3`` presence)."""
+    """Arity and dtype check of an operand list against the declaration (rules ``<op>.O1`` arity, ``O2`` dtype, ``O3`` presence, ``O4`` layout)."""
     formals = op.operands
     variadic = bool(formals) and formals[-1].variadic
     if len(types) < len(formals) - variadic or (len(types) > len(formals) and not variadic):
@@ -213,6 +217,8 @@ def check_operands(op: Op, types: Sequence[TensorType | None]) -> None:
         elif t.dtype not in formal.dtypes:
             allowed = " ".join(d.name for d in DType if d in formal.dtypes)
             raise ConstraintError(f"{op.mnemonic}.O2", f"operand '{formal.name}' is one of {allowed}", f"got {t.dtype}")
+        elif t.layout != ROW_MAJOR and not formal.any_layout:
+            raise ConstraintError(f"{op.mnemonic}.O4", f"operand '{formal.name}' is row-major", f"got {t}")
 
 
 def infer_types(op: Op, types: Sequence[TensorType | None], ctx: InferContext) -> tuple[TensorType, ...]:
