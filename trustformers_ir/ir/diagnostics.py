@@ -1,0 +1,359 @@
+"""What is wrong, where, and what to do: the catalogue of error codes and the exceptions that carry them.
+
+A problem is a :class:`Diagnostic`; an exception carries one or many of them, all problems of a run together::
+
+    raise CompilerError.of(Code.WEIGHT_MISSING, "weight 'pooler.dense.bias' is missing", Where(file="model.safetensors"), "re-export the checkpoint")
+
+    error[TFC2020]: weight 'pooler.dense.bias' is missing
+      --> model.safetensors
+      help: re-export the checkpoint
+
+Three exceptions, three exit codes of ``tfc``: :class:`CheckFailed` (1, a check did not hold), :class:`CompilerError` (2, the input or the
+request is at fault), :class:`InternalError` (3, our bug). Use :class:`Collector` to gather problems and raise them at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import linecache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SOURCE_WIDTH = 120  # a quoted source line is cut to this many characters around its caret
+
+
+class Code(enum.Enum):
+    """The catalogue: one row per situation, ``(number, title, explanation)``. Numbers are never reused."""
+
+    # 1xxx: the IR, its text form, its verifier, its passes
+    SYNTAX = (1001, "syntax error", "The text is not a `.tfir` module: a token is not one that may stand here.")
+    UNKNOWN_OP = (1002, "unknown op", "The text names an op that has no declaration.")
+    UNKNOWN_NAME = (1003, "undefined name", "The text uses a value, function, symbol or weight that nothing above it defines.")
+    REDEFINED_NAME = (1004, "name defined twice", "Two values, functions, symbols or weights of one scope carry the same name.")
+    BAD_ATTRIBUTE = (1005, "bad attribute", "An attribute is unknown to its op, missing, or of the wrong kind.")
+    BAD_TYPE = (1006, "bad type", "A type is malformed: an unknown dtype, a dim that is not one, or an unknown layout.")
+    TYPE_MISMATCH = (1007, "type mismatch", "The type written differs from the type that the op infers.")
+    VERIFY = (1008, "invalid module", "A numbered rule of the verifier (`V1`, `V2`, …) does not hold.")
+    CONSTRAINT = (1009, "constraint of an op", "A numbered constraint of an op (such as `softmax.C1`) does not hold.")
+    UNDECIDED_DIM = (1010, "undecided dim", "A question about symbolic dims has no answer; the message names the fact that is missing.")
+    TEXT_VERSION = (1011, "version of the text form", "The text was written by another version of the text form.")
+    MISSING_BYTES = (1012, "weight without bytes", "The text form names a weight by its digest; its bytes are needed and were not given.")
+    TEXT_LIMIT = (1013, "text beyond a limit", "The text is nested deeper, or a token in it is longer, than any sensible module.")
+    TEXT_ENCODING = (1014, "not UTF-8", "The file is not UTF-8 text.")
+    BAD_DIGEST = (1015, "digest does not match", "The bytes given for a weight are not the ones that the text was written for.")
+    UNKNOWN_PASS = (1020, "unknown pass", "No pass has that name.")
+    PASS_OPTION = (1021, "bad pass option", "A pass does not have that option, or the option does not take that value.")
+    PASS_CONTRACT = (1022, "pass does not apply", "What the pass requires of a module does not hold for this one.")
+
+    # 2xxx: checkpoints and what the frontends read
+    CHECKPOINT_NOT_FOUND = (2001, "no such checkpoint", "The folder of the checkpoint does not exist or is not a folder.")
+    CONFIG_MISSING = (2002, "no config.json", "The folder holds no `config.json`.")
+    CONFIG_INVALID = (
+        2003,
+        "broken config.json",
+        "`config.json` is not JSON, or a field is missing or has the wrong type or an impossible value.",
+    )
+    UNKNOWN_MODEL_TYPE = (2004, "unknown model_type", "No architecture is registered for the `model_type` of the config.")
+    UNSUPPORTED_CONFIG = (2005, "unsupported config", "The config asks for a variant of the architecture that is not written yet.")
+    SAFETENSORS_HEADER = (
+        2010,
+        "broken safetensors header",
+        "The header is not the JSON that the format prescribes, or its length is impossible.",
+    )
+    SAFETENSORS_TRUNCATED = (2011, "truncated safetensors file", "The file ends before the header or the tensors that it announces.")
+    SAFETENSORS_OFFSETS = (
+        2012,
+        "lying safetensors offsets",
+        "Byte ranges overlap, leave holes, leave the file, or do not fit shape and dtype.",
+    )
+    SAFETENSORS_DTYPE = (2013, "unknown safetensors dtype", "A tensor has a dtype that has no counterpart here.")
+    SHARD_INDEX = (2015, "broken shard index", "`model.safetensors.index.json` is broken or disagrees with the shards.")
+    SHARD_MISSING = (2016, "missing shard", "The shard index names a file that is not there.")
+    WEIGHTS_NOT_FOUND = (2017, "no weights", "The folder holds no `*.safetensors` file.")
+    WEIGHT_MISSING = (2020, "missing weight", "The architecture needs a weight that the checkpoint does not hold.")
+    WEIGHT_UNEXPECTED = (2021, "unexpected weight", "The checkpoint holds a weight for which the architecture has no place.")
+    WEIGHT_SHAPE = (2022, "wrongly shaped weight", "A weight has another shape than the config implies.")
+    WEIGHT_DTYPE = (2023, "wrong weight dtype", "A weight has a dtype that cannot stand for the one that is needed.")
+    TOKENIZER_MISSING = (2030, "no tokenizer", "Text was given, and the model carries no `tokenizer.json`.")
+    TOKENIZER_INVALID = (2031, "broken tokenizer", "`tokenizer.json` cannot be read as a tokenizer.")
+
+    # 3xxx: tracing
+    TRACE_CONTROL_FLOW = (
+        3001,
+        "branch on a tensor",
+        "Python asked for the truth or the number of a symbolic tensor, which only the run knows.",
+    )
+    TRACE_UNSUPPORTED = (3002, "untraceable operation", "The symbolic tensor has no such method, or not with these arguments.")
+    TRACE_SHAPE = (
+        3003,
+        "shapes do not fit",
+        "An operation of the traced function gets operands whose shapes or dtypes break a constraint.",
+    )
+    TRACE_RESULT = (3004, "untraceable result", "The traced function returns something that is not made of symbolic tensors.")
+    TRACE_SPEC = (3005, "bad input spec", "An input spec is not a tensor type, or the number of specs is not the number of parameters.")
+    TRACE_FOREIGN = (3006, "tensor of another trace", "A symbolic tensor is used outside the function during whose trace it was made.")
+    TRACE_FAILED = (3007, "the traced function raised", "The traced function itself raised an exception.")
+
+    # 4xxx: code generation and targets
+    UNSUPPORTED_OP = (4001, "op not compiled", "The target has no way to compile this op, or this form of it.")
+    UNSUPPORTED_DTYPE = (4002, "dtype not compiled", "The target has no arithmetic for this dtype.")
+    UNKNOWN_TARGET = (4003, "unknown target", "The target string names no target.")
+    UNKNOWN_FEATURE = (4004, "unknown CPU feature", "The target string names a CPU feature that does not exist.")
+    TARGET_UNAVAILABLE = (4005, "target not available", "The target exists, and this machine or installation cannot build for it.")
+    UNKNOWN_RECIPE = (4006, "unknown quantization recipe", "No quantization recipe has that name.")
+    UNSUPPORTED_SHAPE = (4007, "shape not compiled", "A dim is of a form that code generation cannot handle.")
+    TOO_LARGE = (4008, "too large for the target", "A buffer or an index does not fit the target's address arithmetic.")
+
+    # 5xxx: artifacts and running them
+    NOT_AN_ARTIFACT = (5001, "not an artifact", "The file does not begin as a `.tfc` file does.")
+    ARTIFACT_TRUNCATED = (5002, "truncated artifact", "The file ends before the sections that it announces.")
+    ARTIFACT_CORRUPT = (5003, "corrupt artifact", "A checksum does not match: bytes have changed since the file was written.")
+    ARTIFACT_VERSION = (5004, "version of the artifact", "The file was written by another version of the format.")
+    ARTIFACT_TARGET = (5005, "artifact of another machine", "The code in the file needs a CPU or features that this machine lacks.")
+    ARTIFACT_MANIFEST = (5006, "broken manifest", "The manifest of the file is malformed or contradicts itself.")
+    INPUT_COUNT = (5010, "wrong number of inputs", "The call has too few or too many inputs.")
+    INPUT_NAME = (5011, "unknown input", "The call names an input that the model does not have, or gives one twice.")
+    INPUT_DTYPE = (5012, "wrong input dtype", "An input has another dtype than the model takes.")
+    INPUT_SHAPE = (5013, "wrong input shape", "An input has another rank or shape than the model takes.")
+    DIM_CONFLICT = (5014, "contradicting dims", "Two inputs give the same symbolic dim two values.")
+    DIM_RANGE = (5015, "dim out of range", "A symbolic dim got a value that the model was not compiled for.")
+    INDEX_RANGE = (5016, "index out of range", "An index in an input points outside the tensor that it indexes.")
+    OUT_OF_MEMORY = (5017, "out of memory", "The memory that the call needs could not be allocated.")
+    UNKNOWN_ENTRY = (5018, "unknown entry point", "The model has no function of that name.")
+
+    # 6xxx: requests: the command line, files, the environment
+    USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")
+    FILE_NOT_FOUND = (6002, "no such file", "A file that was named does not exist.")
+    UNREADABLE = (6003, "unreadable file", "A file could not be read.")
+    UNWRITABLE = (6004, "unwritable output", "The output could not be written; nothing was left behind.")
+    UNKNOWN_FORMAT = (6005, "unknown file format", "The kind of a file cannot be told from its name, or is not one that can be read.")
+    NOT_BUILT = (6006, "not built yet", "The request is part of the plan, and this version does not do it yet.")
+    MISSING_DEPENDENCY = (6007, "missing dependency", "An optional Python package is needed for this and is not installed.")
+    BAD_ARRAY = (6008, "broken array file", "A `.npy` file is broken or holds something that is not a plain array.")
+    TEXT_TOO_LONG = (6009, "text too long for the model", "A text has more tokens than the model has positions.")
+    FACTORY = (6010, "model factory failed", "`module:factory` could not be imported, or the factory raised.")
+    RANDOM_MODEL = (6011, "bad random model", "`random:<model_type>[?key=value]` names no architecture, or a field that it does not have.")
+    BAD_ENVIRONMENT = (6012, "bad environment variable", "An environment variable has a value that it does not take.")
+    FETCH = (6013, "model could not be fetched", "A model package could not be downloaded, or its checksum is wrong.")
+    CHECK_FAILED = (6100, "check did not hold", "A comparison or a gate that was asked for did not hold.")
+
+    # 9xxx: our bugs
+    INTERNAL = (9001, "internal error", "Something that cannot happen happened: a bug of this project.")
+    PASS_BROKE_MODULE = (9002, "a pass broke the module", "The verifier accepted the module before a pass and rejects it after.")
+    PLAN_OVERLAP = (9003, "two live buffers share memory", "The verifier of the arena plan found an overlap.")
+    KERNEL_INVALID = (9004, "invalid kernel", "The verifier of kernel IR rejects what lowering or a schedule made.")
+    LLVM_REJECTED = (9005, "LLVM rejected the code", "LLVM could not parse, verify or compile the text that was emitted.")
+    LINK_FAILED = (9006, "linking failed", "The object code could not be linked into the process.")
+
+    @property
+    def number(self) -> int:
+        return self.value[0]
+
+    @property
+    def id(self) -> str:
+        """``"TFC1001"``."""
+        return f"TFC{self.value[0]}"
+
+    @property
+    def title(self) -> str:
+        return self.value[1]
+
+    @property
+    def explanation(self) -> str:
+        return self.value[2]
+
+    @property
+    def group(self) -> str:
+        """The title of the thousand that the code belongs to."""
+        return GROUPS[self.number // 1000]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+GROUPS = {
+    1: "The IR, its text form and its passes",
+    2: "Checkpoints",
+    3: "Tracing",
+    4: "Code generation and targets",
+    5: "Artifacts and running them",
+    6: "Requests, files and the environment",
+    9: "Our bugs",
+}
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place: any of a file, a line and column (from 1), a tensor, a byte offset (from 0) and an op."""
+
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    tensor: str | None = None
+    offset: int | None = None
+    op: str | None = None
+
+    def __str__(self) -> str:
+        place = printable(self.file) if self.file is not None else ""
+        if self.line is not None:
+            place = f"{place}:{self.line}" if place else f"line {self.line}"
+            if self.column is not None:
+                place += f":{self.column}"
+        details = []
+        if self.op is not None:
+            details.append(f"op {printable(self.op)}")
+        if self.tensor is not None:
+            details.append(f'tensor "{printable(self.tensor)}"')
+        if self.offset is not None:
+            details.append(f"byte {self.offset}")
+        return " ".join(filter(None, (place, f"({', '.join(details)})" if details and place else ", ".join(details))))
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One problem. ``source`` is the text of the line at ``where``; without it the line is looked up in the file, when there is one."""
+
+    code: Code
+    message: str
+    where: Where = field(default_factory=Where)
+    help: str = ""
+    source: str = ""
+
+    label: ClassVar[str] = "error"
+
+    def __str__(self) -> str:
+        lines = [f"{self.label}[{self.code.id}]: {_indented(self.message, '  ')}"]
+        place = str(self.where)
+        if place:
+            lines.append(f"  --> {place}")
+        lines += self._quotation()
+        if self.help:
+            lines.append(f"  help: {_indented(self.help, '        ')}")
+        return "\n".join(lines)
+
+    def _quotation(self) -> list[str]:
+        """The source line with a caret under the column."""
+        line, column = self.where.line, self.where.column
+        if line is None:
+            return []
+        source = self.source
+        if not source and self.where.file is not None:
+            source = linecache.getline(self.where.file, line)
+        source = source.splitlines()[0].replace("\t", " ") if source.strip() else ""
+        if not source:
+            return []
+        if column is None:
+            source = source.strip()
+            return [f"{line:>5} | {printable(source[:SOURCE_WIDTH])}{'…' if len(source) > SOURCE_WIDTH else ''}"]
+        start = 0 if column <= SOURCE_WIDTH * 3 // 4 else column - SOURCE_WIDTH // 2
+        shown = printable(source[start : start + SOURCE_WIDTH])
+        head = "…" if start else ""
+        tail = "…" if start + SOURCE_WIDTH < len(source) else ""
+        margin = len(head) + len(printable(source[start : column - 1]))
+        return [f"{line:>5} | {head}{shown}{tail}", f"      | {' ' * margin}^"]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for ``--json``; absent parts are left out."""
+        place = {k: v for k, v in vars(self.where).items() if v is not None}
+        row: dict[str, object] = {"code": self.code.id, "title": self.code.title, "message": self.message}
+        return row | ({"where": place} if place else {}) | ({"help": self.help} if self.help else {})
+
+
+class DiagnosticError(Exception):
+    """Base of the exceptions that carry diagnostics. ``str`` lists all of them."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        if not diagnostics:
+            raise ValueError("an error without a diagnostic")
+        super().__init__(*diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = diagnostics
+
+    @classmethod
+    def of(cls, code: Code, message: str, where: Where | None = None, help: str = "", source: str = "") -> Self:
+        """The error of a single diagnostic."""
+        return cls(Diagnostic(code, message, where or Where(), help, source))
+
+    @property
+    def codes(self) -> tuple[Code, ...]:
+        return tuple(d.code for d in self.diagnostics)
+
+    def __str__(self) -> str:
+        return "\n".join(str(d) for d in self.diagnostics)
+
+
+class CheckFailed(DiagnosticError):
+    """A check that the user asked for did not hold (``tfc`` exits with 1)."""
+
+    exit_code = 1
+
+
+class CompilerError(DiagnosticError):
+    """The input or the request is at fault (``tfc`` exits with 2)."""
+
+    exit_code = 2
+
+
+class InternalError(DiagnosticError):
+    """A bug of this project (``tfc`` exits with 3)."""
+
+    exit_code = 3
+
+
+class Collector:
+    """Gathers problems and raises them at once::
+
+    problems = Collector()
+    for name in missing:
+        problems.add(Code.WEIGHT_MISSING, f"weight '{name}' is missing", Where(file=path, tensor=name))
+    problems.check()
+
+    As a context manager it checks at the end of the block; a :class:`CompilerError` that leaves the block is raised together with what was
+    gathered before it.
+    """
+
+    def __init__(self) -> None:
+        self._diagnostics: list[Diagnostic] = []
+
+    def add(self, code: Code, message: str, where: Where | None = None, help: str = "", source: str = "") -> None:
+        self._diagnostics.append(Diagnostic(code, message, where or Where(), help, source))
+
+    def extend(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self._diagnostics.extend(diagnostics)
+
+    def check(self) -> None:
+        """Raises when anything was gathered."""
+        if self._diagnostics:
+            raise CompilerError(*self._diagnostics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, CompilerError) and self._diagnostics:
+            raise CompilerError(*self._diagnostics, *error.diagnostics) from error
+        if error is None:
+            self.check()
+
+    def __bool__(self) -> bool:
+        return bool(self._diagnostics)
+
+    def __len__(self) -> int:
+        return len(self._diagnostics)
+
+    def __iter__(self) -> Iterator[Diagnostic]:
+        return iter(self._diagnostics)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks among them, written as escapes: names come from files that nobody has checked."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+
+
+def _indented(text: str, indent: str) -> str:
+    return ("\n" + indent).join(printable(line) for line in text.split("\n"))

@@ -1,0 +1,90 @@
+"""Every environment variable that is read, with its type, default and meaning. Nothing else reads ``os.environ``.
+
+A variable is read when it is asked for, never at import: ``env.THREADS.get()``. ``docs/environment.md`` is written from this table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Variable(Generic[T]):
+    """One environment variable. An empty value counts as unset."""
+
+    name: str
+    takes: str
+    read: Callable[[str], T]
+    default: T
+    meaning: str
+    default_text: str = ""
+
+    def get(self) -> T:
+        """The value of now; raises ``TFC6012`` when it is not one that the variable takes."""
+        text = os.environ.get(self.name, "").strip()
+        if not text:
+            return self.default
+        try:
+            return self.read(text)
+        except ValueError:
+            message = f"the environment variable {self.name} takes {self.takes}, not '{text}'"
+            raise CompilerError.of(Code.BAD_ENVIRONMENT, message, Where(), f"unset {self.name}, or correct it: {self.meaning}") from None
+
+
+def _flag(text: str) -> bool:
+    values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError(text)
+    return value
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+STOP_AFTER: Variable[int | None] = Variable(
+    "TFIR_STOP_AFTER",
+    "a number",
+    _count,
+    None,
+    "apply only the first N rewrites of a compilation; bisect over N to find the one at fault",
+    "all",
+)
+DUMP_DIR: Variable[Path | None] = Variable(
+    "TFIR_DUMP_DIR", "a folder", _path, None, "write the module there after every pass that changed it, numbered in order", "no dumps"
+)
+VERIFY: Variable[bool] = Variable("TFIR_VERIFY", "0 or 1", _flag, True, "run the verifier after every pass")
+THREADS: Variable[int | None] = Variable(
+    "TFIR_THREADS", "a positive number", _positive, None, "how many threads execute a compiled model", "the CPUs this process may use"
+)
+CACHE_DIR: Variable[Path] = Variable(
+    "TFIR_CACHE_DIR",
+    "a folder",
+    _path,
+    Path("~/.cache/trustformers_ir").expanduser(),
+    "where downloads and tuning results are kept",
+    "~/.cache/trustformers_ir",
+)
+DEBUG: Variable[bool] = Variable("TFIR_DEBUG", "0 or 1", _flag, False, "`tfc` shows the Python traceback of an error, as `--debug` does")
+
+VARIABLES: tuple[Variable[object], ...] = tuple(v for v in list(globals().values()) if isinstance(v, Variable))
