@@ -121,7 +121,7 @@ class Code(enum.Enum):
     INPUT_SHAPE = (5013, "wrong input shape", "An input has another rank or shape than the model takes.")
     DIM_CONFLICT = (5014, "contradicting dims", "Two inputs give the same symbolic dim two values.")
     DIM_RANGE = (5015, "dim out of range", "A symbolic dim got a value that the model was not compiled for.")
-    INDEX_RANGE = (5016, "index out of range", "An index in an input points outside the tensor that it indexes.")
+    INDEX_OUT_OF_RANGE = (5016, "index out of range", "An index in an input points outside the tensor that it indexes.")
     OUT_OF_MEMORY = (5017, "out of memory", "The memory that the call needs could not be allocated.")
     UNKNOWN_ENTRY = (5018, "unknown entry point", "The model has no function of that name.")
 

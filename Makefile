@@ -1,0 +1,74 @@
+# make demo: the small real model, compiled and run.   make test: everything that must hold.   Both need python3 with venv, nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+MODELS := .cache/models
+TORCH  := torch==2.13.0
+JOBS   ?= 2
+
+# The pinned versions belong to one Python; with another one pip chooses.
+PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
+
+.PHONY: help venv model demo test test-long lint docs bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       compile a small real model and run it on real sentences"
+	@echo "make test       lint, types and the test suite"
+	@echo "make test-long  the tests that take minutes"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make docs       rewrite the pages of docs/ that come from tables in the code"
+	@echo "make bench      the benchmarks"
+	@echo "make venv       $(VENV) with the project, installed editable"
+	@echo "make clean      remove $(VENV), .cache and what tools leave behind"
+
+$(STAMPS)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/project: pyproject.toml constraints.txt $(STAMPS)/python
+	$(PIP) install --quiet $(PINS) -e '.[hf]'
+	@touch $@
+
+# torch first and alone: this version is a CPU build; a resolver left to itself may choose one with gigabytes of CUDA.
+$(STAMPS)/torch: $(STAMPS)/project
+	$(PIP) install --quiet $(PINS) $(TORCH)
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/torch
+	$(PIP) install --quiet $(PINS) -e '.[hf,test]'
+	@touch $@
+
+$(MODELS)/minilm/.complete: $(STAMPS)/project trustformers_ir/tools/fetch.py
+	$(BIN)/python -m trustformers_ir.tools.fetch minilm --into $(MODELS)
+
+venv: $(STAMPS)/project
+
+model: $(MODELS)/minilm/.complete
+
+demo: venv model
+	$(BIN)/python -m trustformers_ir.tools.demo
+
+lint: $(STAMPS)/test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint model
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-long: $(STAMPS)/test model
+	$(BIN)/python -m pytest -n $(JOBS) -m long
+
+docs: venv
+	$(BIN)/python -m trustformers_ir.tools.docs
+
+bench: $(STAMPS)/test model
+	$(BIN)/python -m trustformers_ir.tools.bench
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
