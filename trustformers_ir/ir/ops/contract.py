@@ -111,7 +111,7 @@ class Linear(Op):
 
 
 def pack_panels(matrix: np.ndarray, width: int) -> np.ndarray:
-    """``[…, N, K]`` to ``[…, ceil(N / width), K, width]``: ``p[…, j, k, i] = m[…, j * width + i, k]``, zero where that row does not exist."""
+    """``[…, N, K]`` to ``[…, ceil(N / width), K, width]``: ``p[…, j, k, i] = m[…, j * width + i, k]``, zero beyond row N."""
     *batch, n, k = matrix.shape
     count = -(-n // width)
     padded = np.zeros((*batch, count * width, k), matrix.dtype)
@@ -305,7 +305,8 @@ class ConvOp(Op):
                 slice(t * dilation, t * dilation + stride * (size - 1) + 1, stride)
                 for t, size, (stride, _, _, dilation) in zip(tap, out_shape[2:], windows, strict=True)
             )
-            y += np.einsum("bgc...,goc->bgo...", xg[(..., *reach)], wg[(..., *tap)], dtype=x.dtype)
+            here: Any = (..., *reach)
+            y += np.einsum("bgc...,goc->bgo...", xg[here], wg[(slice(None),) * 3 + tap], dtype=x.dtype)
         y = y.reshape(out_shape)
         return y if bias is None else y + bias.reshape(-1, *(1,) * len(windows))
 
@@ -318,7 +319,8 @@ class ConvOp(Op):
 class Conv1d(ConvOp):
     """``y[b, o, i] = bias[o] + sum over c, t of x[b, c', i * stride + t * dilation - padding[0]] * weight[o, c, t]``, zero outside of x.
 
-    x is ``[B, C, L]``, weight ``[O, C / groups, K]``; output o reads the channels of its group, ``c' = (o // (O / groups)) * (C / groups) + c``.
+    x is ``[B, C, L]``, weight ``[O, C / groups, K]``; output o reads the channels of its group,
+    ``c' = (o // (O / groups)) * (C / groups) + c``.
     """
 
     stride: int = 1

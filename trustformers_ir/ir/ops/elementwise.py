@@ -50,7 +50,7 @@ class BinaryOp(Op):
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         dtypes = [d for d in DType if d in cls.operands[0].dtypes]
-        preferred = [d for d in (DType.f32, DType.i32, DType.bool) if d in dtypes][0]
+        preferred = next(d for d in (DType.f32, DType.i32, DType.bool) if d in dtypes)
         for dtype, (a, b) in [(preferred, s) for s in _SHAPES] + [(d, _SHAPES[1]) for d in dtypes if d is not preferred]:
             low = {k: v if dtype.is_signed else max(v, 0.0) for k, v in cls.low.items()}
             yield Sample(cls(), (TensorType(a, dtype), TensorType(b, dtype)), low, cls.high)
@@ -96,14 +96,14 @@ class Div(BinaryOp):
     high = {"b": 4.0}
 
 
-def _floor_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _floor_divide(a: np.ndarray, b: np.ndarray) -> Any:
     if np.result_type(a).kind == "f":
         return np.where(b == 0, np.divide(a, b), np.floor_divide(a, b))
     safe = np.where(b == 0, b.dtype.type(1), b)
     return np.where(b == 0, a.dtype.type(0), np.floor_divide(a, safe))
 
 
-def _modulo(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _modulo(a: np.ndarray, b: np.ndarray) -> Any:
     if np.result_type(a).kind == "f":
         return np.remainder(a, b)
     safe = np.where(b == 0, b.dtype.type(1), b)
@@ -135,7 +135,7 @@ class Mod(BinaryOp):
     high = {"a": 20, "b": 4}
 
 
-def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _power(a: np.ndarray, b: np.ndarray) -> Any:
     if np.result_type(a).kind == "f":
         return np.power(a, b)
     one = a.dtype.type(1)
@@ -149,7 +149,7 @@ def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pow(BinaryOp):
-    """``a ** b`` (C's ``pow`` for floats). Integers wrap; a negative integer exponent gives the truncated reciprocal: 0 unless a is 1 or -1."""
+    """``a ** b`` (C's ``pow`` for floats). Integers wrap; a negative integer exponent gives 0 unless a is 1 or -1."""
 
     mnemonic = "pow"
     operands = (Operand("a", REAL), Operand("b", REAL))
@@ -352,7 +352,7 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class Clamp(Op):
-    """``minimum(maximum(x, low), high)``; a bound of None is absent. NaN stays NaN. Bounds beyond an integer dtype's range have no effect."""
+    """``minimum(maximum(x, low), high)``; None is no bound. NaN stays NaN. Bounds are first clamped to the range of an integer dtype."""
 
     low: float | None = None
     high: float | None = None
@@ -399,8 +399,8 @@ def _bound(value: float, dtype: np.dtype[Any]) -> Any:
 class Cast(Op):
     """Conversion to another dtype.
 
-    To floats: rounded to nearest, ties to even. Float to integer: truncated and saturated, NaN gives 0. Integer to integer: wraps (the low bits).
-    To bool: ``x != 0`` (so NaN is true). From bool: 0 or 1. Real to complex: imaginary part 0.
+    To floats: rounded to nearest, ties to even. Float to integer: truncated and saturated, NaN gives 0. Integer to integer: wraps (the low
+    bits). To bool: ``x != 0`` (so NaN is true). From bool: 0 or 1. Real to complex: imaginary part 0.
     """
 
     dtype: DType

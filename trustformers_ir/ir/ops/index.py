@@ -6,7 +6,7 @@ Indices are of any integer dtype; negative ones count from the end, and one outs
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,11 @@ class GatherElements(Op):
 
     mnemonic = "gather_elements"
     operands = (Operand("x"), Operand("indices", INTS))
-    constraints = {1: "axis is one of x's", 2: "x and indices have one rank", 3: "except along axis, indices are no larger than x, provably"}
+    constraints = {
+        1: "axis is one of x's",
+        2: "x and indices have one rank",
+        3: "except along axis, indices are no larger than x, provably",
+    }
     fusion = FusionKind.INJECTIVE
     exact = True
 
@@ -88,7 +92,7 @@ class GatherElements(Op):
 
 
 def _element_index(op: Op, x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
-    grid = list(np.indices(indices.shape, sparse=False))
+    grid: list[Any] = list(np.indices(indices.shape))
     grid[axis] = resolve_indices(op, indices, x.shape[axis])
     return tuple(grid)
 
@@ -148,6 +152,14 @@ class ScatterReduce(enum.Enum):
     MIN = "min"
 
 
+_COMBINE: dict[ScatterReduce, np.ufunc] = {
+    ScatterReduce.ADD: np.add,
+    ScatterReduce.MUL: np.multiply,
+    ScatterReduce.MAX: np.maximum,
+    ScatterReduce.MIN: np.minimum,
+}
+
+
 def _scatter(x: np.ndarray, where: tuple[np.ndarray, ...], updates: np.ndarray, reduce: ScatterReduce) -> np.ndarray:
     """Updates applied one after another in row-major order; each entry of ``where`` has one element per leading position of updates."""
     out = np.array(x, order="C")
@@ -157,8 +169,8 @@ def _scatter(x: np.ndarray, where: tuple[np.ndarray, ...], updates: np.ndarray, 
         rows = out.reshape(-1, *x.shape[len(where) :])
         rows[position] = updates.reshape(len(flat), *x.shape[len(where) :])[len(flat) - 1 - back]
         return out
-    ufunc = {ScatterReduce.ADD: np.add, ScatterReduce.MUL: np.multiply, ScatterReduce.MAX: np.maximum, ScatterReduce.MIN: np.minimum}[reduce]
-    ufunc.at(out, where if where else ..., updates)
+    everything: Any = ...
+    _COMBINE[reduce].at(out, where if where else everything, updates)
     return out
 
 
@@ -173,7 +185,8 @@ class ScatterOp(Op):
         allowed = {ScatterReduce.NONE: ANY, ScatterReduce.ADD: NUMERIC, ScatterReduce.MUL: NUMERIC}.get(reduce, FLOATS | INTS)
         self.require(number, dtype in allowed, f"reduce={reduce.value} of {dtype}")
 
-    def flops(self, types: Any, results: Any) -> Dim:
+    def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
+        assert types[2] is not None
         return types[2].elements
 
 

@@ -259,9 +259,7 @@ class Attention(Op):
         yield Sample(cls(causal=True), (f32["b", 4, "s", 8], f32["b", 2, "s", 8], f32["b", 2, "s", 8], None, None))
         yield Sample(cls(causal=True, window=3), (f32[1, 2, 4, 8], f32[1, 1, 9, 8], f32[1, 1, 9, 8], None, None))
         yield Sample(cls(scale=0.5, softcap=2.0), (DType.f64[1, 2, 3, 4], DType.f64[1, 2, 3, 4], DType.f64[1, 2, 3, 4], None, None))
-        yield Sample(
-            cls(), (bf16["b", 4, "s", 16], bf16["b", 4, "t", 16], bf16["b", 4, "t", 16], DType.bool["b", 1, 1, "t"], None)
-        )
+        yield Sample(cls(), (bf16["b", 4, "s", 16], bf16["b", 4, "t", 16], bf16["b", 4, "t", 16], DType.bool["b", 1, 1, "t"], None))
         yield Sample(cls(), (f32[2, 2, 3, 4], f32[2, 2, 5, 4], f32[2, 2, 5, 4], None, f32[2, 3, 5]))
         yield Sample(
             cls(causal=True), (DType.f16[1, 4, 6, 8], DType.f16[1, 2, 3, 8], DType.f16[1, 2, 3, 8], DType.bool[6, 3], DType.f16[1, 4, 1, 3])

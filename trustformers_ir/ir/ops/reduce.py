@@ -363,7 +363,7 @@ class ScanOp(Op):
 
 @dataclass(frozen=True)
 class CumSum(ScanOp):
-    """``y[i] = x[0] + … + x[i]`` along ``axis``, from the end when ``reverse``; without ``x[i]`` itself when ``exclusive``. Integers wrap."""
+    """``y[i] = x[0] + … + x[i]`` along ``axis``, from the end if ``reverse``, without ``x[i]`` if ``exclusive``. Integers wrap."""
 
     mnemonic = "cumsum"
     scan = np.add
@@ -371,7 +371,7 @@ class CumSum(ScanOp):
 
 @dataclass(frozen=True)
 class CumProd(ScanOp):
-    """``y[i] = x[0] * … * x[i]`` along ``axis``, from the end when ``reverse``; without ``x[i]`` itself when ``exclusive``. Integers wrap."""
+    """``y[i] = x[0] * … * x[i]`` along ``axis``, from the end if ``reverse``, without ``x[i]`` if ``exclusive``. Integers wrap."""
 
     mnemonic = "cumprod"
     scan = np.multiply

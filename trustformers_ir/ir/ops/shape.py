@@ -11,7 +11,14 @@ import numpy as np
 
 from trustformers_ir.ir.dims import Dim, SymbolFact, floordiv, product, symbol
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.ops.broadcast import require_axis, require_equal, require_expands, require_less_equal, require_same_dtype, shape_list
+from trustformers_ir.ir.ops.broadcast import (
+    require_axis,
+    require_equal,
+    require_expands,
+    require_less_equal,
+    require_same_dtype,
+    shape_list,
+)
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 

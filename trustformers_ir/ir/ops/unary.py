@@ -67,7 +67,12 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def _for_floats(ufunc: np.ufunc) -> Any:
+    """Rounding to whole numbers, which integers are already."""
+    return staticmethod(lambda x: ufunc(x) if x.dtype.kind == "f" else x)
+
+
+def _sigmoid(x: np.ndarray) -> Any:
     e = np.exp(-np.abs(x))  # never overflows
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 
@@ -86,7 +91,7 @@ class Neg(UnaryOp):
 
 @dataclass(frozen=True)
 class Abs(UnaryOp):
-    """``abs(x) = |x|``; of a complex tensor the modulus, with the real dtype of half the width. The smallest signed integer wraps to itself."""
+    """``abs(x) = |x|``; of a complex tensor the modulus, with the dtype of its parts. The smallest signed integer wraps to itself."""
 
     mnemonic = "abs"
     operands = (Operand("x", NUMERIC),)
@@ -111,7 +116,7 @@ class Floor(UnaryOp):
 
     mnemonic = "floor"
     operands = (Operand("x", REAL),)
-    ufunc = np.floor
+    ufunc = _for_floats(np.floor)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Ceil(UnaryOp):
 
     mnemonic = "ceil"
     operands = (Operand("x", REAL),)
-    ufunc = np.ceil
+    ufunc = _for_floats(np.ceil)
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,7 @@ class Round(UnaryOp):
 
     mnemonic = "round"
     operands = (Operand("x", REAL),)
-
-    def reference(self, ctx: EvalContext, x: np.ndarray) -> Any:
-        return np.rint(x) if x.dtype.kind == "f" else x
+    ufunc = _for_floats(np.rint)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Trunc(UnaryOp):
 
     mnemonic = "trunc"
     operands = (Operand("x", REAL),)
-    ufunc = np.trunc
+    ufunc = _for_floats(np.trunc)
 
 
 # --- roots, exponentials, logarithms -----------------------------------------------------------------------------------------------

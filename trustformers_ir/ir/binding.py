@@ -1,0 +1,93 @@
+"""Values of dim symbols from the shapes of actual arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dims import Dim, Facts, evaluate, substitute, symbols_of
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A tensor's name, the dims it was declared with and the shape it has."""
+
+    name: str
+    declared: tuple[Dim, ...]
+    actual: tuple[int, ...]
+
+
+def bind_dims(tensors: Sequence[Shaped], facts: Facts, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The values of the symbols that the shapes determine; every declared dim is checked against the actual size.
+
+    Raises ``CompilerError``. Each dim is an equation. Those with one unknown symbol that occurs linearly are solved until none is left;
+    the others are then checked.
+    """
+    env: dict[str, int] = dict(given or {})
+    pending: list[tuple[Shaped, int]] = []
+    for t in tensors:
+        if len(t.declared) != len(t.actual):
+            raise _error(
+                Code.INPUT_SHAPE, t, f"has rank {len(t.declared)}, {_text(t.declared)}; an array of shape {_text(t.actual)} was given"
+            )
+        pending.extend((t, axis) for axis in range(len(t.declared)))
+    while pending:
+        rest = [(t, axis) for t, axis in pending if not _settle(t, axis, env)]
+        if len(rest) == len(pending):
+            t, axis = rest[0]
+            unknown = ", ".join(sorted(symbols_of(t.declared[axis]) - env.keys()))
+            raise _error(Code.INPUT_SHAPE, t, f"axis {axis} is {t.declared[axis]}, from which {unknown} cannot be computed")
+        pending = rest
+    check_facts(env, facts)
+    return env
+
+
+def check_facts(env: Mapping[str, int], facts: Facts) -> None:
+    """``DIM_RANGE`` when a value contradicts what the module declares of its symbol."""
+    for name, value in env.items():
+        fact = facts.symbols.get(name)
+        if value < 0 or (fact is not None and not fact.admits(value)):
+            raise CompilerError.of(Code.DIM_RANGE, f"the dim '{name}' is {value}; it was declared as {fact or 'not negative'}")
+
+
+def _settle(t: Shaped, axis: int, env: dict[str, int]) -> bool:
+    """Solve or check one equation; False when it has to wait."""
+    dim, size = t.declared[axis], t.actual[axis]
+    unknown = symbols_of(dim) - env.keys()
+    if not unknown:
+        value = evaluate(dim, env)
+        if value != size:
+            if isinstance(dim, int):
+                raise _error(Code.INPUT_SHAPE, t, f"axis {axis} has size {dim}; an array of shape {_text(t.actual)} was given")
+            raise _error(
+                Code.DIM_CONFLICT, t, f"axis {axis} is {dim} = {value} by other sizes; an array of shape {_text(t.actual)} was given"
+            )
+        return True
+    if len(unknown) > 1:
+        return False
+    name = unknown.pop()
+    remainder = substitute(dim, env)
+    slope, offset = 0, 0
+    for monomial, coefficient in () if isinstance(remainder, int) else remainder.terms:
+        if monomial == ():
+            offset = coefficient
+        elif len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "sym":
+            slope = coefficient
+        else:
+            return False
+    if slope == 0:
+        return False
+    value, left = divmod(size - offset, slope)
+    if left or value < 0:
+        raise _error(Code.INPUT_SHAPE, t, f"axis {axis} is {dim}, which is {size} for no {name}")
+    env[name] = value
+    return True
+
+
+def _error(code: Code, t: Shaped, message: str) -> CompilerError:
+    return CompilerError.of(code, f"input '{t.name}': {message}", Where(tensor=t.name), f"it is declared as {_text(t.declared)}")
+
+
+def _text(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -1,0 +1,43 @@
+"""Rounding to a stored dtype, once: to nearest, ties to even, from whatever width the value was computed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.ir.dtypes import DType
+
+
+def round_to(value: Any, dtype: DType) -> np.ndarray:
+    """``value`` as an array of ``dtype``. Floats and complex numbers are rounded once; nothing else is expected to need conversion.
+
+    bf16 has no direct conversion from wider types than f32: going through f32 would round twice, so the step to f32 rounds to odd (Boldo &
+    Melquiond, "Emulation of FMA and correctly rounded sums", 2008), after which the second rounding gives what one rounding would.
+    """
+    array = np.asarray(value)
+    if array.dtype == dtype.numpy:
+        return array
+    if dtype is DType.bf16 and DType.from_numpy(array.dtype) is not DType.f16:
+        array = _to_f32_odd(_sticky(array) if array.dtype.kind in "iu" else array.astype(np.float64))
+    return array.astype(dtype.numpy)
+
+
+def _to_f32_odd(x: np.ndarray) -> np.ndarray:
+    """float64 to float32; an inexact result is truncated and its last bit set."""
+    nearest = x.astype(np.float32)
+    back = nearest.astype(np.float64)
+    bits = np.atleast_1d(nearest).view(np.uint32).reshape(x.shape)
+    away = np.abs(back) > np.abs(x)
+    odd = (bits - away.astype(np.uint32)) | np.uint32(1)
+    inexact = (back != x) & ~np.isnan(x)
+    return np.where(inexact, odd, bits).astype(np.uint32).view(np.float32)
+
+
+def _sticky(x: np.ndarray) -> np.ndarray:
+    """Integers as float64 such that a later rounding to 24 bits or fewer is right: the bits that float64 cannot hold are ored together."""
+    wide = x.astype(np.uint64 if x.dtype.kind == "u" else np.int64)
+    low = wide.dtype.type(0xFFF)
+    big = (wide >> wide.dtype.type(53) != 0) & (wide >> wide.dtype.type(53) != -1)  # beyond 2**53 either way
+    squeezed = (wide & ~low) | np.where(wide & low, wide.dtype.type(0x1000), wide.dtype.type(0))
+    return np.where(big, squeezed, wide).astype(np.float64)
