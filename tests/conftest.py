@@ -1,0 +1,18 @@
+"""What tests of every room share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the small real encoder (MiniLM-L6); `make test` and `make model` fetch it."""
+    folder = ROOT / ".cache" / "models" / "minilm"
+    if not (folder / ".complete").is_file():
+        pytest.skip("the model is not there: run `make model`")
+    return folder
