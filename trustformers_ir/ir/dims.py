@@ -16,6 +16,7 @@ from typing import Union
 
 SYMBOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = frozenset({"min", "max"})
+SPLITS = 8  # how many opaque atoms of one dim a proof may take apart
 
 
 class UndecidedDim(Exception):
@@ -120,7 +121,7 @@ class SymExpr:
         return frozenset(_symbols(self))
 
 
-Dim = Union[int, SymExpr]
+Dim = Union[int, SymExpr]  # noqa: UP007  (typing.Union, so that hints look alike on every Python)
 
 
 def symbol(name: str) -> SymExpr:
@@ -133,7 +134,7 @@ def symbol(name: str) -> SymExpr:
 def as_symbol(dim: Dim) -> str | None:
     """The symbol's name when ``dim`` is exactly one symbol."""
     if isinstance(dim, SymExpr) and len(dim.terms) == 1:
-        (monomial, coefficient), = dim.terms
+        ((monomial, coefficient),) = dim.terms
         if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "sym":
             return monomial[0][0].name
     return None
@@ -265,31 +266,20 @@ class Facts:
         return Facts(dict(self.symbols))
 
     def bounds(self, dim: Dim) -> tuple[float, float]:
-        """An interval that surely contains ``dim`` (``inf`` where nothing is known)."""
-        if isinstance(dim, int):
-            return (dim, dim)
-        low = high = 0.0
-        for monomial, coefficient in dim.terms:
-            lo, hi = 1.0, 1.0
-            for a, power in monomial:
-                alo, ahi = self._atom_bounds(a)
-                for _ in range(power):
-                    lo, hi = _interval_product(lo, hi, alo, ahi)
-            low += coefficient * (lo if coefficient > 0 else hi)
-            high += coefficient * (hi if coefficient > 0 else lo)
-        return (low, high)
+        """An interval that surely contains ``dim`` (``inf`` where nothing is known); its finite ends are exact integers."""
+        return self._bounds(self._resolved(dim), SPLITS)
 
     def equal(self, a: Dim, b: Dim) -> bool:
         """Whether ``a == b`` for every admissible value of the symbols (True), for none (False); undecided otherwise."""
-        difference = a - b
+        difference = self._resolved(a - b)
         if isinstance(difference, int):
             return difference == 0
-        low, high = self.bounds(difference)
+        low, high = self._bounds(difference, SPLITS)
         if low == high == 0:
             return True
-        if low > 0 or high < 0 or self._never_multiple(difference):
+        if low > 0 or high < 0 or _never_zero(difference):
             return False
-        raise UndecidedDim(f"cannot decide whether {a} == {b}; {self._missing(difference)}")
+        raise UndecidedDim(f"cannot decide whether {a} == {b}; {self._missing(a - b)}")
 
     def is_equal(self, a: Dim, b: Dim) -> bool:
         """True only when equality is proven."""
@@ -332,28 +322,81 @@ class Facts:
         """True when ``by`` divides ``dim`` for every admissible value; False means not proven."""
         return self.divisor_of(dim) % by == 0
 
-    def _never_multiple(self, difference: SymExpr) -> bool:
-        rest = dict(difference.terms)
-        constant = rest.pop((), 0)
-        if not constant or not rest:
-            return False
-        divisor = self.divisor_of(_from_terms(rest))
-        return divisor > 1 and constant % divisor != 0
+    def _resolved(self, dim: Dim) -> Dim:
+        """``dim`` with every symbol written as a multiple of its divisor, and symbols of one value replaced by it."""
+        env: dict[str, Dim] = {}
+        for name in symbols_of(dim):
+            fact = self.symbols.get(name)
+            if fact is not None and fact.low == fact.high:
+                env[name] = fact.low
+            elif fact is not None and fact.divisor > 1:
+                env[name] = _scaled_symbol(name, fact.divisor) * fact.divisor
+        return substitute(dim, env) if env else dim
 
-    def _atom_bounds(self, a: Atom) -> tuple[float, float]:
+    def _bounds(self, dim: Dim, splits: int) -> tuple[float, float]:
+        """The interval of a resolved dim.
+
+        Two proofs are tried and their intervals intersected: the sum of the intervals of the terms, and a split at one opaque atom, which
+        keeps the connection between the atom's arguments and the other terms (``n - min(n, 5) >= 0``).
+        """
+        if isinstance(dim, int):
+            return (dim, dim)
+        low: float = 0
+        high: float = 0
+        for monomial, coefficient in dim.terms:
+            lo: float = 1
+            hi: float = 1
+            for a, power in monomial:
+                alo, ahi = self._atom_bounds(a, splits)
+                for _ in range(power):
+                    lo, hi = _interval_product(lo, hi, alo, ahi)
+            low += coefficient * (lo if coefficient > 0 else hi)
+            high += coefficient * (hi if coefficient > 0 else lo)
+        if splits:
+            lo, hi = self._split_bounds(dim, splits - 1)
+            low, high = max(low, lo), min(high, hi)
+        return (low, high)
+
+    def _split_bounds(self, dim: SymExpr, splits: int) -> tuple[float, float]:
+        """Bounds of ``rest + c * atom`` from those of polynomials without the atom.
+
+        ``c * min(x, y)`` is the smaller (for c < 0 the larger) of ``c * x`` and ``c * y``, and max the other way round;
+        ``x - k + 1 <= k * (x // k) <= x`` for a constant k > 0; ``x % k = x - k * (x // k)``.
+        """
+        found = [(m[0][0], c) for m, c in dim.terms if len(m) == 1 and m[0][1] == 1 and m[0][0].kind != "sym"]
+        found.sort(key=lambda item: item[0].kind not in ("min", "max"))  # exact splits first
+        for atom, c in found:
+            x, y = atom.args
+            rest = dim - c * _from_terms({((atom, 1),): 1})
+            if atom.kind in ("min", "max"):
+                (alo, ahi), (blo, bhi) = self._bounds(rest + c * x, splits), self._bounds(rest + c * y, splits)
+                pick = min if (atom.kind == "min") == (c > 0) else max
+                return (pick(alo, blo), pick(ahi, bhi))
+            if not isinstance(y, int) or y <= 0:
+                continue
+            if atom.kind == "mod":
+                return self._bounds(rest + c * x - c * y * _atom("floordiv", x, y), splits)
+            far, near = self._bounds(rest * y + c * (x - y + 1), splits), self._bounds(rest * y + c * x, splits)
+            low, high = (far[0], near[1]) if c > 0 else (near[0], far[1])
+            return (low if low == -inf else -(-low // y), high if high == inf else high // y)
+        return (-inf, inf)
+
+    def _atom_bounds(self, a: Atom, splits: int) -> tuple[float, float]:
         if a.kind == "sym":
-            fact = self.symbols.get(a.name, SymbolFact(low=0))
-            return (fact.low, inf if fact.high is None else fact.high)
-        (alo, ahi), (blo, bhi) = self.bounds(a.args[0]), self.bounds(a.args[1])
+            name, divisor = _unscaled(a.name)
+            fact = self.symbols.get(name, SymbolFact(low=0))
+            return (-(-fact.low // divisor), inf if fact.high is None else fact.high // divisor)
+        (alo, ahi), (blo, bhi) = self._bounds(a.args[0], splits), self._bounds(a.args[1], splits)
         if a.kind == "min":
             return (min(alo, blo), min(ahi, bhi))
         if a.kind == "max":
             return (max(alo, blo), max(ahi, bhi))
+        if blo <= 0:
+            return (-inf, inf)
         if a.kind == "mod":
-            return (0, bhi - 1) if blo > 0 else (-inf, inf)
-        if blo > 0 and alo >= 0:
-            return (0 if bhi == inf else alo // bhi, inf if ahi == inf else ahi // blo)
-        return (-inf, inf)
+            return (0, min(bhi - 1, ahi) if alo >= 0 else bhi - 1)
+        low = _floor_ratio(alo, blo if alo < 0 else bhi)
+        return (low, _floor_ratio(ahi, bhi if ahi < 0 else blo))
 
     def _missing(self, difference: Dim) -> str:
         names = sorted(symbols_of(difference))
@@ -472,7 +515,7 @@ def _divide_terms(a: Dim, b: Dim) -> tuple[Dim, Dim]:
     divisor = _terms(b)
     if len(divisor) != 1:
         return (0, a)
-    (dm, dc), = divisor.items()
+    ((dm, dc),) = divisor.items()
     quotient: dict[Monomial, int] = {}
     rest: dict[Monomial, int] = {}
     for m, c in _terms(a).items():
@@ -496,7 +539,7 @@ def _divide_terms(a: Dim, b: Dim) -> tuple[Dim, Dim]:
 
 def _floordiv_of_floordiv(a: SymExpr, b: int) -> Dim | None:
     if len(a.terms) == 1:
-        (m, c), = a.terms
+        ((m, c),) = a.terms
         if c == 1 and len(m) == 1 and m[0][1] == 1 and m[0][0].kind == "floordiv":
             inner, k = m[0][0].args
             if isinstance(k, int) and k > 0:
@@ -530,8 +573,34 @@ def _evaluate_atom(a: Atom, env: Mapping[str, int]) -> int:
     return value
 
 
+def _never_zero(dim: SymExpr) -> bool:
+    """Whether the non-constant terms have a common divisor that the constant lacks."""
+    coefficients = dict(dim.terms)
+    constant = coefficients.pop((), 0)
+    return constant % gcd(*coefficients.values()) != 0
+
+
+def _floor_ratio(a: float, b: float) -> float:
+    """``floor(a / b)`` for b > 0, either of which may be infinite."""
+    if abs(a) == inf:
+        return a
+    if b == inf:
+        return -1 if a < 0 else 0
+    return a // b
+
+
+def _scaled_symbol(name: str, divisor: int) -> Dim:
+    """A symbol for ``name / divisor``; its name is none that a user can write."""
+    return _from_terms({((Atom("sym", f"{name}/{divisor}"), 1),): 1})
+
+
+def _unscaled(name: str) -> tuple[str, int]:
+    base, _, divisor = name.partition("/")
+    return (base, int(divisor or 1))
+
+
 def _interval_product(lo: float, hi: float, alo: float, ahi: float) -> tuple[float, float]:
-    corners = [0.0 if 0 in (x, y) else x * y for x in (lo, hi) for y in (alo, ahi)]
+    corners = [0 if 0 in (x, y) else x * y for x in (lo, hi) for y in (alo, ahi)]
     return (min(corners), max(corners))
 
 
@@ -547,7 +616,7 @@ def _symbols(dim: Dim) -> Iterator[str]:
 
 
 def _wrapped(dim: Dim) -> str:
-    return str(dim) if isinstance(dim, int) and dim >= 0 or as_symbol(dim) else f"({dim})"
+    return str(dim) if (isinstance(dim, int) and dim >= 0) or as_symbol(dim) else f"({dim})"
 
 
 def _factor_text(a: Atom, power: int) -> str:
