@@ -67,7 +67,7 @@ docs: venv
 	$(BIN)/python -m trustformers_ir.tools.docs
 
 bench: $(STAMPS)/test model
-	$(BIN)/python -m trustformers_ir.tools.bench
+	$(BIN)/tfc bench $(MODELS)/minilm --batch 1 --seq 128 --threads 2
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

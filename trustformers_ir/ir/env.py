@@ -87,4 +87,6 @@ CACHE_DIR: Variable[Path] = Variable(
 )
 DEBUG: Variable[bool] = Variable("TFIR_DEBUG", "0 or 1", _flag, False, "`tfc` shows the Python traceback of an error, as `--debug` does")
 
+CI: Variable[bool] = Variable("CI", "anything", bool, False, "set by most CI services: no progress bars")
+
 VARIABLES: tuple[Variable[object], ...] = tuple(v for v in list(globals().values()) if isinstance(v, Variable))

@@ -1,0 +1,102 @@
+"""``tfc``, the command line.
+
+Exit codes: 0 done; 1 a check did not hold; 2 the input or the request is at fault; 3 our bug. Errors go to stderr as
+``error[TFC1234]: …`` with place and help, without a traceback unless ``--debug``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+import trustformers_ir as tfir
+from trustformers_ir.ir import env
+from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError, InternalError, Where
+from trustformers_ir.tools.commands.bench import bench
+from trustformers_ir.tools.commands.compile import compile
+from trustformers_ir.tools.commands.export import export
+from trustformers_ir.tools.commands.inspect import inspect
+from trustformers_ir.tools.commands.opt import opt
+from trustformers_ir.tools.commands.run import run
+from trustformers_ir.tools.commands.targets import targets
+from trustformers_ir.tools.commands.verify import verify
+
+# typer carries its own copy of click or depends on it, by version: its usage errors share the base of its BadParameter.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tfc",
+    help="A compiler for transformer models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (compile, run, verify, inspect, opt, targets, export, bench):
+    app.command(command.__name__)(command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"tfc {tfir.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """A compiler for transformer models: from checkpoints to native code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"] or ["--help"]
+    try:
+        debug = debug or env.DEBUG.get()
+        code: Any = app(words, prog_name="tfc", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; the flush at exit is to be quiet too
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        failure = explain(error)
+        print(failure, file=sys.stderr)
+        return failure.exit_code
+
+
+def explain(error: Exception) -> DiagnosticError:
+    """What went wrong, in our own terms: what nobody foresaw is a bug of ours."""
+    if isinstance(error, DiagnosticError):
+        return error
+    if isinstance(error, UsageError):
+        text: Any = error
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "tfc"
+        return CompilerError.of(Code.USAGE, text.format_message(), help=f"{path} --help")
+    if isinstance(error, MemoryError):
+        return CompilerError.of(Code.OUT_OF_MEMORY, str(error) or "memory ran out", help="a smaller batch or sequence needs less")
+    if isinstance(error, OSError) and error.filename is not None:
+        code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
+        return CompilerError.of(code, f"'{error.filename}': {error.strerror}", Where(file=str(error.filename)), "look at the path")
+    message = f"{type(error).__name__}: {error}"
+    return InternalError.of(Code.INTERNAL, message, help="this is a bug of tfc: please report it with what `tfc --debug …` prints")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

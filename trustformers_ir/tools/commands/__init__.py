@@ -1,0 +1,1 @@
+"""The commands of ``tfc``, one module each."""

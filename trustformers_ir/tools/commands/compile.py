@@ -1,0 +1,71 @@
+"""``tfc compile``: a model to an artifact, or to the text of one of the stages on the way."""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from typing import Annotated
+
+import typer
+
+import trustformers_ir as tfir
+from trustformers_ir.ir.atomic import check_writable, write_text
+from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads
+
+
+class Stage(enum.Enum):
+    """What ``--emit`` can show."""
+
+    GRAPH = "graph"
+    KERNELS = "kernels"
+    LLVM = "llvm"
+    ASM = "asm"
+    TRITON = "triton"
+    PTX = "ptx"
+    METAL = "metal"
+    WGSL = "wgsl"
+
+
+BUILT = (Stage.GRAPH, Stage.KERNELS, Stage.LLVM, Stage.ASM)
+
+
+def compile(
+    model: Model,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="The artifact to write, *.tfc.")] = None,
+    target: Target = "cpu",
+    quantize: Quantize = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
+    partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
+    emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
+    json: Json = False,
+) -> None:
+    """Compile MODEL into an artifact that runs without the compiler."""
+    if output is None and emit is None:
+        raise console.usage("an output is needed", "tfc compile MODEL -o OUT.tfc, or --emit graph to see the graph")
+    if json and emit is not None and output is None:
+        raise console.usage("--json and the text of --emit cannot both go to stdout", "give the text an output: -o FILE")
+    if emit is not None and emit not in BUILT:
+        raise console.not_built(f"--emit {emit.value}", f"the stages are {', '.join(s.value for s in BUILT)}")
+    if output is not None:
+        check_writable(output)
+    started = time.perf_counter()
+    with console.progress("compiling"):
+        dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
+        executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, dynamic=dims, threads=threads, partition=partition)
+        if emit is not None:
+            text = str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value)
+            if output is None:
+                print(text)
+                return
+            write_text(output, text if text.endswith("\n") else text + "\n")
+        else:
+            assert output is not None
+            executable.save(output)
+    seconds = time.perf_counter() - started
+    console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {target}, in {seconds:.2f} s")
+    if json:
+        console.print_json({"model": model, "output": output, "target": target, "seconds": seconds, "report": executable.report()})

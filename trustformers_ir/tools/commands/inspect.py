@@ -1,0 +1,84 @@
+"""``tfc inspect``: what is in a file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+import trustformers_ir as tfir
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dims import evaluate
+from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.options import Json
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An artifact, a .tfir file or a checkpoint folder.", show_default=False)],
+    text: Annotated[bool, typer.Option("--text", help="Print the graph itself.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a file holds: inputs, outputs, weights, ops, kernels."""
+    if not os.path.exists(file) and ":" not in file:
+        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{file}' does not exist", Where(file=file), "look at the path")
+    if text and json:
+        raise console.usage("--text and --json cannot both go to stdout", "choose one")
+    if file.endswith(".tfc"):
+        executable = tfir.load(file)
+        if text:
+            print(executable.module)
+            return
+        description = _of_artifact(executable)
+    else:
+        module = tfir.api.to_module(file)
+        if text:
+            print(module)
+            return
+        description = _of_module(module)
+    if json:
+        console.print_json({"file": file} | description)
+    else:
+        console.print_fields({"file": file} | {name: _flat(value) for name, value in description.items()})
+
+
+def _of_artifact(executable: Any) -> dict[str, object]:
+    manifest = executable.manifest
+    return {
+        "name": manifest.name,
+        "compiler": manifest.compiler,
+        "abi": manifest.abi,
+        "target": manifest.target.name,
+        "cpu": manifest.target.cpu,
+        "features": list(manifest.target.features),
+        "dims": {name: str(fact) for name, fact in manifest.symbols},
+        "inputs": {p.name: str(p.type) for p in executable.inputs},
+        "outputs": {p.name: str(p.type) for p in executable.outputs},
+        "weights": len(manifest.weights),
+        "weight bytes": sum(w.bytes for w in manifest.weights),
+        "kernels": {e.name: len(e.kernels) for e in manifest.entries},
+        "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
+    }
+
+
+def _of_module(module: Module) -> dict[str, object]:
+    ops = Counter(o.op.mnemonic for o in module.walk())
+    main = module.main
+    return {
+        "name": module.name,
+        "functions": list(module.functions),
+        "dims": {name: str(fact) for name, fact in module.facts.symbols.items()},
+        "inputs": {a.name or f"arg{i}": str(a.type) for i, a in enumerate(main.args)},
+        "outputs": {v.name or f"output{i}": str(v.type) for i, v in enumerate(main.outputs)},
+        "weights": len(module.weights),
+        "weight bytes": sum(evaluate(w.type.bytes, {}) for w in module.weights.values()),
+        "ops": dict(ops.most_common()),
+    }
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

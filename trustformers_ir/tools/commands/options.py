@@ -1,0 +1,21 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face folder, a .tfir or .tfc file, random:<model_type>[?field=value&…], or module:factory.",
+        show_default=False,
+    ),
+]
+Target = Annotated[str, typer.Option(metavar="T", help="What to compile for; `tfc targets` lists what there is.")]
+Quantize = Annotated[str | None, typer.Option(metavar="R", help="A quantization recipe, for example int8.")]
+Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]
+Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout, and nothing else there.")]

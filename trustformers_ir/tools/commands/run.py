@@ -1,0 +1,172 @@
+"""``tfc run``: a model on texts or arrays."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import trustformers_ir as tfir
+from trustformers_ir.ir.atomic import atomic_output, check_writable
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dims import Facts
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.progress import note
+from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads
+from trustformers_ir.tools.text import encode, sentence_vectors, tokenizer_of
+
+
+def run(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|FILE.tfc", help="An artifact, or anything that `tfc compile` takes.", show_default=False)
+    ],
+    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to read; give it again for more.")] = None,
+    text_file: Annotated[str | None, typer.Option(metavar="FILE", help="A file with a text on each line.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="A prompt to continue.")] = None,
+    input: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE.npy", help="An input array; give it again for more.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Where to write the outputs.")] = None,
+    batch: Annotated[int, typer.Option(min=1, metavar="B", help="How many texts are run at once.")] = 32,
+    pad: Annotated[bool, typer.Option(help="Run texts of different lengths together, padded; or each length by itself.")] = True,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the model.")] = False,
+    target: Target = "cpu",
+    quantize: Quantize = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Run MODEL, compiling it first unless it is an artifact."""
+    texts = [*(text or []), *(_lines(text_file) if text_file is not None else [])]
+    if prompt is not None:
+        raise console.not_built("generation (--prompt)")
+    if texts and input:
+        raise console.usage("--text and --input exclude each other", "give texts, or arrays")
+    if output is not None:
+        if not output.endswith((".npz", ".npy")):
+            raise console.usage(f"'{output}' is neither a .npz nor a .npy file", "--output FILE.npz")
+        check_writable(output)
+    arrays = _arrays(input or [])
+    with console.progress("loading" if model.endswith(".tfc") else "compiling"):
+        if model.endswith(".tfc"):
+            executable = tfir.load(model, threads=threads)
+        else:
+            executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
+    started = time.perf_counter()
+    results = _run_texts(executable, model, texts, batch, pad, truncate) if texts else _named(executable, executable(**arrays))
+    seconds = time.perf_counter() - started
+    if output is not None:
+        _save(output, results)
+        console.say(f"{output}: {', '.join(results)}; ran in {seconds * 1e3:.1f} ms")
+    if json:
+        console.print_json({"seconds": seconds, "outputs": [_summary(n, a) for n, a in results.items()]})
+    elif output is None:
+        rows = [list(_summary(n, a).values()) for n, a in results.items()]
+        console.print_table(rows, ("output", "dtype", "shape", "min", "max", "mean"))
+
+
+def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
+    """Every text once, in batches; outputs are joined in the order of the texts, short rows padded with zeros."""
+    ports = {p.name: p.type for p in executable.inputs}
+    if "input_ids" not in ports:
+        message = f"the model does not read text: its inputs are {', '.join(ports)}"
+        raise CompilerError.of(Code.USAGE, message, help="give it arrays: --input name=file.npy")
+    sequence = ports["input_ids"].shape[-1]
+    _, longest = Facts(dict(executable.manifest.symbols)).bounds(sequence)
+    tokenizer = tokenizer_of(model, executable.manifest.metadata)
+    ids, mask = encode(tokenizer, texts, None if longest == math.inf else int(longest), truncate, True)
+    lengths = mask.sum(axis=1)
+    per_token = {p.name: p.type.rank > 1 and p.type.shape[1] == sequence for p in executable.outputs}
+    joined: dict[str, np.ndarray] = {}
+    groups = _groups(lengths, batch, pad)
+    for done, group in enumerate(groups):
+        note("running", done, len(groups))
+        width = int(lengths[group].max())
+        feed = {"input_ids": ids[group, :width], "attention_mask": mask[group, :width]}
+        feed["token_type_ids"] = np.zeros_like(feed["input_ids"])
+        typed = {name: np.ascontiguousarray(array, ports[name].dtype.numpy) for name, array in feed.items() if name in ports}
+        for name, array in _named(executable, executable(**typed)).items():
+            shape = (len(texts), ids.shape[1], *array.shape[2:]) if per_token[name] else (len(texts), *array.shape[1:])
+            whole = joined.setdefault(name, np.zeros(shape, array.dtype))
+            if per_token[name]:
+                whole[group, :width] = array
+            else:
+                whole[group] = array
+    if "last_hidden_state" in joined:
+        joined["sentence_embedding"] = sentence_vectors(joined["last_hidden_state"], mask)
+    return joined | {"input_ids": ids, "attention_mask": mask}
+
+
+def _groups(lengths: np.ndarray, batch: int, pad: bool) -> list[np.ndarray]:
+    """Which texts run together: those of like length, for less padding; of equal length when there is to be none."""
+    order = np.argsort(lengths, kind="stable")
+    runs = [order] if pad else np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+    return [run[i : i + batch] for run in runs for i in range(0, len(run), batch)]
+
+
+def _named(executable: Any, results: Any) -> dict[str, np.ndarray]:
+    values = results if isinstance(results, tuple | list) else (results,)
+    return {port.name: np.asarray(value) for port, value in zip(executable.outputs, values, strict=True)}
+
+
+def _arrays(inputs: Sequence[str]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for entry in inputs:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or not path:
+            raise console.usage(f"--input takes NAME=FILE.npy, not '{entry}'", "--input input_ids=ids.npy")
+        if name in arrays:
+            raise CompilerError.of(Code.INPUT_NAME, f"input '{name}' is given twice", help="give each input once")
+        arrays[name] = _load_array(path)
+    return arrays
+
+
+def _load_array(path: str) -> np.ndarray:
+    """A ``.npy`` file, mapped: a lying header allocates nothing."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
+    except OSError as error:
+        raise CompilerError.of(Code.UNREADABLE, f"cannot read '{path}': {error.strerror or error}", Where(file=path)) from error
+    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+        help = "write it with numpy.save, without pickled objects"
+        raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' is not a .npy file of numbers: {error}", Where(file=path), help) from error
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' holds several arrays", Where(file=path), "write one array with numpy.save")
+    return np.ascontiguousarray(loaded) if loaded.ndim else np.array(loaded)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return [line.rstrip("\n") for line in stream if line.strip()]
+    except FileNotFoundError:
+        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompilerError.of(
+            Code.UNREADABLE, f"cannot read '{path}': {error}", Where(file=path), "a UTF-8 file with a text on each line"
+        ) from error
+
+
+def _save(path: str, results: Mapping[str, np.ndarray]) -> None:
+    plain = {name: a.astype(np.float32) if DType.from_numpy(a.dtype) is DType.bf16 else a for name, a in results.items()}
+    if path.endswith(".npy") and len(plain) != 1:
+        raise console.usage(f"a .npy file holds one array, the model has {len(plain)} outputs", "--output FILE.npz")
+    with atomic_output(path) as stream:
+        if path.endswith(".npy"):
+            np.save(stream, next(iter(plain.values())))
+        else:
+            np.savez(stream, **plain)  # type: ignore[arg-type]
+
+
+def _summary(name: str, array: np.ndarray) -> dict[str, object]:
+    row: dict[str, object] = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+    if not array.size or np.iscomplexobj(array):
+        return row | {"min": None, "max": None, "mean": None}
+    wide = array.astype(np.float64)
+    return row | {"min": round(float(wide.min()), 6), "max": round(float(wide.max()), 6), "mean": round(float(wide.mean()), 6)}

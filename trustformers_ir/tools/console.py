@@ -1,0 +1,75 @@
+"""What the command line shows: results on stdout, everything else (notes, progress, errors) on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from trustformers_ir.ir import env
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.progress import watching
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(data: object) -> None:
+    """The only thing on stdout under ``--json``."""
+    json.dump(data, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def print_table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> None:
+    """Left-aligned columns on stdout."""
+    cells = [[str(c) for c in row] for row in ([head] if head else []) + list(rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    for row in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """``name  value`` lines on stdout."""
+    print_table([(name, value) for name, value in fields.items()])
+
+
+def quantity(count: float, unit: str = "B") -> str:
+    """``91.2 MB``."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {prefix}{unit}" if prefix else f"{count:g} {unit}"
+        count /= 1000
+    return f"{count:.4g} T{unit}"
+
+
+def not_built(what: str, help: str = "") -> CompilerError:
+    """The error of a request that the contract names and this version does not do."""
+    return CompilerError.of(Code.NOT_BUILT, f"{what} is not built yet", help=help or "CHANGELOG.md lists what each version does")
+
+
+def usage(message: str, help: str) -> CompilerError:
+    return CompilerError.of(Code.USAGE, message, Where(), help)
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[None]:
+    """A progress bar on a terminal, fed by the notes of ``ir.progress``; silent elsewhere and in CI."""
+    if not sys.stderr.isatty() or env.CI.get():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, stage="")
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, stage=stage, completed=done, total=total or None)
+
+        with watching(show):
+            yield
