@@ -250,8 +250,9 @@ class ShiftRight(BinaryOp):
     high = {"b": 9}
 
     def reference(self, ctx: EvalContext, a: np.ndarray, b: np.ndarray) -> Any:
-        last = b.dtype.type(8 * a.dtype.itemsize - 1)
-        return np.right_shift(a, np.where((b >= 0) & (b <= last), b, last))
+        inside = (b >= 0) & (b < 8 * a.dtype.itemsize)
+        beyond = np.where(a < 0, a.dtype.type(0) - a.dtype.type(1), a.dtype.type(0))  # a < 0 never holds for unsigned
+        return np.where(inside, np.right_shift(a, np.where(inside, b, b.dtype.type(0))), beyond)
 
 
 # --- comparisons -------------------------------------------------------------------------------------------------------------------
