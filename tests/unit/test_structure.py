@@ -28,7 +28,9 @@ ROOMS: dict[str, set[str]] = {
     "": {"ir", "models", "frontend", "passes", "codegen", "runtime", "api"},  # trustformers_ir/__init__.py
 }
 # The runtime shares data with the compiler, not its machinery.
-RUNTIME_MAY_IMPORT = {f"{PACKAGE}.ir.{m}" for m in ("abi", "atomic", "binding", "diagnostics", "dims", "dtypes", "env", "progress", "types")}
+RUNTIME_MAY_IMPORT = {
+    f"{PACKAGE}.ir.{m}" for m in ("abi", "atomic", "binding", "diagnostics", "dims", "dtypes", "env", "progress", "types")
+}
 
 VISIBLE_ROOMS = {"codegen", "frontend", "models", "passes", "runtime", "tools"}
 

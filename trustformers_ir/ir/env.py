@@ -59,7 +59,7 @@ def _positive(text: str) -> int:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves `~` alone where there is no home
 
 
 STOP_AFTER: Variable[int | None] = Variable(
@@ -81,7 +81,7 @@ CACHE_DIR: Variable[Path] = Variable(
     "TFIR_CACHE_DIR",
     "a folder",
     _path,
-    Path("~/.cache/trustformers_ir").expanduser(),
+    _path("~/.cache/trustformers_ir"),
     "where downloads and tuning results are kept",
     "~/.cache/trustformers_ir",
 )
