@@ -18,9 +18,10 @@ def round_to(value: Any, dtype: DType) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype == dtype.numpy:
         return array
-    if dtype is DType.bf16 and DType.from_numpy(array.dtype) is not DType.f16:
-        array = _to_f32_odd(_sticky(array) if array.dtype.kind in "iu" else array.astype(np.float64))
-    return array.astype(dtype.numpy)
+    with np.errstate(all="ignore"):
+        if dtype is DType.bf16 and DType.from_numpy(array.dtype) is not DType.f16:
+            array = _to_f32_odd(_sticky(array) if array.dtype.kind in "iu" else array.astype(np.float64))
+        return array.astype(dtype.numpy)
 
 
 def _to_f32_odd(x: np.ndarray) -> np.ndarray:

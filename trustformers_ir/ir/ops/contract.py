@@ -349,7 +349,7 @@ class Conv1d(ConvOp):
 
 @dataclass(frozen=True)
 class Conv2d(ConvOp):
-    """The two-dimensional :class:`Conv1d`: x is ``[B, C, H, W]``, weight ``[O, C / groups, KH, KW]``.
+    """The two-dimensional ``conv1d``: x is ``[B, C, H, W]``, weight ``[O, C / groups, KH, KW]``.
 
     ``stride`` and ``dilation`` are (vertical, horizontal), ``padding`` is (top, bottom, left, right).
     """

@@ -342,10 +342,9 @@ class ScanOp(Op):
     def reference(self, ctx: EvalContext, x: np.ndarray) -> Any:
         scan = type(self).scan
         x = np.flip(x, self.axis) if self.reverse else x
-        if self.exclusive:
-            first = np.full_like(np.take(x, [], self.axis), 0, shape=[1 if i == self.axis % x.ndim else d for i, d in enumerate(x.shape)])
-            rest = np.take(x, np.arange(x.shape[self.axis] - 1), self.axis) if x.shape[self.axis] else x
-            x = np.concatenate([first + x.dtype.type(scan.identity), rest], self.axis) if x.shape[self.axis] else x
+        if self.exclusive and x.shape[self.axis]:
+            first = np.full_like(np.take(x, [0], self.axis), scan.identity)
+            x = np.concatenate([first, np.take(x, np.arange(x.shape[self.axis] - 1), self.axis)], self.axis)
         out = scan.accumulate(x, axis=self.axis, dtype=x.dtype)
         return np.flip(out, self.axis) if self.reverse else out
 
@@ -359,6 +358,7 @@ class ScanOp(Op):
         yield Sample(cls(0), (DType.i64["n"],), low, high)
         yield Sample(cls(0, exclusive=True), (DType.u8[7],), {"x": 0}, high)
         yield Sample(cls(1), (DType.c64[2, 3],), low, high)
+        yield Sample(cls(0, exclusive=True), (DType.f32[0, 2],))
 
 
 @dataclass(frozen=True)

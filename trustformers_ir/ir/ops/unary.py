@@ -1,6 +1,6 @@
-"""Elementwise ops of one operand: one declaration per function.
+"""Elementwise ops of one operand.
 
-Shapes and dtypes pass through unless an op says otherwise. ``ufunc`` is the whole meaning; the interpreter widens and rounds around it.
+Shapes and dtypes pass through unless an op says otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from trustformers_ir.ir.types import TensorType
 
 @dataclass(frozen=True)
 class UnaryOp(Op):
-    """Base: ``y[i] = ufunc(x[i])`` with the type of ``x``. ``domain`` is where samples draw their values from."""
+    """Base: ``y[i] = ufunc(x[i])`` with the type of ``x``; the interpreter widens and rounds around ``ufunc``.
+
+    ``domain`` is where samples draw their values from.
+    """
 
     operands = (Operand("x", FLOATS),)
     fusion = FusionKind.ELEMENTWISE
