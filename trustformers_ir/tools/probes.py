@@ -12,6 +12,7 @@ import numpy as np
 
 from trustformers_ir.ir.core import Module, Value
 from trustformers_ir.ir.dtypes import DType, Kind
+from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.ops.elementwise import Cast
 from trustformers_ir.ir.ops.index import Embedding, Gather
 from trustformers_ir.ir.ops.shape import MovementOp
@@ -32,7 +33,7 @@ def draw_dims(module: Module, random: np.random.Generator, given: Mapping[str, i
 def draw_inputs(module: Module, dims: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
     """An array for every argument of the main function, by name."""
     function = module.main
-    return {a.name or f"arg{i}": _draw(a, dims, random) for i, a in enumerate(function.args)}
+    return {name: _draw(a, dims, random) for name, a in zip(argument_names(function), function.args, strict=True)}
 
 
 def _draw(value: Value, dims: Mapping[str, int], random: np.random.Generator) -> np.ndarray:

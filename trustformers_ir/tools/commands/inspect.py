@@ -12,6 +12,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
+from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
 
@@ -70,7 +71,7 @@ def _of_module(module: Module) -> dict[str, object]:
         "name": module.name,
         "functions": list(module.functions),
         "dims": {name: str(fact) for name, fact in module.facts.symbols.items()},
-        "inputs": {a.name or f"arg{i}": str(a.type) for i, a in enumerate(main.args)},
+        "inputs": {name: str(a.type) for name, a in zip(argument_names(main), main.args, strict=True)},
         "outputs": {v.name or f"output{i}": str(v.type) for i, v in enumerate(main.outputs)},
         "weights": len(module.weights),
         "weight bytes": sum(evaluate(w.type.bytes, {}) for w in module.weights.values()),

@@ -16,6 +16,8 @@ import typer
 import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Collector, CompilerError, Diagnostic, Where
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
@@ -89,16 +91,16 @@ def _subject(path: str, compiled: bool) -> Subject:
         executable = tfir.load(path) if path.endswith(".tfc") else tfir.compile(path)
         return Subject(path, executable.module, lambda arrays: executable(**arrays))
     module = tfir.api.to_module(path)
-    return Subject(path, module, lambda arrays: tfir.evaluate(module, **arrays))
+    return Subject(path, module, lambda arrays: tfir.evaluate(module, *(arrays[name] for name in argument_names(module.main))))
 
 
 def _same_signature(subjects: Sequence[Subject]) -> None:
     """Names and dtypes of the inputs, number of outputs."""
     first, *others = subjects
     problems = Collector()
-    wanted = {a.name: a.type.dtype for a in first.module.main.args}
+    wanted = _signature(first.module)
     for subject in others:
-        found = {a.name: a.type.dtype for a in subject.module.main.args}
+        found = _signature(subject.module)
         if found != wanted:
             message = f"the inputs of '{subject.path}' ({_listed(found)}) are not those of '{first.path}' ({_listed(wanted)})"
             problems.add(Code.INPUT_NAME, message, Where(file=subject.path), "only models with the same inputs can be compared")
@@ -109,7 +111,11 @@ def _same_signature(subjects: Sequence[Subject]) -> None:
     problems.check()
 
 
-def _listed(signature: dict[str, Any]) -> str:
+def _signature(module: Module) -> dict[str, DType]:
+    return {name: a.type.dtype for name, a in zip(argument_names(module.main), module.main.args, strict=True)}
+
+
+def _listed(signature: dict[str, DType]) -> str:
     return ", ".join(f"{name}: {dtype}" for name, dtype in signature.items()) or "none"
 
 
