@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops import Add, Return
-from trustformers_ir.tools.cli import main
+from trustformers_ir.tools.cli import COMMANDS, main
 from trustformers_ir.tools.commands import run as run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,6 +215,15 @@ def test_texts_run_in_batches_of_like_length() -> None:
     assert [[int(i) for i in g] for g in groups] == [[1, 3], [0, 2], [4]]
     groups = run_command._groups(lengths, 3, pad=True)
     assert [[int(i) for i in g] for g in groups] == [[1, 3, 0], [2, 4]]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    function = getattr(importlib.import_module(f"trustformers_ir.tools.commands.{name}"), name)
+    assert function.__doc__ == COMMANDS[name]
+    code, out, _ = tfc(capsys, name, "--help")
+    assert code == 0 and COMMANDS[name] in " ".join(out.split())
+    assert COMMANDS[name].split()[0] in tfc(capsys, "--help")[1]
 
 
 def test_help_is_quick() -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a check did not hold; 2 the input or the request is at fau
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -17,29 +18,37 @@ import typer
 import trustformers_ir as tfir
 from trustformers_ir.ir import env
 from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError, InternalError, Where
-from trustformers_ir.tools.commands.bench import bench
-from trustformers_ir.tools.commands.compile import compile
-from trustformers_ir.tools.commands.export import export
-from trustformers_ir.tools.commands.inspect import inspect
-from trustformers_ir.tools.commands.opt import opt
-from trustformers_ir.tools.commands.run import run
-from trustformers_ir.tools.commands.targets import targets
-from trustformers_ir.tools.commands.verify import verify
 
 # typer carries its own copy of click or depends on it, by version: its usage errors share the base of its BadParameter.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 INTERRUPTED = 130
 
-app = typer.Typer(
-    name="tfc",
-    help="A compiler for transformer models.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (compile, run, verify, inspect, opt, targets, export, bench):
-    app.command(command.__name__)(command)
+# What there is, in the order of the help. A command's module is imported when the command is chosen: `tfc --help` waits for none of them.
+COMMANDS = {
+    "compile": "Compile MODEL into an artifact that runs without the compiler.",
+    "run": "Run MODEL, compiling it first unless it is an artifact.",
+    "verify": "Check that files compute the same function.",
+    "inspect": "Show what a file holds: inputs, outputs, weights, ops, kernels.",
+    "opt": "Run passes over FILE and print the result.",
+    "targets": "List what this machine can compile for and execute.",
+    "export": "Write MODEL for another system.",
+    "bench": "Time MODEL.",
+}
+
+
+def application(chosen: str | None) -> typer.Typer:
+    """The command line, in which only ``chosen`` is more than a line of the help."""
+    app = typer.Typer(name="tfc", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback()(_options)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"trustformers_ir.tools.commands.{name}") if name == chosen else None
+        app.command(name, help=summary)(getattr(module, name, _not_chosen))
+    return app
+
+
+def _not_chosen() -> None:
+    """Stands for a command whose module was not imported."""
 
 
 def _show_version(value: bool) -> None:
@@ -48,8 +57,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
+def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error; may stand anywhere.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
@@ -63,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [w for w in words if w != "--debug"] or ["--help"]
     try:
         debug = debug or env.DEBUG.get()
-        code: Any = app(words, prog_name="tfc", standalone_mode=False)
+        chosen = next((w for w in words if not w.startswith("-")), None)
+        code: Any = application(chosen)(words, prog_name="tfc", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:

@@ -21,7 +21,7 @@ class Row:
 
 
 def targets(json: Json = False) -> None:
-    """List the targets, and what this machine can compile for and execute."""
+    """List what this machine can compile for and execute."""
     rows = _rows()
     if json:
         console.print_json([asdict(r) for r in rows])
