@@ -274,6 +274,9 @@ def test_bounds() -> None:
     assert FACTS.bounds(3 - N) == (-509, 2)
     assert FACTS.bounds(symbol("q")) == (0, inf)
     assert FACTS.bounds(N - Z) == (-inf, 512)
+    assert FACTS.bounds(floordiv(N, 4) * 4 - N) == (-3, 0)
+    assert FACTS.bounds(N - floordiv(N, 4) * 4) == (0, 3)
+    assert FACTS.bounds(N - minimum(N, 5)) == (0, 507)
     assert Facts({"s": SymbolFact(3, 30, 8)}).bounds(S) == (8, 24)
     big = 2**60
     assert Facts({"n": SymbolFact(big, big + 1)}).bounds(N + 1) == (big + 1, big + 2)  # exact beyond 2**53

@@ -306,8 +306,8 @@ def test_rounding_from_integers_is_to_nearest_even(dtype: DType, source: type[An
     rng = np.random.default_rng(0)
     info = np.iinfo(source)
     values = rng.integers(info.min, info.max, 300, dtype=source)
-    halves = np.array([(k << s) + (1 << (s - 1)) + d for k in (257, 131, 2**24 + 1) for s in (6, 28, 38) for d in (-1, 0, 1)])
-    values = np.concatenate([values, halves[halves <= info.max].astype(source)])
+    halves = [(k << s) + (1 << (s - 1)) + d for k in (257, 131, 128, 2**24 + 1) for s in (6, 28, 38, 54, 55) for d in (-1, 0, 1)]
+    values = np.concatenate([values, np.array([h for h in halves if h <= info.max], source)])
     for value, result in zip(values.tolist(), round_to(values, dtype).astype(np.float64).tolist(), strict=True):
         assert result == nearest(Fraction(value), dtype, result)
 

@@ -130,6 +130,13 @@ def test_casts_to_integers_and_bools(source: DType, target: DType) -> None:
     assert apply(ops.Cast(target), values).tolist() == [cast_of(v, target) for v in wide.tolist()]
 
 
+@pytest.mark.parametrize("target", INTEGERS, ids=str)
+def test_casts_saturate_exactly_at_the_ends_of_the_range(target: DType) -> None:
+    ends = [float(target.min), float(target.max)]  # the latter may be max + 1
+    values = np.array([*ends, *np.nextafter(ends, -np.inf), *np.nextafter(ends, np.inf), target.min - 0.5, -0.5, 0.5])
+    assert apply(ops.Cast(target), values).tolist() == [cast_of(v, target) for v in values.tolist()]
+
+
 def neighbours(value: float, dtype: np.dtype[Any]) -> list[float]:
     """The next numbers of a floating dtype on both sides."""
     one = np.array(value).astype(dtype)
