@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codegen_harness import Compiled, check, guarded
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from trustformers_ir.codegen.kernel_ir.interpret import interpret
@@ -119,8 +119,11 @@ def test_random_schedules_keep_every_bit(data: st.DataObject) -> None:
     try:
         scheduled = apply(naive, moves)
     except ScheduleError as error:
-        assert "VECTOR" in str(error) or "K6" in str(error), error
-        return
+        reason = str(error)
+        event(f"refused: {reason[:20]}")
+        if "VECTOR" in reason or "K6" in reason:
+            return
+        raise
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=s).astype(np.float32) for s in ((m, depth), (depth, columns), (columns,), (m, columns))]
     check(scheduled, arrays, {"m": m}, reference=naive, workers=draw(st.integers(1, 3)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import Kernel
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel
 from trustformers_ir.ir.abi import Port, Site
 from trustformers_ir.ir.types import TensorType
 

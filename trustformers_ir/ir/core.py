@@ -6,6 +6,7 @@ through :meth:`Block.append`, :meth:`Block.insert_before` and :meth:`Operation.e
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Value:
             for operation, index in self.uses:
                 operation.set_operand(index, other)
 
-    def op_as(self, kind: type[Op]) -> Operation | None:
+    def op_as(self, kind: builtins.type[Op]) -> Operation | None:
         """The producing operation when its op is a ``kind``."""
         return self.producer if self.producer is not None and isinstance(self.producer.op, kind) else None
 
@@ -321,7 +322,7 @@ class Weight:
     def digest(self) -> str:
         """``sha256:<hex>`` of the stored bytes."""
         if self._digest is None:
-            self._digest = "sha256:" + hashlib.sha256(np.ascontiguousarray(self.data).view(np.uint8).reshape(-1)).hexdigest()
+            self._digest = "sha256:" + hashlib.sha256(np.ascontiguousarray(self.data).reshape(-1).view(np.uint8).data).hexdigest()
         return self._digest
 
 

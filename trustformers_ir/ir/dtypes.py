@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import enum
 from typing import TYPE_CHECKING, Any
 
@@ -58,20 +59,20 @@ class DType(enum.Enum):
         return self.value[2]
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         return self.kind is Kind.FLOAT
 
     @property
-    def is_integer(self) -> bool:
+    def is_integer(self) -> builtins.bool:
         """Signed or unsigned integer; bool is not one."""
         return self.kind in (Kind.INT, Kind.UINT)
 
     @property
-    def is_signed(self) -> bool:
+    def is_signed(self) -> builtins.bool:
         return self.kind in (Kind.INT, Kind.FLOAT, Kind.COMPLEX)
 
     @property
-    def is_complex(self) -> bool:
+    def is_complex(self) -> builtins.bool:
         return self.kind is Kind.COMPLEX
 
     @property
@@ -80,7 +81,8 @@ class DType(enum.Enum):
         if self is DType.bf16:
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         return _NUMPY[self]
 
     @property

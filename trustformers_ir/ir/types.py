@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Panels:
         return f"{{panels {self.width}}}"
 
 
-Layout = Union[RowMajor, Panels]
+Layout = RowMajor | Panels
 ROW_MAJOR = RowMajor()
 
 

@@ -61,7 +61,7 @@ class Substitution:
         hit = self.mapping.get(e)
         if hit is not None:
             return hit
-        if not e.children or self.touched.isdisjoint(e.free_axes) and not isinstance(e, Reduce) and not e.loads:
+        if not e.children or (self.touched.isdisjoint(e.free_axes) and not isinstance(e, Reduce) and not e.loads):
             return e
         done = self.memo.get(e)
         if done is None:

@@ -93,7 +93,7 @@ class _Emitter:
             raise ValueError(f"kernel {kernel.name} reads dimensions {missing}, which are not in {self.symbols}")
         self.writer = Writer()
         self.ops = Ops(self.writer)
-        self.buffers = [b for b in (*self.kernel.params, *self.kernel.scratch)]
+        self.buffers = [*self.kernel.params, *self.kernel.scratch]
         pointers = {b: f"%b{n}" for n, b in enumerate(self.buffers)}
         addressing = Addressing(self.kernel, self.simplifier)
         self.ev = Evaluator(self.writer, self.ops, Memory(self.ops, pointers, addressing), addressing, "%status")
@@ -255,7 +255,7 @@ class _Emitter:
         for r in self.ev.inner_reduces(root):
             if inside.isdisjoint(r.free_axes) and stored.isdisjoint(r.loads):
                 mine = [a for a in unrolled if a in r.free_axes]
-                point: Point = {a: 0 for a in unrolled}
+                point: Point = dict.fromkeys(unrolled, 0)
                 if all((a.static_extent or 0) > 0 for a in mine):
                     self.ev.eval(r, point)
             else:

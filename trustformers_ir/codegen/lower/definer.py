@@ -1,0 +1,169 @@
+"""The pointwise definition of every value of a region: the expression of one element at a symbolic index.
+
+This is the tensor-expression view (Halide, TVM te): an op is a function from an output index to a scalar expression over its operands'
+elements. A fused region is lowered by inlining these definitions into each other down to loads. What each op does is a rule in
+``definitions/``; which loops run around the result, and in which order, is decided later and cannot change a bit.
+
+Narrow floats (f16, bf16) are lifted to f32 for arithmetic and rounded to their dtype after every op, exactly as if every value had been
+stored, so fusing never changes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, cast
+from trustformers_ir.codegen.kernel_ir.optable import SUPPORTED
+from trustformers_ir.codegen.lower.indexing import Flattening, Index, broadcast_index, dim_expr, expr_dim
+from trustformers_ir.ir.abi import Site
+from trustformers_ir.ir.core import Operation, Value
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
+from trustformers_ir.ir.dims import Dim, Facts, product
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schema import Op
+from trustformers_ir.ir.types import Panels
+
+Rule = Callable[["Definer", Operation, Index, int], Expr]
+RULES: dict[type[Op], Rule] = {}
+
+
+def define(*kinds: type[Op]) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the pointwise definition of these ops."""
+
+    def register(rule: Rule) -> Rule:
+        for kind in kinds:
+            assert kind not in RULES, f"{kind.__name__} is defined twice"
+            RULES[kind] = rule
+        return rule
+
+    return register
+
+
+def compute_dtype(dtype: DType) -> DType:
+    """The dtype in which arithmetic on ``dtype`` is done."""
+    return DType.f32 if dtype in (DType.f16, DType.bf16) else dtype
+
+
+def unsupported(operation: Operation, what: str, help: str) -> CompilerError:
+    """The error for a form that has no native code yet."""
+    loc = operation.loc
+    where = Where(file=loc.file if loc else None, line=loc.line if loc else None, op=operation.op.mnemonic)
+    return CompilerError(Diagnostic(Code.UNSUPPORTED_OP, what, where, help))
+
+
+class Sites:
+    """Collects the checked index sites of a program and numbers them."""
+
+    def __init__(self) -> None:
+        self.rows: list[Site] = []
+
+    def add(self, operation: Operation, what: str, bound: Dim) -> int:
+        self.rows.append(Site(operation.op.mnemonic, what, str(bound), str(operation.loc) if operation.loc else ""))
+        return len(self.rows) - 1
+
+
+class Definer:
+    """Expressions of the values of one region. ``names`` says which values are in memory; everything else is inlined.
+
+    A value's buffer is made at the first access, in the shape in which that access sees it (runs of dims walked by one axis merged), so
+    that printed kernels and address arithmetic are as flat as the loops.
+    """
+
+    def __init__(self, facts: Facts, names: dict[Value, str], sites: Sites, written: frozenset[Value] = frozenset()) -> None:
+        self.facts = facts
+        self.names = names
+        self.sites = sites
+        self.written = written
+        self.buffers: dict[Value, Buffer] = {}
+        self.flat = Flattening(facts)
+        self.overrides: dict[Value, Callable[[Index], Expr]] = {}
+        self._memo: dict[tuple[Value, Index], Expr] = {}
+        self._shared: dict[Hashable, Expr] = {}
+
+    def at(self, value: Value, index: Sequence[Expr]) -> Expr:
+        """The element of ``value`` at ``index``, in the value's dtype."""
+        key = (value, tuple(index))
+        hit = self._memo.get(key)
+        if hit is None:
+            hit = self._memo[key] = self._define(*key)
+        return hit
+
+    def _define(self, value: Value, index: Index) -> Expr:
+        if value in self.overrides:
+            return self.overrides[value](index)
+        if value in self.names:
+            return Load(*self.place(value, index))
+        operation = value.producer
+        assert operation is not None, "a region argument has a buffer"
+        rule = RULES.get(type(operation.op))
+        if rule is None:
+            raise unsupported(operation, f"'{operation.op.mnemonic}' has no pointwise definition", "it can only run as a region of its own")
+        out = rule(self, operation, index, value.index)
+        assert out.dtype is value.type.dtype, f"{operation.op.mnemonic}: defined as {out.dtype}, typed {value.type.dtype}"
+        return out
+
+    def place(self, value: Value, index: Index) -> tuple[Buffer, Index]:
+        """Where an element of a value in memory lies; packed layouts are addressed by their logical index."""
+        layout, shape = value.type.layout, value.type.shape
+        if isinstance(layout, Panels):
+            *batch, n, k = index
+            return self._buffer(value, layout.storage(shape)), (*batch, n // layout.width, k, n % layout.width)
+        merged, dims = self.flat.merge(index, shape)
+        buffer = self._buffer(value, dims)
+        wanted = tuple(dim_expr(d) for d in dims)
+        if buffer.shape == wanted:
+            return buffer, merged
+        if len(buffer.shape) == len(shape):
+            return buffer, index
+        return buffer, self.flat.digits(self.flat.linear(index, shape), [expr_dim(d) for d in buffer.shape])
+
+    def _buffer(self, value: Value, dims: Sequence[Dim]) -> Buffer:
+        buffer = self.buffers.get(value)
+        if buffer is None:
+            buffer = self.buffers[value] = _make_buffer(self.names[value], value, dims, value not in self.written)
+        return buffer
+
+    def once(self, key: Hashable, build: Callable[[], Expr]) -> Expr:
+        """Build a fold once per key. Axes are identities, so two folds built apart would be computed twice."""
+        hit = self._shared.get(key)
+        if hit is None:
+            hit = self._shared[key] = build()
+        return hit
+
+    def operand(self, operation: Operation, number: int, index: Index) -> Expr:
+        """Operand ``number`` at the result's ``index`` under broadcasting, lifted to its compute dtype."""
+        value = operation.operands[number]
+        assert value is not None
+        return self.lifted(value, broadcast_index(index, value.type.shape, operation.results[0].type.shape))
+
+    def lifted(self, value: Value, index: Sequence[Expr]) -> Expr:
+        """The element in the dtype in which arithmetic is done."""
+        x = self.at(value, tuple(index))
+        return cast(x, compute_dtype(x.dtype))
+
+    def finish(self, operation: Operation, result: int, expr: Expr) -> Expr:
+        """Round a computed expression to the dtype of the result."""
+        return cast(expr, operation.results[result].type.dtype)
+
+    def checked(self, operation: Operation, raw: Expr, bound: Dim, what: str) -> Expr:
+        """A data-dependent index, checked against ``bound`` at run time."""
+        return CheckedIndex(cast(raw, DType.i64), dim_expr(bound), self.sites.add(operation, what, bound))
+
+    def reduce_axes(self, shape: Sequence[Dim], axes: Sequence[int]) -> dict[int, Axis]:
+        """Fresh axes for a fold over ``axes`` of an array of ``shape``: the last dimension folds in 16 lanes, the others in order."""
+        last = len(shape) - 1
+        return {a: Axis(f"r{a}", dim_expr(shape[a]), VECTOR if a == last else SEQ) for a in sorted(axes)}
+
+    def count(self, dims: Sequence[Dim], dtype: DType) -> Expr:
+        """The product of ``dims`` as a number of ``dtype``."""
+        expr = dim_expr(product(tuple(dims)))
+        return Const(expr.value, dtype) if isinstance(expr, Const) else cast(expr, dtype)
+
+
+def _make_buffer(name: str, value: Value, dims: Sequence[Dim], readonly: bool) -> Buffer:
+    dtype = value.type.dtype
+    if dtype not in SUPPORTED:
+        message = f"{dtype} tensors have no native code"
+        help = "run the module with tfir.evaluate, or split it into real and imaginary parts"
+        raise CompilerError(Diagnostic(Code.UNSUPPORTED_DTYPE, message, Where(tensor=value.name or None), help))
+    return Buffer(name, dtype, tuple(dim_expr(d) for d in dims), None, readonly=readonly)

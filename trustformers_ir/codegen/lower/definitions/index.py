@@ -1,0 +1,57 @@
+"""Pointwise definitions of gathers: the index comes from memory and is checked."""
+
+from __future__ import annotations
+
+from trustformers_ir.codegen.kernel_ir.nodes import Const, Expr, cast, eq
+from trustformers_ir.codegen.lower.definer import Definer, define
+from trustformers_ir.codegen.lower.indexing import Index
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Operation
+from trustformers_ir.ir.dtypes import DType
+
+
+@define(ops.Gather)
+def _gather(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.Gather)
+    x, indices = o.inputs
+    axis = o.op.axis % x.type.rank
+    rank = indices.type.rank
+    raw = d.at(indices, index[axis : axis + rank])
+    picked = d.checked(o, raw, x.type.shape[axis], "index")
+    return d.at(x, (*index[:axis], picked, *index[axis + rank :]))
+
+
+@define(ops.GatherElements)
+def _gather_elements(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.GatherElements)
+    x, indices = o.inputs
+    axis = o.op.axis % x.type.rank
+    picked = d.checked(o, d.at(indices, index), x.type.shape[axis], "index")
+    return d.at(x, (*index[:axis], picked, *index[axis + 1 :]))
+
+
+@define(ops.GatherNd)
+def _gather_nd(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.GatherNd)
+    x, indices = o.inputs
+    batch = o.op.batch_dims
+    depth = indices.type.shape[-1]
+    assert isinstance(depth, int), "the inference of gather_nd asks for a static index depth"
+    lead = indices.type.rank - 1
+    picked = [
+        d.checked(o, d.at(indices, (*index[:lead], Const(j, DType.i64))), x.type.shape[batch + j], f"index component {j}") for j in range(depth)
+    ]
+    return d.at(x, (*index[:batch], *picked, *index[lead:]))
+
+
+@define(ops.Embedding)
+def _embedding(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    table, ids = o.inputs
+    row = d.checked(o, d.at(ids, index[:-1]), table.type.shape[0], "token id")
+    return d.at(table, (row, index[-1]))
+
+
+@define(ops.OneHot)
+def _one_hot(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    hit = eq(cast(d.at(o.inputs[0], index[:-1]), DType.i64), index[-1])
+    return cast(hit, o.result.type.dtype)

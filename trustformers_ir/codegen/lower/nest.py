@@ -1,0 +1,88 @@
+"""The loop nest of an ordinary region: one store per result element, loops by a simple heuristic.
+
+Two shapes of nest exist besides the GEMM tile of ``schedules.py``:
+
+* *flat*: every operand has the result's shape or one element; the whole index space is one line, cut into chunks for the workers, each
+  chunk a vector loop;
+* *rows*: leading dims are parallel loops, the last one is a vector loop, unless a 16-lane fold depends on it (then it is an ordinary loop
+  and the vector unit works inside the fold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, walk
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, AxisKind, Expr, Reduce, binary, const
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
+from trustformers_ir.codegen.lower.definer import Definer
+from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.ir.core import Value
+from trustformers_ir.ir.dims import Dim, product
+
+FLAT_CHUNK = 2048  # elements per parallel chunk of a flat nest: large enough to hide the loop, small enough to balance
+
+Emit = Callable[[Index], list[Store]]
+
+
+def flat_nest(d: Definer, shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
+    """``for chunk parallel: for i vector: stores at the digits of chunk * FLAT_CHUNK + i``."""
+    total = dim_expr(product(tuple(shape)))
+    chunk = Axis("chunk", (total + (FLAT_CHUNK - 1)) // FLAT_CHUNK, PARALLEL)
+    lane = Axis("i", binary("min", const(FLAT_CHUNK), total - chunk * FLAT_CHUNK), VECTOR)
+    stores = emit(d.flat.digits(chunk * FLAT_CHUNK + lane, shape))
+    return (For(chunk, (For(lane, tuple(stores)),)),)
+
+
+def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
+    """One loop per dim; folds are hoisted by putting the dims on which no fold depends innermost."""
+    axes = [None if d == 1 else Axis(f"i{n}", dim_expr(d), SEQ) for n, d in enumerate(shape)]
+    stores = emit(tuple(const(0) if a is None else a for a in axes))
+    live = [a for a in axes if a is not None]
+    needed, laned = _fold_axes(stores)
+    order = [a for a in live if a in needed] + [a for a in live if a not in needed]
+    innermost = order[-1] if order else None
+    kinds: dict[Axis, AxisKind] = {a: PARALLEL for a in order if a is not innermost or a in laned}
+    if innermost is not None and innermost not in laned:
+        kinds[innermost] = VECTOR if live and innermost is live[-1] else SEQ
+    if needed and order != live:  # an inner loop that no fold depends on runs inside the folds' loops
+        first_free = next((i for i, a in enumerate(order) if a not in needed), len(order))
+        for a in order[first_free:]:
+            kinds[a] = VECTOR if a is innermost and a is live[-1] else SEQ
+    elif needed:
+        for a in order:
+            if a not in needed and a is not innermost:
+                kinds[a] = SEQ
+    return _bind(order, kinds, stores)
+
+
+def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -> tuple[Stmt, ...]:
+    from_kinds = {a: a.like(kind=k) for a, k in kinds.items() if k is not a.kind}
+    statements: tuple[Stmt, ...] = tuple(stores)
+    if from_kinds:
+        mapping: dict[Expr, Expr] = dict(from_kinds.items())
+        substitution = Substitution(mapping)
+        statements = tuple(substitution.stmt(s) for s in statements)
+    for a in reversed(order):
+        statements = (For(from_kinds.get(a, a), statements),)
+    return statements
+
+
+def _fold_axes(stores: list[Store]) -> tuple[set[Axis], set[Axis]]:
+    """Axes on which some fold depends, and those on which some 16-lane fold depends."""
+    needed: set[Axis] = set()
+    laned: set[Axis] = set()
+    seen: set[Expr] = set()
+    for s in stores:
+        for e in (*s.index, s.value):
+            for n in walk(e, seen):
+                if isinstance(n, Reduce):
+                    needed |= n.free_axes
+                    if any(a.kind is VECTOR for a in n.axes):
+                        laned |= n.free_axes
+    return needed, laned
+
+
+def is_flat(shape: tuple[Dim, ...], operands: Sequence[Value]) -> bool:
+    """Whether every operand has exactly the result's shape or one element."""
+    return all(v.type.shape == shape or v.type.elements == 1 for v in operands)

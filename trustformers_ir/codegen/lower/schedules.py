@@ -1,0 +1,63 @@
+"""Which loops run how: schedules as data, picked by heuristics from the shape of a naive kernel.
+
+Nothing here can change a result; see ``kernel_ir/schedule.py`` for the moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, UNROLL, VECTOR
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Move, Reorder, Split, Tag
+
+
+@dataclass(frozen=True)
+class MachineShape:
+    """What the heuristics know of the target: vector registers of 16 f32 lanes' worth, and the sizes of the caches in bytes.
+
+    ``registers`` counts registers that hold 16 f32 (a pair of 256-bit ones counts one on AVX2).
+    """
+
+    name: str = "avx512"
+    registers: int = 32
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+
+    @property
+    def panel(self) -> int:
+        """Columns of a packed B panel: the micro-tile is ``tile_rows x panel``."""
+        return 48 if self.registers >= 32 else 16
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the register tile: accumulators, one B vector per column block and one broadcast must fit the registers.
+
+        With 32 registers 8 x 48 takes 24 accumulators + 3 + 1; with 8 (AVX2: sixteen 256-bit ones) 6 x 16 takes 6 + 1 + 1.
+        """
+        return 8 if self.registers >= 32 else 6
+
+
+def gemm_schedule(machine: MachineShape, panel: int, n_exact: bool) -> tuple[Move, ...]:
+    """Register tiles for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
+
+    The loops are, outermost first: blocks of rows that keep A in L2 (``m.o``), panels of B (``n.o``), tiles of rows in the block (``m.i.o``),
+    then the register tile: rows x vectors of the panel x 16 lanes. Both outer loops are cut over the workers.
+    Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
+    """
+    del n_exact
+    rows, vectors = machine.tile_rows, -(-panel // LANES)
+    return (
+        Split("m", rows, CLAMP),
+        Split("m.o", ROW_BLOCK // rows, GUARD),
+        Split("n", panel, GUARD),
+        *((Split("n.i", LANES, GUARD),) if vectors > 1 else ()),
+        Reorder(("m.o.o", "n.o", "m.o.i", "m.i", *(("n.i.o", "n.i.i") if vectors > 1 else ("n.i",)))),
+        Tag("m.o.o", PARALLEL_KIND),
+        Tag("n.o", PARALLEL_KIND),
+        Tag("m.i", UNROLL),
+        *((Tag("n.i.o", UNROLL), Tag("n.i.i", VECTOR)) if vectors > 1 else (Tag("n.i", VECTOR),)),
+    )
+
+
+ROW_BLOCK = 96  # rows of A that stay in L2 while the panels stream past: 96 x 3072 x 4 bytes is 1.2 MB; a multiple of both tile heights
