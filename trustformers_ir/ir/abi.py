@@ -10,7 +10,8 @@ The native side is three kinds of symbols in one object file::
     and the worker pool: tfir_pool_create, tfir_pool_run, tfir_pool_destroy, tfir_barrier.
 
 ``dims`` holds the values of ``Manifest.symbols`` in that order. ``status[0]`` is 0, or 1 + the number of the :class:`Site` whose index was
-out of range, and ``status[1]`` the offending index. Every base pointer is 64-byte aligned except inputs and outputs, which are aligned to their element.
+out of range, and ``status[1]`` the offending index. Every base pointer is 64-byte aligned except inputs and outputs, which are aligned to
+their element.
 """
 
 from __future__ import annotations
