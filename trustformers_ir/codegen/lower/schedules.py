@@ -37,15 +37,23 @@ class MachineShape:
         """
         return 8 if self.registers >= 32 else 6
 
+    @property
+    def attention_rows(self) -> int:
+        """Query rows of the attention tile; with ``attention_vectors`` it fits the registers beside one vector and one broadcast."""
+        return 6
 
-def gemm_schedule(machine: MachineShape, panel: int, n_exact: bool) -> tuple[Move, ...]:
+    @property
+    def attention_vectors(self) -> int:
+        return 4 if self.registers >= 32 else 1
+
+
+def gemm_schedule(machine: MachineShape, panel: int) -> tuple[Move, ...]:
     """Register tiles for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
 
     The loops are, outermost first: blocks of rows that keep A in L2 (``m.o``), panels of B (``n.o``), tiles of rows in the block (``m.i.o``),
     then the register tile: rows x vectors of the panel x 16 lanes. Both outer loops are cut over the workers.
     Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
     """
-    del n_exact
     rows, vectors = machine.tile_rows, -(-panel // LANES)
     return (
         Split("m", rows, CLAMP),

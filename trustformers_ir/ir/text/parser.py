@@ -21,6 +21,7 @@ import trustformers_ir.ir.ops  # noqa: F401  (declares every op)
 from trustformers_ir.ir.core import Block, Function, Location, Module, Operation, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dims import SymbolFact, UndecidedDim
+from trustformers_ir.ir.ops.data import WeightOp
 from trustformers_ir.ir.schema import OPS, ConstraintError, Op, infer_types
 from trustformers_ir.ir.text.attributes import Reader, codec, parse_type, type_text
 from trustformers_ir.ir.text.dimtext import MAX_COEFFICIENT
@@ -100,7 +101,7 @@ class _Parser:
         self.problems: list[Diagnostic] = []
         self.operations = 0
         self.places: dict[int, Token] = {}  # of operations, functions and weights, by id
-        self.lost_functions = False
+        self.broken_weights: set[str] = set()  # their declarations have problems
 
     def run(self, verify: bool) -> Module:
         try:
@@ -220,6 +221,7 @@ class _Parser:
         name = reader.expect_kind("name", "the name of a symbol")
         if name.text in self.module.facts.symbols:
             reader.fail(f"the symbol '{shorten(name.text)}' is declared twice", name, Code.REDEFINED_NAME)
+        self.module.facts.symbols[name.text] = SymbolFact()  # stands in if the rest of the line is broken
         reader.expect(":")
         low_token = reader.expect("[")
         low = reader.integer("the lower bound", 0, MAX_COEFFICIENT)
@@ -240,6 +242,7 @@ class _Parser:
         name = self._global_name("the name of a weight")
         if name in self.module.weights:
             reader.fail(f"the weight '{shorten(name)}' is declared twice", place, Code.REDEFINED_NAME)
+        self.broken_weights.add(name)
         reader.expect(":")
         type = parse_type(reader)
         reader.expect("=")
@@ -247,6 +250,7 @@ class _Parser:
         weight = Weight(name, type, self._bytes(name, type, digest), digest.text)
         self.places[id(weight)] = place
         self.module.add_weight(weight)
+        self.broken_weights.discard(name)
         reader.end_line()
 
     def _bytes(self, name: str, type: TensorType, digest: Token) -> Any:
@@ -470,6 +474,8 @@ class _Parser:
         try:
             inferred = infer_types(op, [None if v is None else v.type for v in operands], self.module.infer_context)
         except ConstraintError as error:
+            if isinstance(op, WeightOp) and op.name in self.broken_weights:
+                raise _Broken from None
             fail(str(error), place, Code.CONSTRAINT)
         except UndecidedDim as error:
             fail(str(error), place, Code.UNDECIDED_DIM, "declare what is known of the symbol: symbol n : [low, high] % divisor")

@@ -1,0 +1,211 @@
+"""Ops whose elements depend on each other or land where the data says: running sums, top-k, scatters. Each writes its own loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, store
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    PARALLEL,
+    SCRATCH,
+    SEQ,
+    VECTOR,
+    Axis,
+    Buffer,
+    Const,
+    Expr,
+    Load,
+    Reduce,
+    binary,
+    cast,
+    const,
+    eq,
+    select,
+    unary,
+)
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
+from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
+from trustformers_ir.codegen.lower.definitions.elementwise import combine
+from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.lower.nest import row_nest
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Operation, Value
+from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.dtypes import DType, Kind
+from trustformers_ir.ir.schema import Op
+
+Lowering = Callable[[Definer, Operation], tuple[Stmt, ...]]
+ORDERED: dict[type[Op], Lowering] = {}
+
+
+def _ordered(*kinds: type[Op]) -> Callable[[Lowering], Lowering]:
+    def register(lowering: Lowering) -> Lowering:
+        for kind in kinds:
+            ORDERED[kind] = lowering
+        return lowering
+
+    return register
+
+
+def _outer(shape: tuple[Dim, ...], axis: int) -> list[Axis]:
+    """Parallel loops over every dim but ``axis``."""
+    return [Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape) if n != axis]
+
+
+def _put(outer: list[Axis], axis: int, at: Expr) -> Index:
+    return (*outer[:axis], at, *outer[axis:])
+
+
+def _bind(outer: list[Axis], *body: Stmt) -> tuple[Stmt, ...]:
+    out: tuple[Stmt, ...] = body
+    for a in reversed(outer):
+        out = (For(a, out),)
+    return out
+
+
+def _write(d: Definer, value: Value, index: Index, expr: Expr) -> Store:
+    buffer, at = d.place(value, index)
+    return Store(buffer, at, expr)
+
+
+@_ordered(ops.CumSum, ops.CumProd)
+def _scan(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    """A running fold along one axis; the accumulator of floats is f64, so that long rows stay exact to a rounding."""
+    assert isinstance(o.op, ops.ScanOp)
+    x, out = o.inputs[0], o.result
+    axis = o.op.axis % x.type.rank
+    dtype = out.type.dtype
+    wide = DType.f64 if dtype.is_float else dtype
+    product = isinstance(o.op, ops.CumProd)
+    running = Buffer("running", wide, (const(1),), space=SCRATCH)
+    outer = _outer(x.type.shape, axis)
+    step = Axis("step", dim_expr(x.type.shape[axis]), SEQ)
+    at = dim_expr(x.type.shape[axis]) - 1 - step if o.op.reverse else step
+    index = _put(outer, axis, at)
+    element = cast(d.lifted(x, index), wide)
+    add = store(running, const(0), running[const(0)] * element if product else running[const(0)] + element)
+    emit = _write(d, out, index, cast(running[const(0)], dtype))
+    body = (emit, add) if o.op.exclusive else (add, emit)
+    start = store(running, const(0), Const(1 if product else 0, wide))
+    if not outer:
+        return (start, For(step, body))
+    return _bind(outer, start, For(step, body))
+
+
+@_ordered(ops.TopK)
+def _top_k(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    """k rounds of "the first of the largest not yet taken", on integer keys that order floats totally (NaN above infinity, zeros equal)."""
+    assert isinstance(o.op, ops.TopK)
+    x = o.inputs[0]
+    values, indices = o.results
+    axis = o.op.axis % x.type.rank
+    size = dim_expr(x.type.shape[axis])
+    outer = _outer(x.type.shape, axis)
+    key_dtype = _key_dtype(x.type.dtype)
+    key = Buffer("key", key_dtype, (size,), space=SCRATCH)
+    taken = Buffer("taken", DType.i32, (size,), space=SCRATCH)
+    best = Buffer("best", DType.i64, (const(1),), space=SCRATCH)
+    i, j, c = Axis("i", size, SEQ), Axis("j", size, VECTOR), Axis("c", size, VECTOR)
+    rank = Axis("rank", dim_expr(o.op.k), SEQ)
+    order = _order_key(d.at(x, _put(outer, axis, i)))
+    fill = For(i, (store(key, i, order if o.op.largest else unary("not", order)), store(taken, i, Const(0, DType.i32))))
+    lowest = Const(key_dtype.min, key_dtype)
+    candidate = select(eq(taken[j], 0), key[j], lowest)
+    top = Axis("t", size, VECTOR)
+    highest = Reduce("max", (top,), select(eq(taken[top], 0), key[top], lowest))
+    first_free = Reduce("argmin", (c,), taken[c])
+    chosen = select(eq(highest, lowest), first_free, Reduce("argmax", (j,), candidate))
+    place = _put(outer, axis, rank)
+    got = Load(best, (const(0),))
+    rounds = For(
+        rank,
+        (
+            store(best, const(0), chosen),
+            _write(d, values, place, d.at(x, _put(outer, axis, got))),
+            _write(d, indices, place, got),
+            store(taken, got, Const(1, DType.i32)),
+        ),
+    )
+    if not outer:
+        return (fill, rounds)
+    return _bind(outer, fill, rounds)
+
+
+def _key_dtype(dtype: DType) -> DType:
+    if dtype.is_float:
+        return DType.i64 if dtype is DType.f64 else DType.i32
+    return dtype if dtype.kind is not Kind.BOOL else DType.i32
+
+
+def _order_key(x: Expr) -> Expr:
+    """A signed integer that is larger exactly when x is: the bits of a float, mirrored for negatives; NaN is the largest."""
+    if x.dtype is DType.bool:
+        return cast(x, DType.i32)
+    if not x.dtype.is_float:
+        return x
+    wide = cast(x, compute_dtype(x.dtype))
+    bits = unary("bits", wide + 0.0)  # -0.0 + 0.0 is 0.0, so that zeros are equal
+    largest = Const(bits.dtype.max, bits.dtype)
+    mirrored = select(bits < 0, binary("xor", bits, largest), bits)
+    return select(unary("isnan", wide), largest, mirrored)
+
+
+def _copy(d: Definer, x: Value, out: Value) -> tuple[Stmt, ...]:
+    return row_nest(x.type.shape, lambda index: [_write(d, out, index, d.at(x, index))])
+
+
+_COMBINE = {ops.ScatterReduce.ADD: "add", ops.ScatterReduce.MUL: "mul", ops.ScatterReduce.MAX: "max", ops.ScatterReduce.MIN: "min"}
+
+
+def _update(d: Definer, o: Operation, out: Value, at: Index, update: Expr) -> Store:
+    """Write or combine one update; narrow floats combine in f32 and round after every step, in the order of the updates."""
+    reduce: ops.ScatterReduce = o.op.reduce  # type: ignore[attr-defined]
+    if reduce is ops.ScatterReduce.NONE:
+        return _write(d, out, at, update)
+    buffer, index = d.place(out, at)
+    wide = compute_dtype(update.dtype)
+    value = combine(_COMBINE[reduce], cast(Load(buffer, index), wide), cast(update, wide))
+    return Store(buffer, index, cast(value, update.dtype))
+
+
+@_ordered(ops.ScatterElements)
+def _scatter_elements(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    assert isinstance(o.op, ops.ScatterElements)
+    x, indices, updates = o.inputs
+    out = o.result
+    axis = o.op.axis % x.type.rank
+    outer = [a.like(name=f"u{a.name}") for a in _outer(updates.type.shape, axis)]
+    step = Axis("step", dim_expr(updates.type.shape[axis]), SEQ)
+    source = _put(outer, axis, step)
+    target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
+    write = For(step, (_update(d, o, out, _put(outer, axis, target), d.at(updates, source)),))
+    return (*_sequential(_copy(d, x, out)), *_sequential(_bind(outer, write)))
+
+
+@_ordered(ops.ScatterNd)
+def _scatter_nd(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    assert isinstance(o.op, ops.ScatterNd)
+    x, indices, updates = o.inputs
+    out = o.result
+    depth = indices.type.shape[-1]
+    assert isinstance(depth, int), "the inference of scatter_nd asks for a static index depth"
+    lead = [Axis(f"n{i}", dim_expr(n), SEQ) for i, n in enumerate(indices.type.shape[:-1])]
+    slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
+    target = [
+        d.checked(o, d.at(indices, (*lead, Const(j, DType.i64))), x.type.shape[j], f"index component {j}") for j in range(depth)
+    ]
+    write = _update(d, o, out, (*target, *slices), d.at(updates, (*lead, *slices)))
+    return (*_sequential(_copy(d, x, out)), *_bind([*lead, *slices], write))
+
+
+def _sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The same loops without workers: a later statement reads what an earlier one wrote, and there is no barrier inside a kernel."""
+    from_parallel: list[Stmt] = []
+    for s in body:
+        if isinstance(s, For) and s.axis.kind is PARALLEL:
+            axis = s.axis.like(kind=SEQ)
+            inner = _sequential(s.body)
+            from_parallel.append(For(axis, tuple(Substitution({s.axis: axis}).stmt(b) for b in inner), s.guard))
+        else:
+            from_parallel.append(s)
+    return tuple(from_parallel)

@@ -1,0 +1,132 @@
+"""The blocks that architectures are made of. A block asks its scope for parameters when it is made, and computes when it is called.
+
+Names of blocks and formulas follow Vaswani et al., "Attention Is All You Need" (2017), unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.parameters import Scope
+from trustformers_ir.ir.tensor import Tensor
+
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_fast": lambda x: F.gelu(x, "tanh"),
+    "gelu_new": lambda x: F.gelu(x, "tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, "tanh"),
+    "gelu_python": F.gelu,
+    "hardswish": F.hard_swish,
+    "linear": lambda x: x,
+    "mish": F.mish,
+    "quick_gelu": lambda x: x * F.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu6": lambda x: x.clamp(0, 6),
+    "sigmoid": F.sigmoid,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": F.tanh,
+}
+"""``hidden_act`` of configs -> function."""
+
+
+class Linear:
+    """``x @ weight.T + bias``."""
+
+    def __init__(self, scope: Scope, inputs: int, outputs: int, bias: bool = True) -> None:
+        self.weight = scope.param("weight", (outputs, inputs))
+        self.bias = scope.param("bias", (outputs,)) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm:
+    """Ba, Kiros & Hinton, "Layer Normalization" (2016)."""
+
+    def __init__(self, scope: Scope, features: int, eps: float = 1e-5) -> None:
+        self.weight = scope.param("weight", (features,))
+        self.bias = scope.param("bias", (features,))
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding:
+    """A learned vector for every id."""
+
+    def __init__(self, scope: Scope, rows: int, features: int) -> None:
+        self.weight = scope.param("weight", (rows, features))
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class LearnedPositions(Embedding):
+    """A learned vector for every position (Gehring et al. 2017); positions count from 0."""
+
+    def first(self, length: Dim) -> Tensor:
+        """The vectors of positions ``0 .. length - 1``."""
+        return F.tensor(self.weight)[:length]
+
+
+class SinusoidalPositions:
+    """Section 3.5: ``PE(p, 2i) = sin(p / 10000 ** (2i / d))`` and ``PE(p, 2i + 1) = cos(p / 10000 ** (2i / d))``."""
+
+    def __init__(self, rows: int, features: int) -> None:
+        angle = np.arange(rows)[:, None] / 10000 ** (np.arange(0, features, 2)[None, :] / features)
+        table = np.empty((rows, features))
+        table[:, 0::2], table[:, 1::2] = np.sin(angle), np.cos(angle[:, : features // 2])
+        self.table = table.astype(np.float32)
+
+    def first(self, length: Dim) -> Tensor:
+        """The vectors of positions ``0 .. length - 1``."""
+        return F.tensor(self.table)[:length]
+
+
+class MultiHeadAttention:
+    """Section 3.2.2: ``Concat(head_1, …, head_h) W^O`` with ``head_i = softmax(Q_i K_i^T / sqrt(d_k)) V_i``."""
+
+    def __init__(self, query: Linear, key: Linear, value: Linear, output: Linear, heads: int) -> None:
+        self.query, self.key, self.value, self.output = query, key, value, output
+        self.heads = heads
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Self-attention over ``x[batch, length, features]``; ``mask[batch, heads | 1, length | 1, length]`` is true where a key may be seen."""
+        q, k, v = (split_heads(projection(x), self.heads) for projection in (self.query, self.key, self.value))
+        return self.output(merge_heads(F.attention(q, k, v, mask)))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[batch, length, heads * features]`` to ``[batch, heads, length, features]``."""
+    batch, length, features = x.shape
+    return x.reshape(batch, length, heads, features // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """The inverse of ``split_heads``."""
+    batch, heads, length, features = x.shape
+    return x.transpose(1, 2).reshape(batch, length, heads * features)
+
+
+class FeedForward:
+    """Section 3.3: ``FFN(x) = activation(x W_1 + b_1) W_2 + b_2``."""
+
+    def __init__(self, inner: Linear, outer: Linear, activation: Activation) -> None:
+        self.inner, self.outer = inner, outer
+        self.activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outer(self.activation(self.inner(x)))
+
+
+def padding_mask(attention_mask: Tensor) -> Tensor:
+    """``[batch, length]`` with 1 for tokens and 0 for padding, to a mask of keys for attention."""
+    return (attention_mask != 0)[:, None, None, :]

@@ -1,0 +1,104 @@
+"""Reading the fields of a model's config: typed, checked against ranges, all problems gathered.
+
+    fields = Fields(json.loads(text), problems)
+    layers = fields.whole("num_hidden_layers")                    # an int of at least 1; required, for want of a default
+    eps = fields.number("layer_norm_eps", 1e-12)
+    problems.check()
+
+A field that is wrong is reported and read as its default, so that the fields after it are checked as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from trustformers_ir.ir.diagnostics import Code, Collector, Where
+
+LARGEST = 1 << 31  # no size of a model is beyond this
+
+
+class Fields:
+    """The fields of one JSON object. ``where`` gives the place of a field (None: of the whole config); ``code`` is what problems are reported as."""
+
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        problems: Collector,
+        where: Callable[[str | None], Where] = lambda name: Where(),
+        code: Code = Code.CONFIG_INVALID,
+    ) -> None:
+        self.raw = raw
+        self.problems = problems
+        self.where = where
+        self.code = code
+
+    def whole(self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST) -> int:
+        """An integer in ``low .. high``."""
+        value = self._take(name, default)
+        if value is None:
+            return low
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            expected = f"a whole number of at least {low}" if high == LARGEST else f"a whole number in {low} .. {high}"
+            self.fail(name, f"is {_shown(value)}, not {expected}")
+            return low if default is None else default
+        return value
+
+    def number(self, name: str, default: float | None = None, low: float = 0.0, high: float = math.inf) -> float:
+        """A finite number in ``low .. high``."""
+        value = self._take(name, default)
+        if value is None:
+            return low
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or not math.isfinite(value):
+            self.fail(name, f"is {_shown(value)}, not a number{f' of at least {low:g}' if high == math.inf else f' in {low:g} .. {high:g}'}")
+            return low if default is None else default
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._take(name, default)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        self.fail(name, f"is {_shown(value)}, not true or false")
+        return bool(default)
+
+    def choice(self, name: str, among: Iterable[str], default: str | None = None) -> str:
+        """One of the names in ``among``; a name that is not is reported as not supported."""
+        known = sorted(among)
+        value = self._take(name, default)
+        if value is None:
+            return known[0]
+        if not isinstance(value, str):
+            self.fail(name, f"is {_shown(value)}, not a name")
+        elif value not in known:
+            near = get_close_matches(value, known, 1)
+            help = f"supported are {', '.join(known)}" + (f"; did you mean '{near[0]}'?" if near else "")
+            self.unsupported(name, f"is '{value}', which is not supported", help)
+        else:
+            return value
+        return known[0] if default is None else default
+
+    def unsupported(self, name: str, what: str, help: str = "") -> None:
+        """Report a variant that is valid and not written yet."""
+        self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{name}' {what}", self.where(name), help)
+
+    def fail(self, name: str, what: str, help: str = "") -> None:
+        """Report a value that cannot be."""
+        self.problems.add(self.code, f"'{name}' {what}", self.where(name), help)
+
+    def _take(self, name: str, default: Any) -> Any:
+        value = self.raw.get(name)
+        if value is None and default is None:
+            near = get_close_matches(name, [k for k in self.raw if isinstance(k, str)], 1, 0.8)
+            help = f"'{near[0]}' is there: is it misspelt?" if near else "the field has no default"
+            self.problems.add(self.code, f"'{name}' is missing", self.where(None), help)
+        return default if value is None else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
