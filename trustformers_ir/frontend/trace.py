@@ -46,8 +46,8 @@ def trace(
     parameters that ``fn`` asks for by name. Raises ``CompilerError``: at the user's line where there is one.
     """
     module = Module(_module_name(fn) if name is None else name)
-    arguments = _bound(fn, specs, named_specs)
-    leaves = [leaf for key, spec in arguments.items() for leaf in _leaves(spec, key, "spec")]
+    positional = dict(zip(_positional_names(fn, specs, named_specs), specs, strict=True))
+    leaves = [leaf for key, spec in (*positional.items(), *named_specs.items()) for leaf in _leaves(spec, key)]
     types = {path: _spec_type(path, spec) for path, spec in leaves if _is_tensor_spec(spec)}
     _declare(module, types, facts or {})
     names = _unique([_identifier(path) for path in types])
@@ -55,8 +55,9 @@ def trace(
     running = Trace(module, block, _as_weights(weights or {}))
     inputs = {path: Tensor(running, value) for path, value in zip(types, block.args, strict=True)}
     with tracing(running):
-        results = _call(fn, arguments, inputs)
-        outputs = list(_outputs(results))
+        args = [_rebuilt(spec, key, inputs) for key, spec in positional.items()]
+        kwargs = {key: _rebuilt(spec, key, inputs) for key, spec in named_specs.items()}
+        outputs = list(_outputs(_call(fn, args, kwargs)))
         for path, value in outputs:
             if value.block is None and not value.name:
                 value.name = path
@@ -73,29 +74,32 @@ def _module_name(fn: Callable[..., Any]) -> str:
 # --- specs -------------------------------------------------------------------------------------------------------------------------
 
 
-def _bound(fn: Callable[..., Any], specs: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The specs by the names of the function's parameters, in the order of the signature; those of ``*args`` as ``args_0`` …"""
+def _positional_names(fn: Callable[..., Any], specs: tuple[Any, ...], named: Mapping[str, Any]) -> list[str]:
+    """The names of the parameters that the positional specs go to; ``args_0`` … for those of ``*args``."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        return {f"arg{i}": s for i, s in enumerate(specs)} | dict(named)
+        return [f"arg{i}" for i in range(len(specs))]
     try:
-        bound = signature.bind(*specs, **named)
+        signature.bind(*specs, **named)
     except TypeError as error:
         message = f"the specs do not fit the function's signature {signature}: {error}"
         raise CompilerError.of(Code.TRACE_SPEC, message, help="give one spec for every parameter without a default") from None
-    return dict(bound.arguments)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in signature.parameters.values() if p.kind in kinds][: len(specs)]
+    rest = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_POSITIONAL), "args")
+    return names + [f"{rest}.{i}" for i in range(len(specs) - len(names))]
 
 
-def _leaves(tree: Any, path: str, what: str) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The leaves of nested tuples, lists and dicts with their paths."""
     if isinstance(tree, Mapping):
         for key, item in tree.items():
-            yield from _leaves(item, f"{path}.{key}", what)
+            yield from _leaves(item, f"{path}.{key}")
     elif isinstance(tree, (tuple, list)):
         keys = getattr(tree, "_fields", range(len(tree)))
         for key, item in zip(keys, tree, strict=True):
-            yield from _leaves(item, f"{path}.{key}", what)
+            yield from _leaves(item, f"{path}.{key}")
     else:
         yield path, tree
 
@@ -176,18 +180,10 @@ def _as_weights(weights: Mapping[str, Any]) -> dict[str, Weight]:
 # --- running the function ----------------------------------------------------------------------------------------------------------
 
 
-def _call(fn: Callable[..., Any], arguments: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+def _call(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """What ``fn`` returns. An exception of its own becomes an error at the line that raised it."""
-    values = {key: _rebuilt(spec, key, inputs) for key, spec in arguments.items()}
     try:
-        signature = inspect.signature(fn)
-        bound = signature.bind_partial()
-        bound.arguments.update(values)
-        positional, named = bound.args, bound.kwargs
-    except (TypeError, ValueError):
-        positional, named = tuple(values.values()), {}
-    try:
-        return fn(*positional, **named)
+        return fn(*args, **kwargs)
     except CompilerError:
         raise
     except UndecidedDim as error:
@@ -227,13 +223,12 @@ _LIBRARIES = tuple({sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "pur
 def _outputs(results: Any) -> Iterator[tuple[str, Value]]:
     """The tensors that the function returned, by name; None is left out."""
     single = not isinstance(results, (tuple, list, Mapping))
-    leaves = [(path.removeprefix("."), leaf) for path, leaf in _leaves(results, "", "result") if leaf is not None]
+    leaves = [(path.removeprefix("."), leaf) for path, leaf in _leaves(results, "") if leaf is not None]
     names = ["output" if single else _identifier(f"output_{path}" if path[:1].isdigit() else path) for path, _ in leaves]
     for name, (path, leaf) in zip(_unique(names), leaves, strict=True):
         if not (isinstance(leaf, (Tensor, Parameter, np.ndarray, np.generic, bool, int, float, complex))):
-            place = f"'{path}'" if path else "the function"
-            message = f"the result of {place} is {type(leaf).__name__} {leaf!r:.60}, which is no tensor" if path else ""
-            message = message or f"the traced function returned {type(leaf).__name__} {leaf!r:.60}, which is no tensor"
+            place = f"the result '{path}' of the traced function" if path else "the result of the traced function"
+            message = f"{place} is {type(leaf).__name__} {leaf!r:.60}, which is no tensor"
             raise CompilerError.of(Code.TRACE_RESULT, message, help="return a tensor, or tuples, lists and dicts of tensors")
         yield name, as_tensor(leaf).value
     if not leaves:
