@@ -64,7 +64,7 @@ class BertConfig:
             num_labels=fields.whole("num_labels", len(labels) if isinstance(labels, dict) and labels else 2),
             tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         )
-        if config.hidden_size % config.num_attention_heads:
+        if fields.right("hidden_size", "num_attention_heads") and config.hidden_size % config.num_attention_heads:
             fields.fail("num_attention_heads", f"is {config.num_attention_heads}, which does not divide hidden_size {config.hidden_size}")
         fields.choice("position_embedding_type", ["absolute"], "absolute")
         for name in ("is_decoder", "add_cross_attention"):

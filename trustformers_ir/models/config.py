@@ -21,7 +21,10 @@ LARGEST = 1 << 31  # no size of a model is beyond this
 
 
 class Fields:
-    """The fields of one JSON object. ``where`` gives the place of a field (None: of the whole config); ``code`` is what problems are reported as."""
+    """The fields of one JSON object. ``where`` gives the place of a field (None: of the whole config); ``code`` is what problems are reported as.
+
+    ``asked`` gathers the names that were read, ``wrong`` those with a problem.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,8 @@ class Fields:
         self.problems = problems
         self.where = where
         self.code = code
+        self.asked: set[str] = set()
+        self.wrong: set[str] = set()
 
     def whole(self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST) -> int:
         """An integer in ``low .. high``."""
@@ -80,17 +85,25 @@ class Fields:
             return value
         return known[0] if default is None else default
 
+    def right(self, *names: str) -> bool:
+        """Whether none of these has a problem: checks between fields are for values that were really given."""
+        return not self.wrong.intersection(names)
+
     def unsupported(self, name: str, what: str, help: str = "") -> None:
         """Report a variant that is valid and not written yet."""
+        self.wrong.add(name)
         self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{name}' {what}", self.where(name), help)
 
     def fail(self, name: str, what: str, help: str = "") -> None:
         """Report a value that cannot be."""
+        self.wrong.add(name)
         self.problems.add(self.code, f"'{name}' {what}", self.where(name), help)
 
     def _take(self, name: str, default: Any) -> Any:
+        self.asked.add(name)
         value = self.raw.get(name)
         if value is None and default is None:
+            self.wrong.add(name)
             near = get_close_matches(name, [k for k in self.raw if isinstance(k, str)], 1, 0.8)
             help = f"'{near[0]}' is there: is it misspelt?" if near else "the field has no default"
             self.problems.add(self.code, f"'{name}' is missing", self.where(None), help)
