@@ -20,6 +20,7 @@ from trustformers_ir.ir.text.lexer import Lexer, TextProblem, shorten
 
 MAX_DEPTH = 16  # nested brackets
 MAX_ATOMS = 16  # floor divisions, remainders, minima and maxima
+MAX_NESTING = 8  # of those within each other
 MAX_TERMS = 256  # of the normal form
 MAX_FACTORS = 16  # of one monomial
 MAX_COEFFICIENT = (1 << 63) - 1
@@ -120,7 +121,9 @@ class _DimParser:
             self._expect(",")
             b = self._sum(depth + 1)
             self._expect(")")
-            return (minimum if token == "min" else maximum)(a, b)
+            out = (minimum if token == "min" else maximum)(a, b)
+            self._check(out, start)
+            return out
         if not token[:1].isidentifier():
             self._fail("expected a dim", help="a dim is made of integers, symbols, + - * // %, min(a, b), max(a, b)")
         if self.symbols is not None and token not in self.symbols:
@@ -136,6 +139,8 @@ class _DimParser:
         if isinstance(dim, int):
             too_large = abs(dim) > MAX_COEFFICIENT
         else:
+            if _nesting(dim) > MAX_NESTING:
+                self._fail(f"//, %, min and max nested deeper than {MAX_NESTING}", Code.TEXT_LIMIT, start=start)
             too_large = any(abs(c) > MAX_COEFFICIENT or sum(p for _, p in m) > MAX_FACTORS for m, c in dim.terms)
         if too_large or _terms(dim) > MAX_TERMS:
             message = f"a dim beyond 63 bits, {MAX_FACTORS} factors in a product or {MAX_TERMS} terms"
@@ -144,3 +149,10 @@ class _DimParser:
 
 def _terms(dim: Dim) -> int:
     return len(dim.terms) if isinstance(dim, SymExpr) else 1
+
+
+def _nesting(dim: Dim) -> int:
+    """How deep opaque atoms lie within each other."""
+    if not isinstance(dim, SymExpr):
+        return 0
+    return max((1 + max(map(_nesting, a.args)) for m, _ in dim.terms for a, _ in m if a.args), default=0)

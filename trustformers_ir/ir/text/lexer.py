@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
     |(?P<number>-(?:inf|nan)\b|-?(?:0x[0-9A-Fa-f]+|[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?))
     |(?P<string>")
-    |(?P<punct>->|[()\[\]{},:=^%])""",
+    |(?P<punct>->|[()\[\]{},:=^%*+/-])""",
     re.VERBOSE,
 )
 _JSON = json.JSONDecoder()
@@ -233,5 +233,5 @@ class Lexer:
         return Token(kind, value, start, end, self._line, column)
 
 
-def shorten(text: str) -> str:
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+def shorten(text: str, limit: int = SHOWN) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -35,8 +35,9 @@ VERSION = 1
 MAX_PROBLEMS = 20
 MAX_DEPTH = 64  # bodies within bodies
 MAX_OPERATIONS = 1 << 18
-MAX_OPERANDS = 1 << 16
+MAX_OPERANDS = 1 << 14
 MAX_RESULTS = 1 << 12
+SHOWN_TYPE = 200  # characters of a type in a message
 SHOWN_LINE = 1 << 16  # longer lines are not repeated in messages
 
 _MODULE_ITEM = re.compile(r"[ \t]*(?:(?:func|symbol|weight|metadata)\b[ \t]*[@\"A-Za-z_]|\}[ \t\r]*$)")
@@ -228,7 +229,10 @@ class _Parser:
         reader.expect(",")
         high = None if reader.accept("inf") else reader.integer("the upper bound, or inf,", 0, MAX_COEFFICIENT)
         reader.expect("]")
-        divisor = reader.integer("the divisor", 1, MAX_COEFFICIENT) if reader.accept("%") else 1
+        percent = reader.peek()
+        if percent.kind == "value":  # written without a blank, as in %8
+            reader.jump(percent.start + 1)
+        divisor = reader.integer("the divisor", 1, MAX_COEFFICIENT) if percent.kind == "value" or reader.accept("%") else 1
         try:
             self.module.facts.declare(name.text, SymbolFact(low, high, divisor))
         except ValueError as error:
@@ -258,7 +262,7 @@ class _Parser:
         if data is not None:
             shape = type.layout.storage(type.shape)
             if data.dtype != type.dtype.numpy or data.shape != shape:
-                message = f"the bytes of weight '{shorten(name)}' are {data.dtype}{list(data.shape)} where {type} is stored as {list(shape)}"
+                message = f"the bytes of weight '{shorten(name)}' are {data.dtype}{list(data.shape)} where {_shown(type)} is stored as {list(shape)}"
                 self.reader.fail(message, digest, Code.BAD_DIGEST)
         return data
 
@@ -309,7 +313,7 @@ class _Parser:
             return
         for (token, written), value in zip(types, last.operands, strict=True):
             if value is not None and not same_type(written, value.type, self.module.facts):
-                message = f"{type_text(written)} is announced, {type_text(value.type)} is returned"
+                message = f"{_shown(written)} is announced, {_shown(value.type)} is returned"
                 self._report(Code.TYPE_MISMATCH, message, token.line, token.column)
 
     def _argument(self, block: Block, scope: _Scope) -> None:
@@ -485,7 +489,7 @@ class _Parser:
             fail(f"'{op.mnemonic}' has {len(inferred)} results, {len(written)} are written", place, Code.TYPE_MISMATCH)
         for (token, type), right in zip(written, inferred, strict=True):
             if not same_type(type, right, self.module.facts):
-                fail(f"'{op.mnemonic}' gives {type_text(right)}, not {type_text(type)}", token, Code.TYPE_MISMATCH)
+                fail(f"'{op.mnemonic}' gives {_shown(right)}, not {_shown(type)}", token, Code.TYPE_MISMATCH)
 
     def _body(self, operation: Operation, depth: int) -> bool:
         """The body of a region; its values are its own."""
@@ -507,6 +511,10 @@ class _Parser:
             self._skip_body(1)
             return False
         return self._statements(block, scope, depth + 1)
+
+
+def _shown(type: TensorType) -> str:
+    return shorten(type_text(type), SHOWN_TYPE)
 
 
 def _opens(line: str) -> bool:
