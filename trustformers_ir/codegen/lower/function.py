@@ -1,0 +1,141 @@
+"""From a function of fused regions to a program: who owns each buffer, which kernels run in which order."""
+
+from __future__ import annotations
+
+import hashlib
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL
+from trustformers_ir.codegen.lower.definer import Sites
+from trustformers_ir.codegen.lower.region import LoweredKernel, LoweringContext, lower_region
+from trustformers_ir.codegen.lower.schedules import MachineShape
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.abi import Port
+from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
+from trustformers_ir.ir.types import TensorType
+
+
+def lower_function(module: Module, function: Function, machine: MachineShape, names: tuple[str, ...] = ()) -> Program:
+    """Lower every region of ``function``. Large literals become weights of the module. ``names`` are those of the outputs."""
+    return _FunctionLowering(module, function, machine).run(names)
+
+
+class _FunctionLowering:
+    def __init__(self, module: Module, function: Function, machine: MachineShape) -> None:
+        self.module, self.function = module, function
+        self.ctx = LoweringContext(module.facts, Sites(), machine)
+        self.refs: dict[Value, BufferRef] = {}
+        self.arena: list[BufferRef] = []
+        self.calls: list[KernelCall] = []
+        self.taken: set[int] = set()  # outputs that some operation writes directly
+
+    def run(self, names: tuple[str, ...]) -> Program:
+        function = self.function
+        for i, a in enumerate(function.args):
+            self.refs[a] = BufferRef(Storage.INPUT, i, a.type)
+        for operation in function.body.operations:
+            if not isinstance(operation.op, (ops.Fused, ops.WeightOp)) and not operation.op.terminator:
+                wrap(operation)
+        outputs = function.outputs
+        for operation in function.body:
+            if not operation.op.terminator:
+                self.operation(operation, outputs)
+        for i, value in enumerate(outputs):
+            if i not in self.taken:
+                self.copy(value, BufferRef(Storage.OUTPUT, i, value.type))
+        inputs = tuple(Port(a.name or f"input{i}", a.type) for i, a in enumerate(function.args))
+        ports = tuple(Port(names[i] if i < len(names) else (v.name or f"output{i}"), v.type) for i, v in enumerate(outputs))
+        return Program(function.name, inputs, _distinct(ports), tuple(self.arena), tuple(self.calls), tuple(self.ctx.sites.rows))
+
+    def operation(self, operation: Operation, outputs: list[Value]) -> None:
+        if isinstance(operation.op, ops.WeightOp):
+            self.refs[operation.result] = BufferRef(Storage.WEIGHT, operation.op.name, operation.result.type)
+            return
+        alias = self.alias(operation, outputs)
+        if alias is not None:
+            self.refs[operation.results[0]] = alias
+            return
+        for result in operation.results:
+            self.refs[result] = self.place(result, outputs)
+        for lowered in lower_region(operation, self.ctx):
+            self.call(lowered, operation)
+
+    def place(self, result: Value, outputs: list[Value]) -> BufferRef:
+        for i, v in enumerate(outputs):
+            if v is result and i not in self.taken:
+                self.taken.add(i)
+                return BufferRef(Storage.OUTPUT, i, result.type)
+        ref = BufferRef(Storage.ARENA, len(self.arena), result.type)
+        self.arena.append(ref)
+        return ref
+
+    def alias(self, operation: Operation, outputs: list[Value]) -> BufferRef | None:
+        """A region that only reshapes something in memory needs no code: the same bytes under another type."""
+        body = operation.body
+        assert body is not None
+        inner = [o for o in body if not o.op.terminator]
+        if len(operation.results) != 1 or not inner or not all(isinstance(o.op, ops.Reshape) for o in inner) or len(body.args) != 1:
+            return None
+        if any(v is operation.results[0] for v in outputs):
+            return None
+        source = self.refs[operation.inputs[0]]
+        return BufferRef(source.storage, source.key, operation.results[0].type)
+
+    def call(self, lowered: LoweredKernel, operation: Operation) -> None:
+        body = operation.body
+        assert body is not None
+        bound = dict(zip(body.args, operation.inputs, strict=True))
+        arguments: list[BufferRef] = []
+        for v in lowered.values:
+            literal = v.op_as(ops.Constant)
+            arguments.append(self.refs[bound.get(v, v)] if literal is None else self.literal(literal))
+        parallel = any(isinstance(s, For) and s.axis.kind is PARALLEL for s in walk_statements(lowered.kernel.body))
+        location = next((str(o.loc) for o in reversed(body) if o.loc is not None), str(operation.loc or ""))
+        self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, lowered.label, location, parallel))
+
+    def literal(self, constant: Operation) -> BufferRef:
+        assert isinstance(constant.op, ops.Constant)
+        value = constant.op.value
+        name = "literal." + hashlib.sha256(repr((value.dtype.name, value.shape)).encode() + value.data).hexdigest()[:16]
+        type = TensorType(value.shape, value.dtype)
+        if name not in self.module.weights:
+            self.module.add_weight(Weight(name, type, value.array))
+        return BufferRef(Storage.WEIGHT, name, type)
+
+    def copy(self, value: Value, target: BufferRef) -> None:
+        """Hand out a value that lies elsewhere: an input, a weight, or an output returned twice."""
+        body = Block([value.type])
+        result = Operation(ops.Reshape(value.type.shape), [body.args[0]], [value.type])
+        body.append(result)
+        body.append(Operation(ops.Yield(), [result.result], []))
+        region = Operation(ops.Fused(), [value], [value.type], body=body)
+        self.refs[region.results[0]] = target
+        for lowered in lower_region(region, self.ctx):
+            self.call(lowered, region)
+        region.drop_operands()
+
+
+def wrap(operation: Operation) -> Operation:
+    """Put one operation that fusion left alone into a region of its own, in its place."""
+    body = Block([v.type for v in operation.inputs])
+    args = iter(body.args)
+    operands = [None if v is None else next(args) for v in operation.operands]
+    inner = Operation(operation.op, operands, [r.type for r in operation.results], operation.loc)
+    body.append(inner)
+    body.append(Operation(ops.Yield(), list(inner.results), []))
+    region = Operation(ops.Fused(), operation.inputs, [r.type for r in operation.results], operation.loc, body)
+    assert operation.block is not None
+    operation.block.insert_before(operation, region)
+    operation.replace_with(list(region.results))
+    return region
+
+
+def _distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    seen: dict[str, int] = {}
+    out: list[Port] = []
+    for p in ports:
+        n = seen.get(p.name, 0)
+        seen[p.name] = n + 1
+        out.append(p if n == 0 else Port(f"{p.name}_{n}", p.type))
+    return tuple(out)

@@ -1,0 +1,177 @@
+"""From one fused region to kernels: pick the loop nest, inline the definitions, store the results.
+
+The results of a region are often views of what it computes (``reshape(transpose(attention))``). Loops run over the index space of the
+*core* value behind the views, and each element is stored where the views put it, so a view at the end of a region costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Expr
+from trustformers_ir.codegen.kernel_ir.schedule import apply
+from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel
+from trustformers_ir.codegen.lower import definitions
+from trustformers_ir.codegen.lower.attention import attention_nest, has_template
+from trustformers_ir.codegen.lower.definer import Definer, Sites
+from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest
+from trustformers_ir.codegen.lower.ordered import ORDERED
+from trustformers_ir.codegen.lower.schedules import MachineShape, gemm_schedule
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Block, Operation, Value
+from trustformers_ir.ir.dims import Dim, Facts, product
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.ir.types import Panels
+
+assert definitions  # imported for its rules
+LITERAL_LIMIT = 16  # inline constants with more elements are read from memory
+
+
+@dataclass(frozen=True)
+class LoweredKernel:
+    """A kernel with the graph value behind each of its buffers: region arguments, results of the region, or constants inside it."""
+
+    kernel: Kernel
+    values: tuple[Value, ...]
+    writes: tuple[bool, ...]
+    label: str
+
+
+@dataclass(frozen=True)
+class LoweringContext:
+    """What lowering needs to know besides the region."""
+
+    facts: Facts
+    sites: Sites
+    machine: MachineShape
+
+    @property
+    def symbol_facts(self) -> SymbolFacts:
+        return {name: (f.low, f.high, f.divisor) for name, f in self.facts.symbols.items()}
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One result: its place, the yielded value, and the value behind the views with the views, core side first."""
+
+    target: Value
+    core: Value
+    views: tuple[Operation, ...]
+
+    def place(self, d: Definer, index: Index, value: Expr) -> Store:
+        for view in self.views:
+            if isinstance(view.op, ops.Transpose):
+                index = tuple(index[axis] for axis in view.op.perm)
+            else:
+                index = d.flat.reshape(index, view.inputs[0].type.shape, view.result.type.shape)
+        buffer, at = d.place(self.target, index)
+        return Store(buffer, at, value)
+
+
+def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]:
+    """The kernels of one fused region, in order."""
+    body = region.body
+    assert body is not None
+    anchor = _anchor(body)
+    if anchor is not None and type(anchor.op) in ORDERED:
+        return [_lower_ordered(region, body, anchor, ctx)]
+    outputs = [_output(target, value) for target, value in zip(region.results, body.outputs, strict=True)]
+    groups: dict[tuple[Dim, ...], list[_Output]] = {}
+    for output in outputs:
+        groups.setdefault(output.core.type.shape, []).append(output)
+    return [_lower_group(region, body, anchor, group, ctx) for group in groups.values()]
+
+
+def _anchor(body: Block) -> Operation | None:
+    """The op that decides the loops: an ordered op, an attention, or a contraction."""
+    for kinds in ((FusionKind.OPAQUE,), (FusionKind.ATTENTION,), (FusionKind.CONTRACTION,)):
+        for o in body:
+            if o.op.fusion in kinds:
+                return o
+    return None
+
+
+def _output(target: Value, value: Value) -> _Output:
+    views: list[Operation] = []
+    core = value
+    while core.producer is not None and isinstance(core.producer.op, (ops.Transpose, ops.Reshape)):
+        source = core.producer.inputs[0]
+        if source.producer is None:
+            break  # a view of an input: a copy in the result's own order
+        views.append(core.producer)
+        core = source
+    return _Output(target, core, tuple(reversed(views)))
+
+
+def _definer(body: Block, targets: list[Value], ctx: LoweringContext) -> Definer:
+    names = {a: f"in{i}" for i, a in enumerate(body.args)}
+    for o in body:
+        if isinstance(o.op, ops.Constant) and o.op.value.splat is None and len(o.op.value.data) > LITERAL_LIMIT * o.op.value.dtype.itemsize:
+            names[o.result] = f"literal{len(names)}"
+    names.update({t: f"out{i}" for i, t in enumerate(targets)})
+    return Definer(ctx.facts, names, ctx.sites, frozenset(targets))
+
+
+def _lower_ordered(region: Operation, body: Block, anchor: Operation, ctx: LoweringContext) -> LoweredKernel:
+    d = _definer(body, list(anchor.results), ctx)
+    statements = ORDERED[type(anchor.op)](d, anchor)
+    renamed = {r: region.results[body.outputs.index(r)] for r in anchor.results if r in body.outputs}
+    return _finish(d, statements, anchor.op.mnemonic, ctx, renamed)
+
+
+def _lower_group(region: Operation, body: Block, anchor: Operation | None, group: list[_Output], ctx: LoweringContext) -> LoweredKernel:
+    d = _definer(body, [o.target for o in group], ctx)
+    shape = group[0].core.type.shape
+    label = "+".join(dict.fromkeys(o.op.mnemonic for o in body if o.op.fusion not in (FusionKind.CONSTANT, FusionKind.STRUCTURE)))
+
+    def emit(index: Index) -> list[Store]:
+        return [o.place(d, index, d.at(o.core, index)) for o in group]
+
+    if anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and shape == anchor.result.type.shape and len(group) == 1:
+
+        def emit_one(index: Index, value: Expr) -> Store:
+            d.overrides[anchor.result] = lambda _: value
+            return emit(index)[0]
+
+        statements = attention_nest(d, anchor, emit_one, ctx.machine)
+        return _finish(d, statements, label, ctx)
+    panel = _gemm_panel(anchor, shape)
+    if panel is not None:
+        m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
+        stores = emit((*d.flat.digits(m, shape[:-1]), n))
+        lowered = _finish(d, _nest2(m, n, stores), label, ctx)
+        scheduled = apply(lowered.kernel, gemm_schedule(ctx.machine, panel), ctx.symbol_facts)
+        return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
+    flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
+    if flat and is_flat(shape, body.args) and all(not o.views for o in group):
+        return _finish(d, flat_nest(d, shape, emit), label, ctx)
+    return _finish(d, row_nest(shape, emit), label, ctx)
+
+
+def _nest2(m: Axis, n: Axis, stores: list[Store]) -> tuple[Stmt, ...]:
+    from_inner = For(n, tuple(stores))
+    return (For(m, (from_inner,)),)
+
+
+def _gemm_panel(anchor: Operation | None, shape: tuple[Dim, ...]) -> int | None:
+    """The panel width when the region is a GEMM over a packed weight with its epilogue in the same index space."""
+    if anchor is None or not isinstance(anchor.op, ops.Linear) or anchor.result.type.shape != shape or len(shape) < 2:
+        return None
+    weight = anchor.operands[1]
+    assert weight is not None
+    layout = weight.type.layout
+    if not isinstance(layout, Panels) or anchor.result.type.dtype in (DType.f64,) or not isinstance(shape[-1], int):
+        return None
+    return layout.width
+
+
+def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:
+    values = [v for v in d.names if v in d.buffers]
+    params = tuple(d.buffers[v] for v in values)
+    kernel = simplify_kernel(Kernel("kernel", params, statements), ctx.symbol_facts)
+    written = {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
+    writes = tuple(b in written for b in kernel.params)
+    return LoweredKernel(kernel, tuple((renamed or {}).get(v, v) for v in values), writes, label)
