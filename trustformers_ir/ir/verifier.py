@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +111,8 @@ class _Verifier:
         self.module = module
         self.limit = limit
         self.violations: list[Violation] = []
-        self.seen: set[int] = set()  # operations and blocks
+        self.seen: set[int] = set()  # blocks and operations whose links were looked at
+        self.operations: set[int] = set()
         self.names: dict[int, Names] = {}  # of functions that can be printed
         self.types: dict[TensorType, tuple[str, str, str] | None] = {}  # what V7 and V13 say of a type
 
@@ -121,7 +121,10 @@ class _Verifier:
         for weight in self.module.weights.values():
             self._weight(weight)
         for function in self.module.functions.values():
-            self._function(function)
+            self._structure(function)
+        for function in self.module.functions.values():
+            if id(function) in self.names:
+                self._function(function)
 
     # --- reporting ---
 
@@ -146,9 +149,7 @@ class _Verifier:
 
     def _names(self, function: Function) -> Names | None:
         """The printed names of a function whose links are good."""
-        if id(function) in self.names:
-            return self.names[id(function)]
-        return None
+        return self.names.get(id(function))
 
     def _context(self, operation: Operation, names: Names, message: str) -> str:
         before: list[Operation] = []
@@ -198,24 +199,27 @@ class _Verifier:
 
     # --- functions ---
 
-    def _function(self, function: Function) -> None:
+    def _structure(self, function: Function) -> None:
+        """V10; a function that passes gets its printed names and is looked at further."""
         found = len(self.violations)
-        operations: dict[int, tuple[Operation, int]] = {}
         if function.body.parent is not function:
             self._at("V10", "the body of the function belongs to something else", function)
-        self._links(function, function.body, operations)
-        if len(self.violations) > found:
-            return
-        self.names[id(function)] = Names(function)
-        arguments = [a.name or f"arg{i}" for i, a in enumerate(function.args)]
-        twice = next((name for i, name in enumerate(arguments) if name in set(arguments[:i])), None) if _repeats(arguments) else None
-        if twice is not None:
-            self._at("V9", f"two arguments are called '{twice}'", function)
-        self._uses(function, operations)
+        self._links(function, function.body)
+        if len(self.violations) == found:
+            self.names[id(function)] = Names(function)
+
+    def _function(self, function: Function) -> None:
+        seen: set[str] = set()
+        for i, a in enumerate(function.args):
+            name = a.name or f"arg{i}"  # what callers call it
+            if name in seen:
+                self._at("V9", f"two arguments are called '{name}'", function)
+            seen.add(name)
+        self._uses(function, function.body)
         self._block(function, function.body, None)
 
-    def _links(self, function: Function, block: Block, operations: dict[int, tuple[Operation, int]]) -> None:
-        """V10, and V6 for what has a body; ``operations`` collects the operations with their indices."""
+    def _links(self, function: Function, block: Block) -> None:
+        """V10 for a block and the bodies in it."""
         if id(block) in self.seen:
             self._at("V10", "a block is the body of two things", function)
             return
@@ -231,12 +235,12 @@ class _Verifier:
                 self._at("V10", f"a '{current.op.mnemonic}' stands at two places", function)
                 return
             self.seen.add(id(current))
-            operations[id(current)] = (current, index)
+            self.operations.add(id(current))
             self._link(function, block, before, current, index)
             if current.body is not None:
                 if current.body.parent is not current:
                     self._at("V10", "the body belongs to something else", function, current, index)
-                self._links(function, current.body, operations)
+                self._links(function, current.body)
             before, current, index = current, current._next, index + 1
         if block._last is not before:
             self._at("V10", "the last operation is not the one that the block calls its last", function)
@@ -250,24 +254,25 @@ class _Verifier:
             if r.producer is not operation or r.index != i or r.block is not None:
                 self._at("V10", f"result {i} does not know its operation", function, operation, index)
 
-    def _uses(self, function: Function, operations: dict[int, tuple[Operation, int]]) -> None:
+    def _uses(self, function: Function, block: Block) -> None:
         """V2, both ways."""
-
-        def check(value: Value, owner: Operation | None, index: int | None) -> None:
-            for key, (user, i) in value._uses.items():
-                if key != (id(user), i) or id(user) not in operations or user._operands[i : i + 1] != [value]:
-                    message = f"{self.names[id(function)][value]} lists a use as operand {i} of a '{user.op.mnemonic}' that is none"
-                    self._at("V2", message, function, owner, index)
-
-        for a in _arguments(function.body):
-            check(a, None, None)
-        for operation, index in operations.values():
+        for a in block.args:
+            self._use_list(function, a, None, None)
+        for index, operation in enumerate(block):
             for i, v in enumerate(operation._operands):
                 if v is not None and v._uses.get((id(operation), i)) != (operation, i):
                     message = f"operand {i} ({self.names[id(function)][v]}) does not list this use"
                     self._at("V2", message, function, operation, index)
             for r in operation.results:
-                check(r, operation, index)
+                self._use_list(function, r, operation, index)
+            if operation.body is not None:
+                self._uses(function, operation.body)
+
+    def _use_list(self, function: Function, value: Value, owner: Operation | None, index: int | None) -> None:
+        for key, (user, i) in value._uses.items():
+            if key != (id(user), i) or id(user) not in self.operations or user._operands[i : i + 1] != [value]:
+                message = f"{self.names[id(function)][value]} lists a use as operand {i} of a '{user.op.mnemonic}' that is none"
+                self._at("V2", message, function, owner, index)
 
     # --- blocks and operations ---
 
@@ -398,14 +403,6 @@ class _Verifier:
                 self._at("V4", f"result {i} is {t}, inferred is {right}", function, operation, index, code=Code.TYPE_MISMATCH)
 
 
-def _arguments(block: Block) -> Iterator[Value]:
-    """The arguments of a block and of all bodies in it."""
-    yield from block.args
-    for operation in block:
-        if operation.body is not None:
-            yield from _arguments(operation.body)
-
-
 def _symbols_in(value: Any) -> set[str]:
     """The symbols of the dims and types in an attribute value."""
     if isinstance(value, SymExpr):
@@ -415,10 +412,6 @@ def _symbols_in(value: Any) -> set[str]:
     if isinstance(value, tuple):
         return set().union(*map(_symbols_in, value)) if value else set()
     return set()
-
-
-def _repeats(names: list[str]) -> bool:
-    return len(set(names)) < len(names)
 
 
 def _cut(text: str) -> str:

@@ -107,12 +107,12 @@ def parse_type(reader: Reader) -> TensorType:
     layout: Layout = ROW_MAJOR
     if reader.at("{") and reader.peek2().kind == "name":
         layout = parse_layout(reader)
-    type = TensorType(tuple(shape), DType[token.text], layout)
-    try:
-        type.bytes  # noqa: B018  (a layout may refuse the shape)
-    except (ValueError, TypeError) as error:
-        reader.fail(f"the layout does not fit the shape: {error}", token, Code.BAD_TYPE)
-    return type
+    if layout != ROW_MAJOR:
+        try:
+            layout.storage(tuple(shape))
+        except (ValueError, TypeError) as error:
+            reader.fail(f"the layout does not fit the shape: {error}", token, Code.BAD_TYPE)
+    return TensorType(tuple(shape), DType[token.text], layout)
 
 
 def _parse_size(reader: Reader) -> Dim:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from trustformers_ir.ir.diagnostics import Code
 
@@ -47,8 +46,7 @@ class TextProblem(Exception):
         self.help = help
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token: ``text`` is what it says (of a string: the decoded value; of ``%x`` and ``@x``: the name alone)."""
 
     kind: str

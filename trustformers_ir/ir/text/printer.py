@@ -148,8 +148,10 @@ def attributes_text(op: Op, writer: Writer) -> str:
     """`` {name = value, …}``, without the attributes that have their default value; empty when none is left."""
     shown = []
     for attribute in op.attributes():
-        text = codec(attribute.hint).text(getattr(op, attribute.name), writer)
-        if attribute.required or text != codec(attribute.hint).text(attribute.default, Writer()):
+        value = getattr(op, attribute.name)
+        known = codec(attribute.hint)
+        text = known.text(value, writer) if known.accepts(value) else repr(value)  # V12 is about the latter
+        if attribute.required or text != known.text(attribute.default, Writer()):
             shown.append(f"{attribute.name} = {text}")
     return f" {{{', '.join(shown)}}}" if shown else ""
 
