@@ -166,16 +166,20 @@ class Bert:
 
 
 class MaskedLanguageModelHead:
-    """Section 3.1, task 1: scores of all tokens of the vocabulary for every position; the projection is the token embedding, transposed."""
+    """Section 3.1, task 1: scores of all tokens of the vocabulary for every position.
+
+    The projection is the token embedding, transposed, unless the config unties them.
+    """
 
     def __init__(self, config: BertConfig, scope: Scope, tokens: Embedding) -> None:
         h = config.hidden_size
         self.transform = Linear(scope.child("transform", "dense"), h, h)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.norm = LayerNorm(scope.child("transform", "LayerNorm"), h, config.layer_norm_eps)
-        tied = config.tie_word_embeddings
-        self.weight = tokens.weight if tied else scope.child("decoder").param("weight", (config.vocab_size, h))
-        self.bias = scope.param("bias", (config.vocab_size,))
+        own = not config.tie_word_embeddings
+        self.weight = scope.child("decoder").param("weight", (config.vocab_size, h)) if own else tokens.weight
+        bias = scope.child("decoder") if own and scope.has("decoder.bias") else scope
+        self.bias = bias.param("bias", (config.vocab_size,))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return F.linear(self.norm(self.activation(self.transform(hidden))), self.weight, self.bias)
@@ -281,5 +285,5 @@ FAMILY = Family(
     },
     renames=((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias")),
     parts=("pooler", "cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs"),
-    ignorable=(r"embeddings\.(position_ids|token_type_ids)", r"cls\.predictions\.decoder\.(weight|bias)"),
+    ignorable=(r"embeddings\.(position_ids|token_type_ids)", r"cls\.predictions\.(decoder\.weight|decoder\.bias|bias)"),
 )
