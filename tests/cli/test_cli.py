@@ -6,7 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +225,11 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -
     assert COMMANDS[name].split()[0] in tfc(capsys, "--help")[1]
 
 
-def test_help_is_quick() -> None:
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "trustformers_ir.tools.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
-        times.append(time.perf_counter() - started)
-        assert done.returncode == 0 and "compile" in done.stdout, done.stderr
-        if times[-1] < 0.4:
-            break
-    assert min(times) < 0.4, times
+def test_help_loads_no_compiler() -> None:
+    call = "import sys; from trustformers_ir.tools.cli import main; sys.argv = ['tfc', '--help']"
+    code = f"{call}\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "compile" in done.stdout, done.stderr
+    loaded = done.stderr.split()
+    heavy = ("llvmlite", "torch", "onnx", "tokenizers", "trustformers_ir.codegen", "trustformers_ir.frontend", "trustformers_ir.passes")
+    assert not [m for m in loaded if m.startswith(heavy)]

@@ -212,7 +212,8 @@ TORCH_AND_CO = ("torch", "onnx", "onnxruntime", "triton", "llvmlite", "networkx"
 
 
 def test_import_is_quick_and_light() -> None:
-    code = f"import sys, time; t = time.perf_counter(); import {PACKAGE}; print(time.perf_counter() - t, *sys.modules)"
+    # processor time: other processes on a shared machine do not count
+    code = f"import sys, time; t = time.process_time(); import {PACKAGE}; print(time.process_time() - t, *sys.modules)"
     times = []
     for _ in range(8):
         seconds, *loaded = run(code).split()
