@@ -587,13 +587,16 @@ def test_hostile_texts_are_refused_quickly_and_cheaply(name: str) -> None:
 
 PIECES = [*"[]{}(),:=%@^~", "->", '"', "//", "none", "true", "inf", "nan", "-1", "0", "1e999", "9" * 20, "min(", "yield", "func", "f32", "é", "\x00"]
 
+NUMBERS = ["0", "-1", "3", "9223372036854775807", "-9223372036854775808", "0.5", "none", "[]", "[0]", "[-1]", "[0, 0]", "[1, 2, 3, 4, 5]"]
+
 
 def mutated(text: str, others: list[str], rng: random.Random) -> str:
-    """``text`` with a few bytes flipped, pieces cut out, doubled, inserted, taken from another text, or lines exchanged."""
+    """``text`` with a few bytes flipped, pieces cut out, doubled, inserted, taken from another text, lines exchanged,
+    or a number or list replaced."""
     for _ in range(rng.randint(1, 4)):
         i = rng.randrange(len(text) + 1)
         j = min(len(text), i + rng.randrange(1, 30))
-        match rng.randrange(7):
+        match rng.randrange(8):
             case 0:
                 text = text[:i] + chr(rng.randrange(1, 256)) + text[i + 1 :]
             case 1:
@@ -613,6 +616,10 @@ def mutated(text: str, others: list[str], rng: random.Random) -> str:
                 a, b = rng.randrange(len(lines)), rng.randrange(len(lines))
                 lines[a], lines[b] = lines[b], lines[a]
                 text = "\n".join(lines)
+            case 7:
+                if numbers := list(re.finditer(r"-?\b\d+\b|\[[^\]]*\]", text)):
+                    found = rng.choice(numbers)
+                    text = text[: found.start()] + rng.choice(NUMBERS) + text[found.end() :]
     return text
 
 
