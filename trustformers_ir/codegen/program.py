@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel
 from trustformers_ir.ir.abi import Port, Site
+from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.types import TensorType
 
 
@@ -37,6 +38,7 @@ class KernelCall:
     writes: tuple[bool, ...]
     label: str
     location: str = ""
+    flops: Dim = 0  # of the graph operations that the kernel stands for
     parallel: bool = True  # False: one worker does all of it, so no other worker touches its buffers
 
 

@@ -13,18 +13,22 @@ from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Stor
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.abi import Port
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
+from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.types import TensorType
 
 
-def lower_function(module: Module, function: Function, machine: MachineShape, names: tuple[str, ...] = ()) -> Program:
-    """Lower every region of ``function``. Large literals become weights of the module. ``names`` are those of the outputs."""
-    return _FunctionLowering(module, function, machine).run(names)
+def lower_function(module: Module, function: Function, machine: MachineShape, names: tuple[str, ...] = (), sites: Sites | None = None) -> Program:
+    """Lower every region of ``function``. Large literals become weights of the module. ``names`` are those of the outputs.
+
+    ``sites`` collects the checked index sites, which are numbered through the whole module; ``Program.sites`` are all collected so far.
+    """
+    return _FunctionLowering(module, function, machine, Sites() if sites is None else sites).run(names)
 
 
 class _FunctionLowering:
-    def __init__(self, module: Module, function: Function, machine: MachineShape) -> None:
+    def __init__(self, module: Module, function: Function, machine: MachineShape, sites: Sites) -> None:
         self.module, self.function = module, function
-        self.ctx = LoweringContext(module.facts, Sites(), machine)
+        self.ctx = LoweringContext(module.facts, sites, machine)
         self.refs: dict[Value, BufferRef] = {}
         self.arena: list[BufferRef] = []
         self.calls: list[KernelCall] = []
@@ -58,8 +62,10 @@ class _FunctionLowering:
             return
         for result in operation.results:
             self.refs[result] = self.place(result, outputs)
+        flops = region_flops(operation)
         for lowered in lower_region(operation, self.ctx):
-            self.call(lowered, operation)
+            self.call(lowered, operation, flops)
+            flops = 0
 
     def place(self, result: Value, outputs: list[Value]) -> BufferRef:
         for i, v in enumerate(outputs):
@@ -82,7 +88,7 @@ class _FunctionLowering:
         source = self.refs[operation.inputs[0]]
         return BufferRef(source.storage, source.key, operation.results[0].type)
 
-    def call(self, lowered: LoweredKernel, operation: Operation) -> None:
+    def call(self, lowered: LoweredKernel, operation: Operation, flops: Dim = 0) -> None:
         body = operation.body
         assert body is not None
         bound = dict(zip(body.args, operation.inputs, strict=True))
@@ -92,7 +98,7 @@ class _FunctionLowering:
             arguments.append(self.refs[bound.get(v, v)] if literal is None else self.literal(literal))
         parallel = any(isinstance(s, For) and s.axis.kind is PARALLEL for s in walk_statements(lowered.kernel.body))
         location = next((str(o.loc) for o in reversed(body) if o.loc is not None), str(operation.loc or ""))
-        self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, lowered.label, location, parallel))
+        self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, lowered.label, location, flops, parallel))
 
     def literal(self, constant: Operation) -> BufferRef:
         assert isinstance(constant.op, ops.Constant)
@@ -114,6 +120,15 @@ class _FunctionLowering:
         for lowered in lower_region(region, self.ctx):
             self.call(lowered, region)
         region.drop_operands()
+
+
+def region_flops(region: Operation) -> Dim:
+    """Arithmetic operations of all that a region computes."""
+    assert region.body is not None
+    total: Dim = 0
+    for o in region.body:
+        total = total + o.op.flops(o.operand_types, [r.type for r in o.results])
+    return total
 
 
 def wrap(operation: Operation) -> Operation:

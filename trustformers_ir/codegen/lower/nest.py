@@ -27,6 +27,8 @@ Emit = Callable[[Index], list[Store]]
 
 def flat_nest(d: Definer, shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
     """``for chunk parallel: for i vector: stores at the digits of chunk * FLAT_CHUNK + i``."""
+    if product(tuple(shape)) == 1:
+        return tuple(emit(tuple(const(0) for _ in shape)))
     total = dim_expr(product(tuple(shape)))
     chunk = Axis("chunk", (total + (FLAT_CHUNK - 1)) // FLAT_CHUNK, PARALLEL)
     lane = Axis("i", binary("min", const(FLAT_CHUNK), total - chunk * FLAT_CHUNK), VECTOR)

@@ -1,0 +1,185 @@
+"""The build of a module for a CPU, top to bottom: lower, plan, verify the plan, emit, compile.
+
+The module has been through the passes of the target (``passes/pipelines.py``). Equal kernels (layers of one model) are emitted and compiled
+once. The result is plain data of ``ir/abi.py``; weights stay where they are until the runtime or the artifact writer asks for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir import __version__
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel
+from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
+from trustformers_ir.codegen.llvm import pool
+from trustformers_ir.codegen.llvm.compile import compile_object
+from trustformers_ir.codegen.llvm.emit import EmittedFunction, emit_kernel, module_text
+from trustformers_ir.codegen.llvm.entry import emit_entry
+from trustformers_ir.codegen.llvm.target import Target, TargetError, parse
+from trustformers_ir.codegen.lower.definer import Sites
+from trustformers_ir.codegen.lower.function import lower_function
+from trustformers_ir.codegen.lower.indexing import expr_dim
+from trustformers_ir.codegen.lower.schedules import MachineShape
+from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
+from trustformers_ir.codegen.program import Program, Storage
+from trustformers_ir.ir.abi import WEIGHT_ALIGNMENT, CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dims import Dim, maximum
+from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.text import print_module
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module after lowering and planning: what is left to do is text and machine code."""
+
+    module: Module
+    target: Target
+    symbols: tuple[str, ...]
+    facts: SymbolFacts
+    programs: tuple[Program, ...]
+    plans: tuple[Plan, ...]
+    sites: Sites
+
+    @functools.cached_property
+    def kernels(self) -> Mapping[str, Kernel]:
+        """Distinct kernels by the name of their function, in order of first use."""
+        return {self.kernel_name(c.kernel): c.kernel for p in self.programs for c in p.calls}
+
+    @functools.cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        keys = dict.fromkeys(c.kernel.key() for p in self.programs for c in p.calls)
+        return {key: i for i, key in enumerate(keys)}
+
+    def kernel_name(self, kernel: Kernel) -> str:
+        """The symbol of a kernel: equal kernels have one."""
+        return f"tfir_kernel_{self._numbers[kernel.key()]}"
+
+    @functools.cached_property
+    def entry_symbols(self) -> tuple[str, ...]:
+        """The symbol of each function: what C does not allow in a name is written as ``_``, and repeated names are numbered."""
+        out: list[str] = []
+        for p in self.programs:
+            symbol = "tfir_entry_" + re.sub(r"[^A-Za-z0-9_]", "_", p.name)
+            out.append(symbol if symbol not in out else f"{symbol}_{len(out)}")
+        return tuple(out)
+
+
+def find_target(name: str) -> Target:
+    """The target of that name; ``CompilerError`` for an unknown one."""
+    try:
+        return parse(name)
+    except TargetError as error:
+        raise CompilerError.of(Code.UNKNOWN_TARGET, str(error), help="`tfc targets` lists what this machine can compile for") from None
+
+
+def machine_shape(target: Target) -> MachineShape:
+    """What the scheduling heuristics know of a target."""
+    return MachineShape() if target.registers >= 32 else MachineShape("avx2", target.registers)
+
+
+def lower(module: Module, target: Target, names: Mapping[str, Sequence[str]] | None = None) -> Lowered:
+    """Every function of the module as a planned program. ``names`` gives the names of each function's outputs."""
+    sites = Sites()
+    programs: list[Program] = []
+    plans: list[Plan] = []
+    for function in module.functions.values():
+        program = lower_function(module, function, machine_shape(target), tuple((names or {}).get(function.name, ())), sites)
+        plan = plan_arena(program, module.facts)
+        verify_plan(program, plan, module.facts)
+        programs.append(program)
+        plans.append(plan)
+    facts = {n: (f.low, f.high, f.divisor) for n, f in module.facts.symbols.items()}
+    return Lowered(module, target, tuple(sorted(module.facts.symbols)), facts, tuple(programs), tuple(plans), sites)
+
+
+def llvm_text(lowered: Lowered) -> str:
+    """The LLVM text of everything: kernels, entries and the worker pool."""
+    kernels: list[EmittedFunction] = []
+    for i, (name, kernel) in enumerate(lowered.kernels.items()):
+        note("emit", i, len(lowered.kernels))
+        kernels.append(emit_kernel(kernel, lowered.symbols, name, lowered.facts))
+    offsets = {w.name: w.offset for w in stored_weights(lowered)}
+    entries = [
+        emit_entry(symbol, p, plan, [lowered.kernel_name(c.kernel) for c in p.calls], offsets, lowered.symbols, lowered.facts)
+        for symbol, p, plan in zip(lowered.entry_symbols, lowered.programs, lowered.plans, strict=True)
+    ]
+    return module_text(kernels, "\n\n".join([*entries, pool.pool_text(lowered.target)]), pool.pool_declarations(lowered.target))
+
+
+def stored_weights(lowered: Lowered) -> tuple[StoredWeight, ...]:
+    """Weights that some kernel reads, in order of first use, page aligned."""
+    names = dict.fromkeys(str(r.key) for p in lowered.programs for c in p.calls for r in c.arguments if r.storage is Storage.WEIGHT)
+    out: list[StoredWeight] = []
+    offset = 0
+    for name in names:
+        type = lowered.module.weights[name].type
+        size = type.bytes
+        assert isinstance(size, int), "weights are static"
+        out.append(StoredWeight(name, type, offset, size))
+        offset += -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+    return tuple(out)
+
+
+def build(
+    module: Module, target: str = "cpu", names: Mapping[str, Sequence[str]] | None = None, report: Mapping[str, object] | None = None
+) -> CompiledModule:
+    """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some."""
+    machine = find_target(target)
+    _check_dtypes(module)
+    note("lower")
+    lowered = lower(module, machine, names)
+    text = llvm_text(lowered)
+    note("compile")
+    code = compile_object(text, machine)
+    weights = {w.name: _loader(module, w.name) for w in stored_weights(lowered)}
+    return CompiledModule(manifest(lowered), code, print_module(module), weights, dict(report or {}))
+
+
+def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:
+    weight = module.weights[name]
+    return lambda: weight.data
+
+
+def _check_dtypes(module: Module) -> None:
+    for o in module.walk():
+        for v in (*o.inputs, *o.results):
+            if v.type.dtype.is_complex:
+                message = f"'{o.op.mnemonic}' works on {v.type.dtype}, for which the CPU backend has no code"
+                raise CompilerError.of(
+                    Code.UNSUPPORTED_DTYPE,
+                    message + (f" ({o.loc})" if o.loc else ""),
+                    help="tfir.evaluate() runs complex arithmetic in the interpreter",
+                )
+
+
+def manifest(lowered: Lowered) -> Manifest:
+    """What the artifact says about itself."""
+    facts = lowered.module.facts
+    target = lowered.target
+    entries = []
+    for symbol, program, plan in zip(lowered.entry_symbols, lowered.programs, lowered.plans, strict=True):
+        scratch: Dim = 0
+        for c in program.calls:
+            scratch = maximum(scratch, aligned(expr_dim(c.kernel.scratch_bytes), facts))
+        kernels = tuple(
+            KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, sum((r.type.bytes for r in c.arguments), start=0))
+            for c in program.calls
+        )
+        entries.append(Entry(program.name, symbol, program.inputs, program.outputs, plan.arena_bytes, scratch, kernels, len(plan.barriers)))
+    return Manifest(
+        name=lowered.module.name,
+        target=TargetInfo(target.name, target.triple, target.cpu, target.features),
+        symbols=tuple((s, facts.symbols[s]) for s in lowered.symbols),
+        entries=tuple(entries),
+        weights=stored_weights(lowered),
+        sites=tuple(lowered.sites.rows),
+        compiler=__version__,
+        metadata=dict(lowered.module.metadata),
+    )
