@@ -172,7 +172,7 @@ def test_an_invalid_input_is_not_blamed_on_a_pass() -> None:
 
 
 def test_errors_of_a_pass() -> None:
-    with pytest.raises(InternalError, match="the pass 'break{how=raise}' failed: RuntimeError: a slip"):
+    with pytest.raises(InternalError, match=r"the pass 'break\{how=raise\}' failed: RuntimeError: a slip"):
         PassManager([Break("raise")]).run(chain())
     with pytest.raises(CompilerError, match="not this one"):
         PassManager([Break("refuse")]).run(chain())
