@@ -1,0 +1,344 @@
+"""A compiled module that can be called.
+
+``Executable(compiled)`` costs nothing; the object code is linked and the weights are laid out by ``prepare()`` or the first call. A call
+checks its inputs, binds the dim symbols, and makes one native call on all workers. What follows from the shapes of the inputs (dims, sizes,
+the call structure) is computed once per combination of shapes and kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Entry, Manifest, Port
+from trustformers_ir.ir.binding import Shaped, bind_dims
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
+from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, parse_dim
+from trustformers_ir.runtime import memory
+from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
+from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.native import link
+from trustformers_ir.runtime.workers import POOL_SYMBOLS, Workers, survive_fork, thread_count
+
+MAX_PLANS = 1024  # combinations of shapes remembered per entry
+
+
+class Executable:
+    """A compiled module: ``exe(*inputs, **named)`` calls its first entry, ``exe.run(..., entry=name)`` any other.
+
+    numpy arrays give numpy arrays; if any input is a torch tensor, torch tensors come out. One output comes as it is, several as a tuple. Any
+    number of Python threads may call; calls are done one after the other, each on all workers.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledModule,
+        threads: int | None = None,
+        *,
+        parse: Callable[[str], Any] | None = None,
+        weights: memory.Weights | None = None,
+    ) -> None:
+        """``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``parse`` reads the text of the graph, for ``module``.
+        ``weights``: the weights section where it is in memory already; else it is made from ``compiled.weights``."""
+        self.compiled = compiled
+        self.threads = thread_count(threads)
+        self._parse = parse
+        self._weights = weights
+        self._workers: Workers | None = None
+        self._preparing = threading.Lock()
+        self._arena = memory.Growing("the arena")
+        self._scratch = memory.Growing("the scratch space")
+        self._status = (ctypes.c_int64 * 2)()
+        self._addresses: dict[str, int] = {}
+        self._calls = {e.name: _Callable(self, e) for e in compiled.manifest.entries}
+        if not self._calls:
+            raise InternalError.of(Code.INTERNAL, "a compiled module without an entry")
+        self._first = next(iter(self._calls.values()))
+        survive_fork(self)
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.compiled.manifest
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Inputs of the first entry."""
+        return self._first.entry.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Outputs of the first entry."""
+        return self._first.entry.outputs
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Names of the entries."""
+        return tuple(self._calls)
+
+    @property
+    def symbols(self) -> dict[str, SymbolFact]:
+        """The dim symbols and what their values may be."""
+        return dict(self.manifest.symbols)
+
+    @property
+    def graph(self) -> str:
+        """The optimised graph as text."""
+        return self.compiled.graph
+
+    @functools.cached_property
+    def module(self) -> Any:
+        """The optimised graph, read from its text. ``USAGE`` where the compiler was not imported."""
+        if self._parse is None:
+            raise CompilerError.of(Code.USAGE, "the runtime cannot read a graph", help="load the artifact with trustformers_ir.load, or see .graph")
+        return self._parse(self.graph)
+
+    def report(self, dims: Mapping[str, int] | None = None) -> dict[str, object]:
+        """What the compiler did and what a call costs, as plain data. Costs that depend on dims are texts, or numbers when ``dims`` are given."""
+        m = self.manifest
+
+        def shown(dim: Dim) -> object:
+            return dim if isinstance(dim, int) else str(dim) if dims is None else _value(dim, dims)
+
+        entries: dict[str, object] = {}
+        for e in m.entries:
+            kernels = [
+                {"symbol": k.symbol, "label": k.label, "location": k.location, "flops": shown(k.flops), "bytes": shown(k.bytes)} for k in e.kernels
+            ]
+            entries[e.name] = {
+                "inputs": {p.name: str(p.type) for p in e.inputs},
+                "outputs": {p.name: str(p.type) for p in e.outputs},
+                "kernels": kernels,
+                "flops": shown(sum((k.flops for k in e.kernels), start=0)),
+                "barriers": e.barriers,
+                "arena_bytes": shown(e.arena_bytes),
+                "scratch_bytes_per_thread": shown(e.scratch_bytes),
+            }
+        return {
+            **self.compiled.report,
+            "name": m.name,
+            "compiler": m.compiler,
+            "target": m.target.name,
+            "threads": self.threads,
+            "weights": len(m.weights),
+            "weight_bytes": sum(w.bytes for w in m.weights),
+            "code_bytes": len(self.compiled.code),
+            "entries": entries,
+        }
+
+    def __repr__(self) -> str:
+        ports = ", ".join(f"{p.name}: {p.type}" for p in self.inputs)
+        return f"<Executable {self.manifest.name}({ports}) for {self.manifest.target.name}, {self.threads} threads>"
+
+    # -- what it does ------------------------------------------------------------------------------------------------
+
+    def __call__(self, /, *inputs: Any, **named: Any) -> Any:
+        return self._first(inputs, named)
+
+    def run(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Any:
+        """Calls ``entry`` (None: the first). ``UNKNOWN_ENTRY`` when there is none of that name."""
+        if entry is None:
+            return self._first(inputs, named)
+        if entry not in self._calls:
+            message = f"there is no entry '{entry}'"
+            raise CompilerError.of(Code.UNKNOWN_ENTRY, message, help=f"the entries are {', '.join(self._calls)}")
+        return self._calls[entry](inputs, named)
+
+    def prepare(self) -> Workers:
+        """Links the code and lays out the weights, unless that is done. ``ARTIFACT_TARGET`` when the code is for another machine."""
+        with self._preparing:
+            if self._workers is None:
+                m = self.manifest
+                if m.abi != ABI_VERSION:
+                    message = f"the code follows version {m.abi} of the calling convention; this runtime has version {ABI_VERSION}"
+                    raise CompilerError.of(Code.ARTIFACT_VERSION, message, help="compile the model again")
+                check_target(m.target)
+                library = link([self.compiled.code], [*POOL_SYMBOLS, *dict.fromkeys(e.symbol for e in m.entries)])
+                self._addresses = {e.name: library.address(e.symbol) for e in m.entries}
+                if self._weights is None:
+                    self._weights = memory.materialise(m.weights, self.compiled.weights)
+                self._workers = Workers(library, self.threads)
+            return self._workers
+
+    def weight(self, name: str) -> np.ndarray:
+        """A stored weight as the kernels read it, read-only. ``KeyError`` for an unknown name."""
+        stored = next((w for w in self.manifest.weights if w.name == name), None)
+        if stored is None:
+            raise KeyError(name)
+        self.prepare()
+        assert self._weights is not None
+        return self._weights.array(stored)
+
+    def close(self) -> None:
+        """Ends the worker threads. The next call starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def after_fork(self) -> None:
+        self._preparing = threading.Lock()
+
+    def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int]) -> tuple[int, int]:
+        """One native call; gives the status words."""
+        workers = self._workers or self.prepare()
+        assert self._weights is not None
+        with workers.lock:
+            if plan.arena_bytes > self._arena.size:
+                self._arena.grow(plan.arena_bytes)
+            if plan.stride * self.threads > self._scratch.size:
+                self._scratch.grow(plan.stride * self.threads)
+            plan.inputs[:] = inputs
+            plan.outputs[:] = outputs
+            plan.call[3:5] = [self._weights.address, self._arena.address]
+            status = self._status
+            status[0] = 0
+            plan.call[5] = self._status_address
+            workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride)
+            return status[0], status[1]
+
+    @functools.cached_property
+    def _status_address(self) -> int:
+        return ctypes.addressof(self._status)
+
+
+class _Plan:
+    """What follows from the shapes of the inputs. ``inputs``, ``outputs`` and ``call`` are filled in for each call, under the workers' lock."""
+
+    def __init__(self, dims: Sequence[int], counts: tuple[int, int], arena_bytes: int, stride: int) -> None:
+        self.arena_bytes = arena_bytes
+        self.stride = stride
+        self.dims = (ctypes.c_int64 * max(len(dims), 1))(*dims)
+        self.inputs: Any = (ctypes.c_int64 * counts[0])()
+        self.outputs: Any = (ctypes.c_int64 * counts[1])()
+        self.call: Any = (ctypes.c_int64 * 6)(*map(ctypes.addressof, (self.dims, self.inputs, self.outputs)))
+        self.address = ctypes.addressof(self.call)
+        self.results: tuple[tuple[tuple[int, ...], Any], ...] = ()
+        self.tensors = False
+
+
+class _Callable:
+    """One entry of an executable."""
+
+    def __init__(self, executable: Executable, entry: Entry) -> None:
+        self.executable = weakref.proxy(executable)
+        self.entry = entry
+        self.facts = Facts(dict(executable.manifest.symbols))
+        self.names = {p.name: i for i, p in enumerate(entry.inputs)}
+        self.plans: dict[tuple[object, ...], _Plan] = {}
+
+    def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        ports = self.entry.inputs
+        if named or len(given) != len(ports):
+            given = self.arranged(given, named)
+        arrays: list[Array] = []
+        key: list[object] = []
+        for n, x in enumerate(given):
+            if type(x) is not np.ndarray or not x.flags.carray:
+                x = ready(x, ports[n])
+            arrays.append(x)
+            key += (x.shape, x.dtype)
+        known = tuple(key)
+        plan = self.plans.get(known)
+        if plan is None:
+            plan = self.plan(arrays)
+            if len(self.plans) >= MAX_PLANS:
+                self.plans.clear()
+            self.plans[known] = plan
+        inputs = [x.ctypes.data if type(x) is np.ndarray else x.data_ptr() for x in arrays]
+        results, outputs = self.allocate(plan)
+        site, index = self.executable._run(self.entry, plan, inputs, outputs)
+        if site:
+            raise self.out_of_range(site, index, plan)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def arranged(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """All inputs in the order of the ports. ``INPUT_NAME`` or ``INPUT_COUNT`` when they are not the ones that are taken."""
+        ports = self.entry.inputs
+        takes = f"'{self.entry.name}' takes {', '.join(f'{p.name}: {p.type}' for p in ports) or 'no inputs'}"
+        with Collector() as problems:
+            if len(given) > len(ports):
+                problems.add(Code.INPUT_COUNT, f"{len(given)} inputs were given, {len(ports)} are taken", help=takes)
+            for name in named:
+                if name not in self.names:
+                    problems.add(Code.INPUT_NAME, f"there is no input '{name}'", Where(tensor=name), takes)
+                elif self.names[name] < len(given):
+                    problems.add(Code.INPUT_NAME, f"input '{name}' is given twice, by position and by name", Where(tensor=name), takes)
+            missing = [p.name for p in ports[len(given) :] if p.name not in named]
+            if missing:
+                problems.add(Code.INPUT_COUNT, f"{len(missing)} of {len(ports)} inputs are missing: {', '.join(missing)}", help=takes)
+        return (*given, *(named[p.name] for p in ports[len(given) :]))
+
+    def plan(self, arrays: Sequence[Array]) -> _Plan:
+        """Checks the arrays against the ports and computes all that follows from their shapes."""
+        entry = self.entry
+        with Collector() as problems:
+            for port, array in zip(entry.inputs, arrays, strict=True):
+                if dtype_of(array) is not port.type.dtype:
+                    message = f"input '{port.name}' has the dtype {dtype_of(array) or array.dtype}; {port.type.dtype} is taken"
+                    problems.add(Code.INPUT_DTYPE, message, Where(tensor=port.name), f"convert it first; the input is declared as {port.type}")
+        shapes = [Shaped(p.name, p.type.shape, tuple(a.shape)) for p, a in zip(entry.inputs, arrays, strict=True)]
+        fixed = {name: fact.low for name, fact in self.facts.symbols.items() if fact.low == fact.high}
+        try:
+            env = fixed | bind_dims(shapes, self.facts)
+            results = [(p.type.concrete(env), p.type.dtype) for p in entry.outputs]
+            arena, scratch = evaluate(entry.arena_bytes, env), evaluate(entry.scratch_bytes, env)
+        except KeyError as error:
+            raise CompilerError.of(Code.INPUT_SHAPE, f"no input determines the dim {error} of '{entry.name}'") from None
+        except (ArithmeticError, ValueError):  # a division by a dim that is zero, a number too long to print
+            raise CompilerError.of(Code.INPUT_SHAPE, f"the sizes of '{entry.name}' cannot be computed from these shapes") from None
+        if any(not 0 <= n < 1 << 62 for n in env.values()) or any(n < 0 for shape, _ in results for n in shape):
+            raise CompilerError.of(Code.DIM_RANGE, f"impossible sizes: {', '.join(f'{k} = {v}' for k, v in env.items())}")
+        for port, (shape, dtype) in zip(entry.outputs, results, strict=True):
+            memory.check_size(math.prod(shape) * dtype.itemsize, f"output '{port.name}'")
+        memory.check_size(arena, "the arena")
+        memory.check_size(memory.aligned(scratch) * self.executable.threads, "the scratch space")
+        dims = [env.get(name, fact.low) for name, fact in self.executable.manifest.symbols]
+        plan = _Plan(dims, (len(arrays), len(results)), arena, memory.aligned(scratch))
+        plan.tensors = any(map(is_tensor, arrays))
+        plan.results = tuple((shape, tensor_dtype(dtype) if plan.tensors else dtype.numpy) for shape, dtype in results)
+        return plan
+
+    def allocate(self, plan: _Plan) -> tuple[list[Array], list[int]]:
+        """Fresh outputs, not initialised, and their addresses."""
+        try:
+            if plan.tensors:
+                torch = sys.modules["torch"]
+                tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in plan.results]
+                return tensors, [t.data_ptr() for t in tensors]
+            arrays = [np.empty(shape, dtype) for shape, dtype in plan.results]
+            return arrays, [a.ctypes.data for a in arrays]
+        except (MemoryError, RuntimeError, ValueError):
+            sizes = ", ".join(f"{p.name}: {list(shape)}" for p, (shape, _) in zip(self.entry.outputs, plan.results, strict=True))
+            raise memory.no_memory(f"the outputs cannot be allocated ({sizes})") from None
+
+    def out_of_range(self, number: int, index: int, plan: _Plan) -> CompilerError:
+        """The error that the status word ``number`` stands for."""
+        m = self.executable.manifest
+        if not 1 <= number <= len(m.sites):
+            return CompilerError.of(Code.INDEX_OUT_OF_RANGE, f"an index is out of range: {index}")
+        site = m.sites[number - 1]
+        env = dict(zip((name for name, _ in m.symbols), plan.dims, strict=False))
+        try:
+            bound = evaluate(parse_dim(site.bound), env)
+            shown = f"{site.bound} = {bound}" if site.bound != str(bound) else site.bound
+        except (ValueError, KeyError, ArithmeticError):
+            shown = site.bound
+        file, _, line = site.location.rpartition(":")
+        where = Where(file=file, line=int(line), op=site.op) if file and line.isdecimal() else Where(file=site.location or None, op=site.op)
+        message = f"{site.op}: {site.what} is {index}, out of range of a size of {shown}"
+        return CompilerError.of(Code.INDEX_OUT_OF_RANGE, message, where, "indices count from 0; negative ones count from the end")
+
+
+def _value(dim: Dim, dims: Mapping[str, int]) -> object:
+    try:
+        return evaluate(dim, dims)
+    except KeyError:
+        return str(dim)

@@ -1,0 +1,98 @@
+"""What this machine gives the process: CPUs, memory, and the features that compiled code may need."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from trustformers_ir.ir.abi import TargetInfo
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def cpus() -> int:
+    """How many CPUs this process may use: those of its affinity mask, less when its cgroup has a smaller quota of CPU time."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        count = os.cpu_count() or 1
+    for quota, period in _cpu_quotas():
+        count = min(count, math.ceil(quota / period))
+    return max(count, 1)
+
+
+@functools.cache
+def memory() -> int:
+    """Bytes of memory that this process can hope for: the machine's, or the limit of its cgroup."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        total = 1 << 40
+    limits = [int(text) for text in _settings("memory.max", "memory/memory.limit_in_bytes") if text.isdigit()]
+    return min([total, *(n for n in limits if n > 0)])
+
+
+def check_target(target: TargetInfo, where: Where | None = None) -> None:
+    """``ARTIFACT_TARGET`` unless this machine runs code of ``target``: same architecture and system, and every feature is there."""
+    mine = f"{_architecture()}-{platform.system().lower()}"
+    architecture, *rest = target.triple.split("-")
+    if architecture != _architecture() or platform.system().lower() not in rest:
+        message = f"the code is for {target.triple}; this machine is {mine}"
+        raise CompilerError.of(Code.ARTIFACT_TARGET, message, where, "compile the model for this machine: tfc compile --target cpu")
+    missing = sorted(set(target.features) - _features())
+    if missing:
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        message = f"the code was compiled for {target.name} ({target.cpu}) and needs CPU features that this machine lacks: {shown}"
+        raise CompilerError.of(
+            Code.ARTIFACT_TARGET, message, where, "compile the model on this machine, or for a smaller target such as --target cpu:avx2"
+        )
+
+
+def _architecture() -> str:
+    name = platform.machine().lower()
+    return _ARCHITECTURES.get(name, name)
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def _cpu_quotas() -> Iterator[tuple[int, int]]:
+    """``(quota, period)`` in microseconds of every cgroup that limits CPU time."""
+    pairs = [text.split() for text in _settings("cpu.max")]
+    pairs.append([*_settings("", "cpu/cpu.cfs_quota_us"), *_settings("", "cpu/cpu.cfs_period_us")][:2])
+    for pair in pairs:
+        if len(pair) == 2 and all(n.isdigit() and int(n) > 0 for n in pair):
+            yield int(pair[0]), int(pair[1])
+
+
+def _settings(second: str, first: str = "") -> Iterator[str]:
+    """Texts of a cgroup setting: version 2 in the process's own group and those around it, version 1 at its root."""
+    if second:
+        try:
+            own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        except (OSError, StopIteration):
+            own = "/"
+        folder = _CGROUPS / own.strip("/")
+        for group in (folder, *folder.parents):
+            yield from _text(group / second)
+            if group == _CGROUPS:
+                break
+    if first:
+        yield from _text(_CGROUPS / first)
+
+
+def _text(path: Path) -> Iterator[str]:
+    try:
+        yield path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return

@@ -1,0 +1,97 @@
+"""The threads that execute a compiled module: the native pool of its object code, and what becomes of it after a fork.
+
+A pool is started by the first run. Its threads spin for a moment after each run and then park (see ``codegen/llvm/pool.py``, where the native
+side is described). A forked child has none of its parent's threads, so it forgets the pool and starts its own when it first runs something.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from typing import Any, Protocol
+
+from trustformers_ir.ir import env
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.runtime.machine import cpus
+from trustformers_ir.runtime.native import NativeLibrary
+
+POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_destroy")
+MAX_THREADS = 1024
+
+
+class Forkable(Protocol):
+    """Something that has to be told that it is now in a forked child."""
+
+    def after_fork(self) -> None: ...
+
+
+_forkables: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def survive_fork(thing: Forkable) -> None:
+    """``thing.after_fork()`` is called in every child that is forked while it lives."""
+    _forkables.add(thing)
+
+
+def _after_fork() -> None:
+    for thing in list(_forkables):
+        thing.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of threads to use: ``threads``, or ``TFIR_THREADS``, or the CPUs of this process. ``USAGE`` for an impossible number."""
+    if threads is None:
+        threads = env.THREADS.get()
+    if threads is None:
+        return min(cpus(), MAX_THREADS)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise CompilerError.of(Code.USAGE, f"threads is {threads!r}", help=f"give a whole number from 1 to {MAX_THREADS}, or None")
+    return threads
+
+
+class Workers:
+    """``threads`` workers, the calling thread among them. Whoever runs something holds ``lock``: a pool does one run at a time."""
+
+    def __init__(self, library: NativeLibrary, threads: int | None = None) -> None:
+        self.threads = thread_count(threads)
+        self.lock = threading.Lock()
+        pointer, word = ctypes.c_void_p, ctypes.c_int64
+        self._create = library.function("tfir_pool_create", pointer, word)
+        self._run = library.function("tfir_pool_run", None, pointer, pointer, pointer, pointer, word)
+        self._destroy = library.function("tfir_pool_destroy", None, pointer)
+        self._pool = 0
+        self._end: weakref.finalize[..., Any] | None = None
+        survive_fork(self)
+
+    def run(self, entry: int, call: int, scratch: int, stride: int) -> None:
+        """Calls the native ``entry(call, worker, workers, barrier, scratch + worker * stride)`` on every worker. The caller holds ``lock``."""
+        self._run(self._pool or self._start(), entry, call, scratch, stride)
+
+    def close(self) -> None:
+        """Ends the threads; the next run starts new ones."""
+        with self.lock:
+            if self._end is not None:
+                self._end()
+            self._pool, self._end = 0, None
+
+    def after_fork(self) -> None:
+        """In a child: the threads are gone, and nobody will ever release the lock if another thread held it."""
+        self.lock = threading.Lock()
+        if self._end is not None:
+            self._end.detach()
+        self._pool, self._end = 0, None
+
+    def _start(self) -> int:
+        pool = self._create(self.threads)
+        if not pool:
+            raise CompilerError.of(Code.OUT_OF_MEMORY, f"{self.threads} threads could not be started", help="use fewer: threads=, TFIR_THREADS")
+        self._pool = pool
+        # At exit nothing is done: the process takes its parked threads with it.
+        self._end = weakref.finalize(self, self._destroy, pool)
+        self._end.atexit = False
+        return int(pool)
