@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import re
 import sys
 import threading
 import weakref
@@ -29,6 +30,7 @@ from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.workers import POOL_SYMBOLS, Workers, survive_fork, thread_count
 
 MAX_PLANS = 1024  # combinations of shapes remembered per entry
+ALONE_BELOW = 100_000  # flops, and bytes: so little work is done by the calling thread before another one would be awake
 
 
 class Executable:
@@ -118,7 +120,7 @@ class Executable:
                 "inputs": {p.name: str(p.type) for p in e.inputs},
                 "outputs": {p.name: str(p.type) for p in e.outputs},
                 "kernels": kernels,
-                "flops": shown(sum((k.flops for k in e.kernels), start=0)),
+                "flops": shown(self._calls[e.name].costs[0]),
                 "barriers": e.barriers,
                 "arena_bytes": shown(e.arena_bytes),
                 "scratch_bytes_per_thread": shown(e.scratch_bytes),
@@ -201,7 +203,7 @@ class Executable:
             status = self._status
             status[0] = 0
             plan.call[5] = self._status_address
-            workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride)
+            workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
             return status[0], status[1]
 
     @functools.cached_property
@@ -222,6 +224,7 @@ class _Plan:
         self.address = ctypes.addressof(self.call)
         self.results: tuple[tuple[tuple[int, ...], Any], ...] = ()
         self.tensors = False
+        self.alone = False
 
 
 class _Callable:
@@ -259,6 +262,12 @@ class _Callable:
             raise self.out_of_range(site, index, plan)
         return results[0] if len(results) == 1 else tuple(results)
 
+    @functools.cached_property
+    def costs(self) -> tuple[Dim, Dim]:
+        """Flops and bytes of one call."""
+        kernels = self.entry.kernels
+        return sum((k.flops for k in kernels), start=0), sum((k.bytes for k in kernels), start=0)
+
     def arranged(self, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
         """All inputs in the order of the ports. ``INPUT_NAME`` or ``INPUT_COUNT`` when they are not the ones that are taken."""
         ports = self.entry.inputs
@@ -290,6 +299,7 @@ class _Callable:
             env = fixed | bind_dims(shapes, self.facts)
             results = [(p.type.concrete(env), p.type.dtype) for p in entry.outputs]
             arena, scratch = evaluate(entry.arena_bytes, env), evaluate(entry.scratch_bytes, env)
+            cost = max(evaluate(d, env) for d in self.costs)
         except KeyError as error:
             raise CompilerError.of(Code.INPUT_SHAPE, f"no input determines the dim {error} of '{entry.name}'") from None
         except (ArithmeticError, ValueError):  # a division by a dim that is zero, a number too long to print
@@ -302,6 +312,7 @@ class _Callable:
         memory.check_size(memory.aligned(scratch) * self.executable.threads, "the scratch space")
         dims = [env.get(name, fact.low) for name, fact in self.executable.manifest.symbols]
         plan = _Plan(dims, (len(arrays), len(results)), arena, memory.aligned(scratch))
+        plan.alone = bool(entry.kernels) and cost < ALONE_BELOW
         plan.tensors = any(map(is_tensor, arrays))
         plan.results = tuple((shape, tensor_dtype(dtype) if plan.tensors else dtype.numpy) for shape, dtype in results)
         return plan
@@ -331,8 +342,8 @@ class _Callable:
             shown = f"{site.bound} = {bound}" if site.bound != str(bound) else site.bound
         except (ValueError, KeyError, ArithmeticError):
             shown = site.bound
-        file, _, line = site.location.rpartition(":")
-        where = Where(file=file, line=int(line), op=site.op) if file and line.isdecimal() else Where(file=site.location or None, op=site.op)
+        place = re.fullmatch(r"(.+):([0-9]{1,9})( in .*)?", site.location)
+        where = Where(file=place[1], line=int(place[2]), op=site.op) if place else Where(file=site.location or None, op=site.op)
         message = f"{site.op}: {site.what} is {index}, out of range of a size of {shown}"
         return CompilerError.of(Code.INDEX_OUT_OF_RANGE, message, where, "indices count from 0; negative ones count from the end")
 

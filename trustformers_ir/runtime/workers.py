@@ -64,34 +64,37 @@ class Workers:
         self._create = library.function("tfir_pool_create", pointer, word)
         self._run = library.function("tfir_pool_run", None, pointer, pointer, pointer, pointer, word)
         self._destroy = library.function("tfir_pool_destroy", None, pointer)
-        self._pool = 0
-        self._end: weakref.finalize[..., Any] | None = None
+        self._pools: dict[int, int] = {}  # by number of workers: all of them, or the caller alone
+        self._ends: list[weakref.finalize[..., Any]] = []
         survive_fork(self)
 
-    def run(self, entry: int, call: int, scratch: int, stride: int) -> None:
-        """Calls the native ``entry(call, worker, workers, barrier, scratch + worker * stride)`` on every worker. The caller holds ``lock``."""
-        self._run(self._pool or self._start(), entry, call, scratch, stride)
+    def run(self, entry: int, call: int, scratch: int, stride: int, alone: bool = False) -> None:
+        """Calls the native ``entry(call, worker, workers, barrier, scratch + worker * stride)`` on every worker; ``alone`` leaves everything to
+        the calling thread, for work that is done before others are awake. The caller holds ``lock``."""
+        workers = 1 if alone else self.threads
+        self._run(self._pools.get(workers) or self._start(workers), entry, call, scratch, stride)
 
     def close(self) -> None:
         """Ends the threads; the next run starts new ones."""
         with self.lock:
-            if self._end is not None:
-                self._end()
-            self._pool, self._end = 0, None
+            for end in self._ends:
+                end()
+            self._pools, self._ends = {}, []
 
     def after_fork(self) -> None:
         """In a child: the threads are gone, and nobody will ever release the lock if another thread held it."""
         self.lock = threading.Lock()
-        if self._end is not None:
-            self._end.detach()
-        self._pool, self._end = 0, None
+        for end in self._ends:
+            end.detach()
+        self._pools, self._ends = {}, []
 
-    def _start(self) -> int:
-        pool = self._create(self.threads)
+    def _start(self, workers: int) -> int:
+        pool = self._create(workers)
         if not pool:
-            raise CompilerError.of(Code.OUT_OF_MEMORY, f"{self.threads} threads could not be started", help="use fewer: threads=, TFIR_THREADS")
-        self._pool = pool
+            raise CompilerError.of(Code.OUT_OF_MEMORY, f"{workers} threads could not be started", help="use fewer: threads=, TFIR_THREADS")
+        self._pools[workers] = pool
         # At exit nothing is done: the process takes its parked threads with it.
-        self._end = weakref.finalize(self, self._destroy, pool)
-        self._end.atexit = False
+        end = weakref.finalize(self, self._destroy, pool)
+        end.atexit = False
+        self._ends.append(end)
         return int(pool)

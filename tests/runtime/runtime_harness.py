@@ -1,0 +1,72 @@
+"""Small compiled modules for the tests of the runtime."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.codegen.build import build
+from trustformers_ir.frontend.trace import trace
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.abi import CompiledModule
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.parameters import Parameter
+from trustformers_ir.ir.types import TensorType
+
+f32, i64 = DType.f32, DType.i64
+BATCH = {"batch": (1, 64), "seq": (1, 128)}
+
+
+def compiled(fn: Callable[..., Any], *specs: TensorType, target: str = "host", names: tuple[str, ...] = (), **options: Any) -> CompiledModule:
+    """The traced function, compiled as it is: no passes."""
+    module = trace(fn, *specs, **options)
+    return build(module, target, {"main": names} if names else None, {"passes": ["none"]})
+
+
+def add_modules() -> CompiledModule:
+    """``x + y``."""
+    return compiled(lambda x, y: x + y, f32["batch", "seq"], f32["batch", "seq"], facts=BATCH)
+
+
+add = functools.cache(add_modules)
+
+
+def random_weights() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(7)
+    return {
+        "table": random.standard_normal((50, 24)).astype(np.float32),
+        "dense": random.standard_normal((40, 24)).astype(np.float32),
+        "bias": random.standard_normal(40).astype(np.float32),
+    }
+
+
+def encoder_function(ids: Any, scale: Any) -> Any:
+    """A row of a table per id, through a layer, and its softmax: sites, weights, an arena, a reduction, two outputs."""
+    table = Parameter("table", (50, 24))
+    dense, bias = Parameter("dense", (40, 24)), Parameter("bias", (40,))
+    hidden = F.linear(F.embedding(ids, table) * scale, dense, bias)
+    return {"probabilities": F.softmax(hidden, -1), "pooled": F.tanh(hidden).mean(1)}
+
+
+def encoder_module() -> CompiledModule:
+    return compiled(
+        encoder_function, i64["batch", "seq"], f32[()], facts=BATCH, weights=random_weights(), names=("probabilities", "pooled"), name="encoder"
+    )
+
+
+encoder = functools.cache(encoder_module)
+
+
+def encoder_reference(ids: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    w = {name: a.astype(np.float64) for name, a in random_weights().items()}
+    hidden = w["table"][ids] * scale @ w["dense"].T + w["bias"]
+    e = np.exp(hidden - hidden.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True), np.tanh(hidden).mean(1)
+
+
+def encoder_inputs(batch: int = 3, seq: int = 11, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 50, (batch, seq)), np.array(0.25, np.float32)
