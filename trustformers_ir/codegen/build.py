@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trustformers_ir import __version__
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.llvm import pool
@@ -33,6 +32,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, maximum
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import print_module
+from trustformers_ir.ir.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,6 @@ def manifest(lowered: Lowered) -> Manifest:
         entries=tuple(entries),
         weights=stored_weights(lowered),
         sites=tuple(lowered.sites.rows),
-        compiler=__version__,
+        compiler=VERSION,
         metadata=dict(lowered.module.metadata),
     )

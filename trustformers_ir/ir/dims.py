@@ -336,8 +336,9 @@ class Facts:
     def _bounds(self, dim: Dim, splits: int) -> tuple[float, float]:
         """The interval of a resolved dim.
 
-        Two proofs are tried and their intervals intersected: the sum of the intervals of the terms, and a split at one opaque atom, which
-        keeps the connection between the atom's arguments and the other terms (``n - min(n, 5) >= 0``).
+        Three proofs are tried and their intervals intersected: the sum of the intervals of the terms; the product with a common factor of
+        all terms (``b * s - b = b * (s - 1) >= 0``); and a split at one opaque atom, which keeps the connection between the atom's
+        arguments and the other terms (``n - min(n, 5) >= 0``).
         """
         if isinstance(dim, int):
             return (dim, dim)
@@ -352,6 +353,12 @@ class Facts:
                     lo, hi = _interval_product(lo, hi, alo, ahi)
             low += coefficient * (lo if coefficient > 0 else hi)
             high += coefficient * (hi if coefficient > 0 else lo)
+        common = _common_factor(dim)
+        if common and len(dim.terms) > 1:
+            factor = _from_terms({common: 1})
+            rest = _from_terms({_without(m, common): c for m, c in dim.terms})
+            lo, hi = _interval_product(*self._bounds(factor, splits), *self._bounds(rest, splits))
+            low, high = max(low, lo), min(high, hi)
         if splits:
             lo, hi = self._split_bounds(dim, splits - 1)
             low, high = max(low, lo), min(high, hi)
@@ -501,6 +508,21 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Dim:
         return live[0][1]
     live.sort(key=lambda item: _monomial_key(item[0]))
     return SymExpr(tuple(live))
+
+
+def _common_factor(dim: SymExpr) -> Monomial:
+    """The largest monomial that divides every term."""
+    powers = dict(dim.terms[0][0])
+    for monomial, _ in dim.terms[1:]:
+        here = dict(monomial)
+        powers = {a: min(p, here[a]) for a, p in powers.items() if a in here}
+    return tuple((a, p) for a, p in dim.terms[0][0] if a in powers for p in (powers[a],))
+
+
+def _without(monomial: Monomial, factor: Monomial) -> Monomial:
+    """``monomial / factor``."""
+    taken = dict(factor)
+    return tuple((a, p - taken.get(a, 0)) for a, p in monomial if p > taken.get(a, 0))
 
 
 def _multiply(a: Monomial, b: Monomial) -> Monomial:

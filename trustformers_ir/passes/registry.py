@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from trustformers_ir.passes.decompose import Decompose
+from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
+from trustformers_ir.passes.pack_weights import PackWeights
 
-ALL: tuple[type[Pass], ...] = ()
+ALL: tuple[type[Pass], ...] = (Decompose, PackWeights, Fuse)
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}

@@ -1,0 +1,252 @@
+"""Fusion: every operation goes into a region, and every region becomes one kernel.
+
+Before::
+
+    %1 = linear(%x, %w, %b) : f32[batch, seq, 1536]
+    %2 = gelu(%1) : f32[batch, seq, 1536]
+
+After::
+
+    %2 = fused(%x, %w, %b) {kind = contraction} : f32[batch, seq, 1536] {
+      (%a, %c, %d):
+      %3 = linear(%a, %c, %d) : f32[batch, seq, 1536]
+      %4 = gelu(%3) : f32[batch, seq, 1536]
+      yield(%4)
+    }
+
+Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen et al. 2018, section 3) with the kinds of ``ir/schema.py``:
+
+1. *attention* takes in the views (reshape, transpose) of its operands and of its result;
+2. *contractions* take in the elementwise operations after them that have their shape, and views of the result;
+3. *reductions* take in cheap operations before them and elementwise ones after them;
+4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
+
+An operation enters a region only when nothing else needs its result, so no work is done twice, except that operations without operands
+(constants, ranges, sizes) are copied into every region that reads them. Operations grow along single uses, so a region never depends on
+itself through the outside. Each refusal is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.core import Block, Function, Module, Operation, Value
+from trustformers_ir.ir.ops.region import RegionKind
+from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.passes.manager import Pass, PassLog
+
+#: Elementwise operations that cost less than a trip to memory: they may be computed several times per element.
+CHEAP = (
+    *(ops.Add, ops.Sub, ops.Mul, ops.Neg, ops.Abs, ops.Minimum, ops.Maximum, ops.Select, ops.Cast, ops.Clamp, ops.Relu, ops.Dropout),
+    *(ops.And, ops.Or, ops.Xor, ops.LogicalNot, ops.BitwiseNot, ops.Eq, ops.Ne, ops.Lt, ops.Le, ops.Gt, ops.Ge),
+)
+VIEWS = (ops.Reshape, ops.Transpose)
+_KINDS = {
+    FusionKind.ATTENTION: RegionKind.ATTENTION,
+    FusionKind.CONTRACTION: RegionKind.CONTRACTION,
+    FusionKind.REDUCTION: RegionKind.REDUCTION,
+}
+
+
+@dataclass
+class _Group:
+    """A region in the making. ``last`` computes its result; ``viewed`` says that a view follows the anchor, so only views may follow."""
+
+    anchor: Operation
+    last: Operation
+    members: set[Operation] = field(default_factory=set)
+    viewed: bool = False
+
+    @property
+    def kind(self) -> RegionKind:
+        return _KINDS.get(self.anchor.op.fusion, RegionKind.LOOP)
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """``max_ops`` bounds the operations of one region: compile time grows with it faster than speed."""
+
+    max_ops: int = 24
+
+    name = "fuse"
+    summary = "group operations into regions that become one kernel each"
+    ensures = frozenset({"fused"})
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Puts every operation of every function into a region; weights stay outside."""
+        for function in module.functions.values():
+            _Fusion(function, self.max_ops, log).run()
+
+
+class _Fusion:
+    def __init__(self, function: Function, max_ops: int, log: PassLog) -> None:
+        self.function, self.max_ops, self.log = function, max_ops, log
+        self.group_of: dict[Operation, _Group] = {}
+        self.groups: list[_Group] = []
+        self.order = {o: i for i, o in enumerate(function.body)}
+
+    def run(self) -> None:
+        operations = [o for o in self.function.body if not isinstance(o.op, (ops.Fused, ops.WeightOp)) and not o.op.terminator]
+        for kind in (FusionKind.ATTENTION, FusionKind.CONTRACTION, FusionKind.REDUCTION):
+            for o in operations:
+                if o.op.fusion is kind and o not in self.group_of:
+                    self.grow(self.start(o))
+        for o in reversed(operations):
+            if o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE) and o not in self.group_of:
+                self.grow_up(self.start(o))
+        for o in operations:
+            if o.op.fusion is FusionKind.OPAQUE:
+                self.start(o)
+        returned = {v.producer for v in self.function.outputs}
+        for o in operations:
+            if o.op.fusion is FusionKind.CONSTANT and o in returned:
+                self.start(o)
+        for group in self.groups:
+            outline(group.members, group.kind)
+        for o in reversed(operations):  # constants that every reader has copied
+            if o not in self.group_of and o.is_dead:
+                o.erase()
+
+    def start(self, anchor: Operation) -> _Group:
+        group = _Group(anchor, anchor, {anchor})
+        self.group_of[anchor] = group
+        self.groups.append(group)
+        return group
+
+    def add(self, group: _Group, operation: Operation) -> bool:
+        if len(group.members) >= self.max_ops:
+            self.log.miss("fused", f"a region has {self.max_ops} operations")
+            return False
+        if not rewriting.allowed():
+            return False
+        group.members.add(operation)
+        self.group_of[operation] = group
+        self.log.count(f"fused into a {group.kind.value}")
+        return True
+
+    def grow(self, group: _Group) -> None:
+        if group.kind is RegionKind.ATTENTION:
+            self.views_before(group, group.anchor)
+        elif group.kind is RegionKind.REDUCTION:
+            self.grow_up(group)
+        while (following := self.following(group)) is not None:
+            reason = self.refuse_after(group, following)
+            if reason is not None:
+                self.log.miss("fused", f"{following.op.mnemonic} after {group.anchor.op.mnemonic}: {reason}")
+                return
+            if not self.add(group, following):
+                return
+            group.viewed |= isinstance(following.op, VIEWS)
+            group.last = following
+
+    def following(self, group: _Group) -> Operation | None:
+        """The only operation that reads the group's result, when there is one that may be fused."""
+        if len(group.last.results) != 1:
+            return None
+        users = group.last.result.users
+        if len(users) != 1 or users[0] in self.group_of or users[0].op.terminator or isinstance(users[0].op, ops.Fused):
+            return None
+        return users[0]
+
+    def refuse_after(self, group: _Group, o: Operation) -> str | None:
+        """Why ``o`` may not follow the group's result in its region."""
+        if o.op.fusion not in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE):
+            return f"it is a {o.op.fusion.value} itself"
+        if isinstance(o.op, ops.Transpose):
+            return None if o.op.perm[-1] == len(o.op.perm) - 1 else "it moves the last axis, which the loops run along"
+        if isinstance(o.op, ops.Reshape):
+            return None
+        if o.op.fusion is not FusionKind.ELEMENTWISE:
+            return "it reads its operand in another order"
+        if group.viewed:
+            return "a view lies between them"
+        if group.kind is RegionKind.ATTENTION:
+            return "the loops of attention store their result only"
+        if o.result.type.shape != group.last.result.type.shape:
+            return "its result is broadcast to another shape"
+        return None
+
+    def views_before(self, group: _Group, operation: Operation) -> None:
+        for value in operation.inputs:
+            o = value.producer
+            if o is not None and isinstance(o.op, VIEWS) and self.only_here(o, group) and self.add(group, o):
+                self.views_before(group, o)
+
+    def grow_up(self, group: _Group) -> None:
+        """Takes in producers, nearest first."""
+        waiting = list(group.members)
+        while waiting:
+            consumer = waiting.pop()
+            for value in consumer.inputs:
+                o = value.producer
+                if o is None or o in self.group_of or not self.only_here(o, group):
+                    continue
+                reason = self.refuse_before(group, consumer, o)
+                if reason is None:
+                    if self.add(group, o):
+                        waiting.append(o)
+                elif reason:
+                    self.log.miss("fused", f"{o.op.mnemonic} before {group.anchor.op.mnemonic}: {reason}")
+
+    def refuse_before(self, group: _Group, consumer: Operation, o: Operation) -> str | None:
+        """Why ``o`` may not be computed where ``consumer`` reads it; empty for what needs no mention."""
+        if o.op.fusion in (FusionKind.CONSTANT, FusionKind.STRUCTURE):
+            return ""
+        if o.op.fusion not in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE):
+            return f"it is a {o.op.fusion.value}, which starts its own region"
+        if o.op.fusion is FusionKind.INJECTIVE or isinstance(o.op, CHEAP):
+            return None
+        if group.kind is RegionKind.REDUCTION:
+            return "it would be computed again in every pass of the reduction"
+        if o.result.type.shape != group.anchor.result.type.shape or consumer.op.fusion is not FusionKind.ELEMENTWISE:
+            return "it would be computed several times per element"
+        return None
+
+    def only_here(self, o: Operation, group: _Group) -> bool:
+        """Whether nothing outside the group reads the results of ``o``."""
+        return o not in self.group_of and all(u in group.members for r in o.results for u in r.users)
+
+
+def outline(members: set[Operation], kind: RegionKind) -> Operation:
+    """Move operations of one block into a new region at the place of the last one. Constants that they read are copied into it."""
+    block = next(iter(members)).block
+    assert block is not None
+    inside = [o for o in block if o in members]
+    last = inside[-1]
+    copies: dict[Operation, Operation] = {}
+    arguments: dict[Value, None] = {}
+    body = Block()
+    for value in (v for o in inside for v in o.inputs):
+        o = value.producer
+        if o in members:
+            continue
+        if o is not None and o.op.fusion is FusionKind.CONSTANT and not isinstance(o.op, ops.WeightOp):
+            if o not in copies:
+                copies[o] = body.append(Operation(o.op, o.operands, [r.type for r in o.results], o.loc))
+        else:
+            arguments.setdefault(value)
+    inner: dict[Value, Value] = {v: body.add_arg(v.type, v.name) for v in arguments}
+    inner |= {r: c for o, copy in copies.items() for r, c in zip(o.results, copy.results, strict=True)}
+    results = list(_escaping(inside, members))
+    region = Operation(ops.Fused(kind), list(arguments), [v.type for v in results], last.loc, body)
+    block.insert_before(last, region)
+    for old, new in zip(results, region.results, strict=True):
+        new.name = old.name
+        for user, index in old.uses:
+            if user not in members:
+                user.set_operand(index, new)
+    end = body.append(Operation(ops.Yield(), results, []))
+    for o in inside:
+        o.move_before(end)
+        for i, v in enumerate(o.operands):
+            if v in inner:
+                o.set_operand(i, inner[v])
+    return region
+
+
+def _escaping(inside: list[Operation], members: set[Operation]) -> Iterator[Value]:
+    """Results that something outside reads; those of the last operation when nothing does."""
+    found = [r for o in inside for r in o.results if any(u not in members for u in r.users)]
+    yield from found or inside[-1].results
