@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from trustformers_ir.passes.canonicalize import Canonicalize
 from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.fuse import Fuse
-from trustformers_ir.passes.canonicalize import Canonicalize
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.pack_weights import PackWeights
 
-ALL: tuple[type[Pass], ...] = (Canonicalize,)
+ALL: tuple[type[Pass], ...] = (Canonicalize, Decompose, PackWeights, Fuse)
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}
