@@ -207,6 +207,22 @@ def test_long_and_deep_texts_are_refused() -> None:
         parse_dim("(" * 100 + "a" + ")" * 100)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-" * 4000 + "a",
+        "a" + "%3%2" * 900,
+        "min(a," * 70 + "b" + ")" * 70,
+        "*".join(["(a+b+c+d+e)"] * 300),
+        "*".join(f"(a{i}//2)" for i in range(500)),
+        "9" * 5000,
+    ],
+)
+def test_texts_that_would_take_long_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="nested|terms|limit"):
+        parse_dim(text, 1 << 16)
+
+
 FACTS = Facts({"n": SymbolFact(1, 512), "s": SymbolFact(8, 4096, 8), "one": SymbolFact(1, 1), "z": SymbolFact(0)})
 S, ONE, Z = symbol("s"), symbol("one"), symbol("z")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.build import build
+from trustformers_ir.codegen.build import build, find_target
 from trustformers_ir.frontend.trace import trace
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.abi import CompiledModule
@@ -23,7 +24,8 @@ BATCH = {"batch": (1, 64), "seq": (1, 128)}
 def compiled(fn: Callable[..., Any], *specs: TensorType, target: str = "host", names: tuple[str, ...] = (), **options: Any) -> CompiledModule:
     """The traced function, compiled as it is: no passes."""
     module = trace(fn, *specs, **options)
-    return build(module, target, {"main": names} if names else None, {"passes": ["none"]})
+    built = build(module, find_target(target), {"main": names} if names else None)
+    return replace(built, report={"passes": ["none"]})
 
 
 def add_modules() -> CompiledModule:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import re
-import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.types import TensorType
 
 MAX_HEADER = 100_000_000  # bytes; the cap of the reference implementation
@@ -121,26 +120,12 @@ _TRUNCATED_HELP = "the download or the copy was cut off: fetch the file again"
 
 
 def _mapped(path: Path, place: str) -> tuple[mmap.mmap, int]:
-    """The whole file, mapped for reading. Only ordinary files: a pipe would block, a device has no size."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{place}' does not exist", Where(file=place), "look at the path") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CompilerError.of(Code.UNREADABLE, f"cannot read '{place}': {reason}", Where(file=place), "look at its permissions") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CompilerError.of(Code.UNREADABLE, f"'{place}' is not an ordinary file", Where(file=place), "give a .safetensors file")
-        if status.st_size < 8:
-            message = f"the file has {status.st_size} bytes, too few for the length of a header"
-            raise CompilerError.of(Code.SAFETENSORS_TRUNCATED, message, Where(file=place, offset=status.st_size), _TRUNCATED_HELP)
-        return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ), status.st_size
-    except OSError as error:
-        raise CompilerError.of(Code.UNREADABLE, f"cannot map '{place}': {error.strerror}", Where(file=place)) from None
-    finally:
-        os.close(descriptor)
+    def short(size: int) -> CompilerError:
+        message = f"the file has {size} bytes, too few for the length of a header"
+        return CompilerError.of(Code.SAFETENSORS_TRUNCATED, message, Where(file=place, offset=size), _TRUNCATED_HELP)
+
+    data = map_file(path, place, ".safetensors", 8, short)
+    return data, len(data)
 
 
 def _header_length(data: mmap.mmap, size: int, place: str) -> int:

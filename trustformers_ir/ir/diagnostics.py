@@ -116,6 +116,7 @@ class Code(enum.Enum):
     ARTIFACT_VERSION = (5004, "version of the artifact", "The file was written by another version of the format.")
     ARTIFACT_TARGET = (5005, "artifact of another machine", "The code in the file needs a CPU or features that this machine lacks.")
     ARTIFACT_MANIFEST = (5006, "broken manifest", "The manifest of the file is malformed or contradicts itself.")
+    ARTIFACT_CODE = (5007, "broken object code", "The object code of the file is not any, or lacks what the manifest names.")
     INPUT_COUNT = (5010, "wrong number of inputs", "The call has too few or too many inputs.")
     INPUT_NAME = (5011, "unknown input", "The call names an input that the model does not have, or gives one twice.")
     INPUT_DTYPE = (5012, "wrong input dtype", "An input has another dtype than the model takes.")

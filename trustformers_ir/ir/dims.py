@@ -16,6 +16,8 @@ from typing import Union
 
 SYMBOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = frozenset({"min", "max"})
+MAX_NESTING = 64  # of a dim that is parsed
+MAX_PRODUCTS = 200_000  # factors multiplied with factors while a dim is parsed
 SPLITS = 8  # how many opaque atoms of one dim a proof may take apart
 
 
@@ -411,15 +413,17 @@ class Facts:
         return f"a fact that settles '{difference}' against 0 is missing (known: {known})"
 
 
-def parse_dim(text: str) -> Dim:
+def parse_dim(text: str, longest: int = 4096) -> Dim:
     """Parse the printed form of a dim: integers, symbols, ``+ - * // %``, parentheses, ``min(a, b)``, ``max(a, b)``.
 
-    Raises ``ValueError`` for anything else. Recursive descent; never ``eval``. Nesting is capped.
+    Raises ``ValueError`` for anything else. Recursive descent; never ``eval``. The length, the nesting of the text and of the result, and the
+    number of terms that are multiplied are bounded, so that no text takes long.
     """
-    if len(text) > 4096:
-        raise ValueError("a dim longer than 4096 characters")
+    if len(text) > longest:
+        raise ValueError(f"a dim longer than {longest} characters")
     tokens = _tokens(text)
     position = 0
+    products = 0
 
     def peek() -> str:
         return tokens[position] if position < len(tokens) else ""
@@ -428,51 +432,65 @@ def parse_dim(text: str) -> Dim:
         nonlocal position
         token = peek()
         if not token or (expected is not None and token != expected):
-            raise ValueError(f"in dim '{text}': expected {expected or 'a term'}, found {token or 'the end'}")
+            raise ValueError(f"in dim '{text[:200]}': expected {expected or 'a term'}, found {token or 'the end'}")
         position += 1
         return token
 
-    def expression(depth: int) -> Dim:
-        if depth > 64:
-            raise ValueError("a dim nested deeper than 64")
-        out = term(depth)
-        while peek() in ("+", "-"):
-            out = out + term(depth) if take() == "+" else out - term(depth)
-        return out
+    def nested(levels: int) -> int:
+        if levels > MAX_NESTING:
+            raise ValueError(f"a dim nested deeper than {MAX_NESTING}")
+        return levels
 
-    def term(depth: int) -> Dim:
-        out = factor(depth)
+    # Each rule gives the dim and how deeply its opaque atoms are nested.
+    def expression(depth: int) -> tuple[Dim, int]:
+        first, levels = term(nested(depth))
+        total = _terms(first)
+        while peek() in ("+", "-"):
+            sign = 1 if take() == "+" else -1
+            more, inner = term(depth)
+            _merge(total, _terms(sign * more))
+            levels = max(levels, inner)
+        return _from_terms(total), levels
+
+    def term(depth: int) -> tuple[Dim, int]:
+        nonlocal products
+        out, levels = factor(depth)
         while peek() in ("*", "//", "%"):
             operator = take()
-            right = factor(depth)
+            right, inner = factor(depth)
+            products += _length(out) * _length(right)
+            if products > MAX_PRODUCTS:
+                raise ValueError("a dim of too many terms")
+            levels = nested(max(levels, inner) + (operator != "*"))
             try:
                 out = out * right if operator == "*" else floordiv(out, right) if operator == "//" else mod(out, right)
             except ZeroDivisionError as error:
                 raise ValueError(str(error)) from None
-        return out
+        return out, levels
 
-    def factor(depth: int) -> Dim:
+    def factor(depth: int) -> tuple[Dim, int]:
         token = take()
         if token == "-":
-            return -1 * factor(depth + 1)
+            value, levels = factor(nested(depth + 1))
+            return -1 * value, levels
         if token == "(":
-            out = expression(depth + 1)
+            inside = expression(depth + 1)
             take(")")
-            return out
+            return inside
         if token.isdigit():
-            return int(token)
+            return int(token), 0
         if token in RESERVED:
             take("(")
-            a = expression(depth + 1)
+            a, levels = expression(depth + 1)
             take(",")
-            b = expression(depth + 1)
+            b, inner = expression(depth + 1)
             take(")")
-            return _extremum(token, a, b)
-        return symbol(token)
+            return _extremum(token, a, b), nested(max(levels, inner) + 1)
+        return symbol(token), 0
 
-    out = expression(0)
+    out, _ = expression(0)
     if position != len(tokens):
-        raise ValueError(f"in dim '{text}': unexpected '{peek()}'")
+        raise ValueError(f"in dim '{text[:200]}': unexpected '{peek()}'")
     return out
 
 
@@ -488,6 +506,11 @@ def _tokens(text: str) -> list[str]:
 
 def _terms(dim: Dim) -> dict[Monomial, int]:
     return ({(): dim} if dim else {}) if isinstance(dim, int) else dict(dim.terms)
+
+
+def _length(dim: Dim) -> int:
+    """How many factors a dim is written with."""
+    return sum(1 + len(monomial) for monomial in _terms(dim))
 
 
 def _merge(a: dict[Monomial, int], b: dict[Monomial, int]) -> dict[Monomial, int]:

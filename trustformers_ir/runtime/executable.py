@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import re
 import sys
 import threading
@@ -23,7 +24,7 @@ from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Entry, Manifest,
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, parse_dim
-from trustformers_ir.runtime import memory
+from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.native import link
@@ -170,6 +171,12 @@ class Executable:
                     self._weights = memory.materialise(m.weights, self.compiled.weights)
                 self._workers = Workers(library, self.threads)
             return self._workers
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact, whole or not at all; ``runtime.artifact.load`` reads it back."""
+        block = self._weights
+        views = {w.name: functools.partial(block.array, w) for w in self.manifest.weights} if block is not None else self.compiled.weights
+        container.write(self.compiled, path, views)
 
     def weight(self, name: str) -> np.ndarray:
         """A stored weight as the kernels read it, read-only. ``KeyError`` for an unknown name."""

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from trustformers_ir.ir.diagnostics import Code, InternalError
+
 _counter = itertools.count()
 _lock = threading.Lock()
 _forever: list[Any] = []
@@ -28,6 +30,10 @@ def _binding() -> Any:
     return llvm
 
 
+class LinkError(InternalError):
+    """The object code is not any, or lacks a symbol: a defect of the compiler, unless the code comes from a file."""
+
+
 class NativeLibrary:
     """Object files linked into the process; gives the addresses of their symbols."""
 
@@ -41,9 +47,12 @@ class NativeLibrary:
                 builder.add_object_img(image)
             for s in symbols:
                 builder.export_symbol(s)
-            library = builder.add_current_process().link(jit, f"tfir{next(_counter)}")
+            try:
+                library = builder.add_current_process().link(jit, f"tfir{next(_counter)}")
+                self._addresses = {s: int(library[s]) for s in symbols}
+            except (RuntimeError, KeyError) as error:
+                raise LinkError.of(Code.LINK_FAILED, f"linking failed: {error}") from error
             _forever.append((jit, library))
-            self._addresses = {s: int(library[s]) for s in symbols}
 
     def address(self, symbol: str) -> int:
         """Where the symbol lies; ``KeyError`` when it was not asked for at linking."""
@@ -55,5 +64,5 @@ class NativeLibrary:
 
 
 def link(objects: Sequence[bytes], symbols: Sequence[str]) -> NativeLibrary:
-    """Links object files into this process and looks up ``symbols``."""
+    """Links object files into this process and looks up ``symbols``. ``LinkError`` when that cannot be."""
     return NativeLibrary(objects, symbols)

@@ -1,0 +1,34 @@
+"""Mapping files for reading. Only ordinary files: a pipe would block, and a device has no size."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+
+
+def map_file(path: Path, place: str, kind: str, least: int, short: Callable[[int], CompilerError]) -> mmap.mmap:
+    """The whole file. ``place`` names it in errors: ``FILE_NOT_FOUND``, ``UNREADABLE``, or ``short(size)``
+    when it has less than ``least`` bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{place}' does not exist", Where(file=place), "look at the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CompilerError.of(Code.UNREADABLE, f"cannot read '{place}': {reason}", Where(file=place), "look at its permissions") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CompilerError.of(Code.UNREADABLE, f"'{place}' is not an ordinary file", Where(file=place), f"give a {kind} file")
+        if status.st_size < least:
+            raise short(status.st_size)
+        return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CompilerError.of(Code.UNREADABLE, f"cannot map '{place}': {error.strerror}", Where(file=place)) from None
+    finally:
+        os.close(descriptor)

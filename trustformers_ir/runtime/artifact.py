@@ -1,0 +1,60 @@
+"""Saving and loading compiled modules as ``*.tfc`` files. The format is in ``container.py``, its description in ``docs/artifact.md``.
+
+    save(compiled, "model.tfc")
+    exe = load("model.tfc")            # checked, mapped, linked; the compiler is not imported
+    inspect("model.tfc").manifest      # checked and mapped only: works for code of any machine
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from trustformers_ir.ir.abi import CompiledModule
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.runtime import container
+from trustformers_ir.runtime.container import Artifact
+from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.memory import Weights
+from trustformers_ir.runtime.native import LinkError
+
+
+def save(module: CompiledModule | Executable, path: str | os.PathLike[str]) -> None:
+    """Writes the module, whole or not at all. Equal modules give equal files. ``UNWRITABLE`` when the file cannot be written."""
+    if isinstance(module, Executable):
+        module.save(path)
+    else:
+        container.write(module, path, module.weights)
+
+
+def inspect(path: str | os.PathLike[str]) -> Artifact:
+    """What a file holds, without linking it: manifest, graph, sections, weights by name and by digest. Raises ``CompilerError``."""
+    return container.read(path)
+
+
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    check_weights: bool = True,
+) -> Executable:
+    """The executable in a file. Its weights stay in the file and are mapped. Raises ``CompilerError``.
+
+    ``check_weights=False`` leaves out the checksums of the weights (half a second per gigabyte), so that only the pages that are used are read.
+    A checksum protects against accidents. The code in the file runs with all rights of this process: load files of people you trust.
+    """
+    artifact = container.read(path)
+    where = Where(file=artifact.path)
+    check_target(artifact.manifest.target, where)
+    if check_weights:
+        artifact.check_weights()
+    executable = Executable(artifact.compiled(), threads, parse=parse, weights=Weights(artifact.weights))
+    try:
+        executable.prepare()
+    except LinkError as error:
+        where = Where(file=artifact.path, offset=artifact.sections["code"].offset)
+        raise CompilerError.of(Code.ARTIFACT_CODE, f"the object code cannot be linked: {error}", where, "compile the model again") from None
+    return executable
