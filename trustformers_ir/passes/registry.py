@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from trustformers_ir.passes.canonicalize import Canonicalize
+from trustformers_ir.passes.constant_fold import ConstantFold
+from trustformers_ir.passes.cse import Cse
+from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.pack_weights import PackWeights
 
-ALL: tuple[type[Pass], ...] = (Canonicalize, Decompose, PackWeights, Fuse)
+ALL: tuple[type[Pass], ...] = (Canonicalize, ConstantFold, Cse, Dce, Decompose, PackWeights, Fuse)
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}

@@ -124,7 +124,7 @@ VIEWS = (
     Rule(
         "transpose_ones",
         "moving axes of size 1 is a reshape",
-        node(Transpose, x),
+        node(Transpose, x, where=lambda operation: 1 in operation.result.type.shape),
         lambda m, b: b(Reshape(m.type.shape), m["x"]),
         _moves_only_ones,
     ),
