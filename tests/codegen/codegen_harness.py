@@ -22,7 +22,6 @@ from trustformers_ir.runtime.native import link
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None)
-_keep: list[mmap.mmap] = []
 
 
 def guarded(array: np.ndarray) -> np.ndarray:
@@ -32,7 +31,6 @@ def guarded(array: np.ndarray) -> np.ndarray:
     area = mmap.mmap(-1, (pages + 1) * PAGE)
     base = ctypes.addressof(ctypes.c_char.from_buffer(area))
     assert _libc.mprotect(ctypes.c_void_p(base + pages * PAGE), ctypes.c_size_t(PAGE), 0) == 0
-    _keep.append(area)
     out = np.frombuffer(area, np.uint8, array.nbytes, pages * PAGE - array.nbytes).view(array.dtype).reshape(array.shape)
     out[...] = array
     return out

@@ -1,4 +1,7 @@
-"""Run a lowered program without planner, entry or runtime: each buffer is a numpy array, each kernel is called on one worker."""
+"""Run lowered programs without planner, entry or runtime: each buffer is a numpy array that ends at a forbidden page.
+
+Many modules can share one LLVM module, which is what makes thousands of small cases affordable.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from codegen_harness import guarded
 
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
@@ -13,43 +17,83 @@ from trustformers_ir.codegen.llvm.target import parse
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.indexing import expr_dim
 from trustformers_ir.codegen.lower.schedules import MachineShape
-from trustformers_ir.codegen.program import BufferRef, Storage
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
-from trustformers_ir.runtime.native import link
+from trustformers_ir.runtime.native import NativeLibrary, link
+
+POISON = 0xA5  # what memory holds before it is written
 
 
-def run_compiled(module: Module, inputs: Sequence[np.ndarray], dims: Mapping[str, int], target: str = "host", workers: int = 1) -> list[np.ndarray]:
-    """Outputs of ``main`` through native code. The module is changed (operations are wrapped into regions)."""
-    program = lower_function(module, module.main, MachineShape())
-    symbols = sorted(module.facts.symbols)
-    facts = {n: (f.low, f.high, f.divisor) for n, f in module.facts.symbols.items()}
-    names = [f"tfir_kernel_{i}" for i in range(len(program.calls))]
-    text = module_text([emit_kernel(c.kernel, symbols, n, facts) for n, c in zip(names, program.calls, strict=True)])
-    library = link([compile_object(text, parse(target))], names)
-    memory: dict[tuple[Storage, int | str], np.ndarray] = {}
+class Runner:
+    """The compiled ``main`` of one module."""
 
-    def array(ref: BufferRef) -> np.ndarray:
+    def __init__(self, module: Module, program: Program, names: Sequence[str], library: NativeLibrary) -> None:
+        self.module, self.program = module, program
+        self.symbols = sorted(module.facts.symbols)
+        p, i = ctypes.c_void_p, ctypes.c_int64
+        self.functions = [library.function(n, None, p, p, i, i, p, p) for n in names]
+
+    def __call__(self, inputs: Sequence[np.ndarray], dims: Mapping[str, int], workers: int = 1) -> list[np.ndarray]:
+        """The outputs. Every worker does its share of every kernel, one after the other."""
+        memory: dict[tuple[Storage, int | str], np.ndarray] = {}
+        values = (ctypes.c_int64 * max(len(self.symbols), 1))(*[dims[s] for s in self.symbols])
+        status = np.zeros(2, np.int64)
+        for function, call in zip(self.functions, self.program.calls, strict=True):
+            arrays = [self._array(a, memory, inputs, dims) for a in call.arguments]
+            pointers = (ctypes.c_void_p * max(len(arrays), 1))(*[a.ctypes.data for a in arrays])
+            scratch = _scratch(call, dims)
+            for worker in range(workers):
+                scratch[:] = POISON
+                function(pointers, values, worker, workers, scratch.ctypes.data, status.ctypes.data)
+        if status[0]:
+            site = self.program.sites[int(status[0]) - 1]
+            raise IndexError(f"{site}: index {status[1]}")
+        outputs = []
+        for i, port in enumerate(self.program.outputs):
+            shape = tuple(evaluate(d, dims) for d in port.type.layout.storage(port.type.shape))
+            outputs.append(np.array(memory.get((Storage.OUTPUT, i), np.empty(0, port.type.dtype.numpy))).reshape(shape))
+        return outputs
+
+    def _array(
+        self, ref: BufferRef, memory: dict[tuple[Storage, int | str], np.ndarray], inputs: Sequence[np.ndarray], dims: Mapping[str, int]
+    ) -> np.ndarray:
         key = (ref.storage, ref.key)
         if key not in memory:
             if ref.storage is Storage.INPUT:
-                memory[key] = np.ascontiguousarray(inputs[int(ref.key)])
+                memory[key] = guarded(np.ascontiguousarray(inputs[int(ref.key)]))
             elif ref.storage is Storage.WEIGHT:
-                memory[key] = np.ascontiguousarray(module.weights[str(ref.key)].data)
+                memory[key] = guarded(np.ascontiguousarray(self.module.weights[str(ref.key)].data))
             else:
                 shape = tuple(evaluate(d, dims) for d in ref.type.layout.storage(ref.type.shape))
-                memory[key] = np.empty(shape, ref.type.dtype.numpy)
+                count = int(np.prod(shape, dtype=np.int64)) * ref.type.dtype.itemsize
+                memory[key] = guarded(np.full(count, POISON, np.uint8)).view(ref.type.dtype.numpy).reshape(shape)
         return memory[key]
 
-    values = (ctypes.c_int64 * max(len(symbols), 1))(*[dims[s] for s in symbols])
-    status = np.zeros(2, np.int64)
-    for name, call in zip(names, program.calls, strict=True):
-        scratch = np.empty(evaluate(expr_dim(call.kernel.scratch_bytes), dims) + 64, np.uint8)
-        base = (scratch.ctypes.data + 63) // 64 * 64
-        pointers = (ctypes.c_void_p * max(len(call.arguments), 1))(*[array(a).ctypes.data for a in call.arguments])
-        p, i = ctypes.c_void_p, ctypes.c_int64
-        function = library.function(name, None, p, p, i, i, p, p)
-        for worker in range(workers):
-            function(pointers, values, worker, workers, base, status.ctypes.data)
-    assert status[0] == 0, f"index out of range at site {status[0] - 1}: {status[1]}"
-    return [memory.get((Storage.OUTPUT, i), np.empty(0)) for i in range(len(program.outputs))]
+
+def _scratch(call: KernelCall, dims: Mapping[str, int]) -> np.ndarray:
+    size = (evaluate(expr_dim(call.kernel.scratch_bytes), dims) + 63) // 64 * 64
+    return guarded(np.zeros(size, np.uint8))  # ends at a page, so its start is aligned as well
+
+
+def compile_modules(modules: Sequence[Module], target: str = "host", machine: MachineShape | None = None) -> list[Runner]:
+    """Each module's ``main``, compiled in one go. The modules are changed (operations are wrapped into regions)."""
+    machine_target = parse(target)
+    shape = machine or MachineShape(registers=machine_target.registers)
+    programs, functions, names = [], [], []
+    for n, module in enumerate(modules):
+        program = lower_function(module, module.main, shape)
+        symbols = sorted(module.facts.symbols)
+        facts = {s: (f.low, f.high, f.divisor) for s, f in module.facts.symbols.items()}
+        mine = [f"tfir_kernel_{n}_{k}" for k in range(len(program.calls))]
+        functions += [emit_kernel(c.kernel, symbols, name, facts) for name, c in zip(mine, program.calls, strict=True)]
+        programs.append(program)
+        names.append(mine)
+    library = link([compile_object(module_text(functions), machine_target)], [n for mine in names for n in mine])
+    return [Runner(m, p, n, library) for m, p, n in zip(modules, programs, names, strict=True)]
+
+
+def run_compiled(module: Module, inputs: Sequence[np.ndarray], dims: Mapping[str, int], target: str = "host", workers: int = 1) -> list[np.ndarray]:
+    """Outputs of ``main`` through native code."""
+    (runner,) = compile_modules([module], target)
+    return runner(inputs, dims, workers)

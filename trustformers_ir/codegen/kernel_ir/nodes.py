@@ -556,8 +556,9 @@ def fma(a: Expr, b: ExprLike, c: ExprLike) -> Expr:
 
 
 def reduce(kind: str, axes: Axis | Sequence[Axis], body: Expr, guard: Expr | None = None) -> Expr:
-    """An ordered fold over one or more axes."""
-    return Reduce(kind, (axes,) if isinstance(axes, Axis) else tuple(axes), body, guard)
+    """An ordered fold over any number of axes; over none it is the body itself."""
+    bound = (axes,) if isinstance(axes, Axis) else tuple(axes)
+    return Reduce(kind, bound, body, guard) if bound else body
 
 
 def minimum(a: Expr, b: ExprLike) -> Expr:

@@ -39,6 +39,7 @@ SymbolFacts = Mapping[str, tuple[int, int | None, int]]
 Interval = tuple[int | None, int | None]
 Monomial = tuple[Expr, ...]
 Poly = dict[Monomial, int]
+MAX_DEGREE = 8  # of a monomial: addresses stay far below, arithmetic on index values (``iota ** n``) must not explode
 
 
 def _mul_bound(a: int | None, b: int | None) -> int | None:
@@ -79,7 +80,8 @@ class Simplifier:
                 return _add(self.poly(e.a), self.poly(e.b), -1)
             if e.op == "mul":
                 a, b = self.poly(e.a), self.poly(e.b)
-                if len(a) * len(b) <= 64:
+                index = e.a.pure_index or e.b.pure_index  # products of data stay as they are: expanding them only grows
+                if index and len(a) * len(b) <= 64 and _degree(a) + _degree(b) <= MAX_DEGREE:
                     return self._times(a, b)
         self._order.setdefault(e, len(self._order))
         return {(e,): 1}
@@ -427,6 +429,10 @@ class Simplifier:
             elif isinstance(s, Store):
                 out.append(Store(s.buffer, tuple(self(i) for i in s.index), self(s.value)))
         return tuple(out)
+
+
+def _degree(p: Poly) -> int:
+    return max(map(len, p), default=0)
 
 
 def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:

@@ -68,6 +68,7 @@ class Evaluator:
         self.conditions: list[Val] = []
         self.scopes: list[dict[Key, Val | list[Val]]] = [{}]
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
+        self._obeys: dict[Expr, bool] = {}
 
     # -- scopes and memo -----------------------------------------------------------------------------------------------
 
@@ -106,13 +107,9 @@ class Evaluator:
         if isinstance(e, Sym):
             return self.symbols[e.name]
         coordinates = self._coordinates(e, point)
-        hit = self._lookup((e, coordinates, ()))
-        if hit is not None:
-            return hit
-        conditions: tuple[str, ...] = ()
-        if self.conditions and (e.loads or e.checked):
-            conditions = tuple(c.text for c in self.conditions)
-            hit = self._lookup((e, coordinates, conditions))
+        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
+        for n in range(len(conditions) + 1):  # what holds under fewer conditions holds here
+            hit = self._lookup((e, coordinates, conditions[:n]))
             if hit is not None:
                 return hit
         value = self._compute(e, point)
@@ -279,6 +276,18 @@ class Evaluator:
 
     # -- conditions ----------------------------------------------------------------------------------------------------
 
+    def _conditional(self, e: Expr) -> bool:
+        """Whether the conditions of enclosing selects matter to ``e``: it may report an error, or read outside a buffer."""
+        if e.checked:
+            return True
+        if not e.loads:
+            return False
+        hit = self._obeys.get(e)
+        if hit is None:
+            outside = isinstance(e, Load) and not self.addressing.safe(e.buffer, e.index)
+            hit = self._obeys[e] = outside or any(map(self._conditional, e.children))
+        return hit
+
     def _select(self, e: Select, point: Point) -> Val:
         c = self.eval(e.c, point)
         if c.literal is not None:
@@ -286,7 +295,7 @@ class Evaluator:
         return self.ops.choose(c, self._under(c, e.a, point), self._under_not(c, e.b, point))
 
     def _under(self, c: Val, e: Expr, point: Point) -> Val:
-        if not e.loads and not e.checked:
+        if not self._conditional(e):
             return self.eval(e, point)
         self.conditions.append(c)
         try:
@@ -295,7 +304,7 @@ class Evaluator:
             self.conditions.pop()
 
     def _under_not(self, c: Val, e: Expr, point: Point) -> Val:
-        if not e.loads and not e.checked:
+        if not self._conditional(e):
             return self.eval(e, point)
         return self._under(self.ops.unary("not", c), e, point)
 
@@ -333,14 +342,15 @@ class Evaluator:
     # -- folds ---------------------------------------------------------------------------------------------------------
 
     def inner_reduces(self, e: Expr) -> tuple[Reduce, ...]:
-        """The outermost Reduces below ``e`` that are evaluated whatever the conditions: not those in a branch of a Select."""
+        """The outermost Reduces below ``e`` that are evaluated whatever the conditions: not those that obey the condition of a Select."""
         hit = self._inner.get(e)
         if hit is None:
             found: dict[Reduce, None] = {}
             if isinstance(e, Reduce):
                 found[e] = None
             elif e.loads or isinstance(e, (Unary, Binary, Cast, Fma, Select)):
-                for c in (e.c,) if isinstance(e, Select) else e.children:
+                branch = isinstance(e, Select)
+                for c in [c for c in e.children if not branch or c is e.children[0] or not self._conditional(c)]:
                     found.update(dict.fromkeys(self.inner_reduces(c)))
             hit = self._inner[e] = tuple(found)
         return hit
@@ -370,14 +380,14 @@ class Evaluator:
         if self.vector is not None and self.vector not in e.free_axes:
             return self._eval_plain(e, point)
         axes = [a for a in point if a in e.free_axes]
-        if self.conditions:  # a branch's condition may differ between points
+        if self.conditions and self._conditional(e):  # a branch's condition may differ between points
             points = [point]
         else:
             ranges = [range(a.static_extent or 0) for a in axes]
             points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
         emitter = _Fold(self, e, points)
         results = emitter.run()
-        conditions = tuple(c.text for c in self.conditions) if e.loads else ()
+        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for p, value in zip(points, results, strict=True):
             self.scopes[-1][(e, self._coordinates(e, p), conditions)] = value
         hit = self._lookup((e, self._coordinates(e, point), conditions))

@@ -46,9 +46,23 @@ def compute_dtype(dtype: DType) -> DType:
 
 def unsupported(operation: Operation, what: str, help: str) -> CompilerError:
     """The error for a form that has no native code yet."""
-    loc = operation.loc
-    where = Where(file=loc.file if loc else None, line=loc.line if loc else None, op=operation.op.mnemonic)
-    return CompilerError(Diagnostic(Code.UNSUPPORTED_OP, what, where, help))
+    return CompilerError(Diagnostic(Code.UNSUPPORTED_OP, what, _place(operation, operation), help))
+
+
+def require_native(operation: Operation, region: Operation) -> None:
+    """Raise unless there is native arithmetic for every dtype that an operation of ``region`` touches."""
+    for value in (*operation.inputs, *operation.results):
+        if value.type.dtype not in SUPPORTED:
+            message = f"{value.type.dtype} tensors have no native code"
+            help = "run the module with tfir.evaluate, or keep the real and imaginary parts apart"
+            raise CompilerError(Diagnostic(Code.UNSUPPORTED_DTYPE, message, _place(operation, region), help))
+
+
+def _place(operation: Operation, region: Operation) -> Where:
+    """Where an operation comes from; one that hands something out stands where its region does."""
+    loc = operation.loc or region.loc
+    mnemonic = None if operation.op.terminator else operation.op.mnemonic
+    return Where(file=loc.file if loc else None, line=loc.line if loc else None, op=mnemonic)
 
 
 class Sites:
@@ -120,7 +134,8 @@ class Definer:
     def _buffer(self, value: Value, dims: Sequence[Dim]) -> Buffer:
         buffer = self.buffers.get(value)
         if buffer is None:
-            buffer = self.buffers[value] = _make_buffer(self.names[value], value, dims, value not in self.written)
+            shape = tuple(dim_expr(d) for d in dims)
+            buffer = self.buffers[value] = Buffer(self.names[value], value.type.dtype, shape, None, readonly=value not in self.written)
         return buffer
 
     def once(self, key: Hashable, build: Callable[[], Expr]) -> Expr:
@@ -158,12 +173,3 @@ class Definer:
         """The product of ``dims`` as a number of ``dtype``."""
         expr = dim_expr(product(tuple(dims)))
         return Const(expr.value, dtype) if isinstance(expr, Const) else cast(expr, dtype)
-
-
-def _make_buffer(name: str, value: Value, dims: Sequence[Dim], readonly: bool) -> Buffer:
-    dtype = value.type.dtype
-    if dtype not in SUPPORTED:
-        message = f"{dtype} tensors have no native code"
-        help = "run the module with tfir.evaluate, or split it into real and imaginary parts"
-        raise CompilerError(Diagnostic(Code.UNSUPPORTED_DTYPE, message, Where(tensor=value.name or None), help))
-    return Buffer(name, dtype, tuple(dim_expr(d) for d in dims), None, readonly=readonly)

@@ -86,5 +86,5 @@ def _fold_axes(stores: list[Store]) -> tuple[set[Axis], set[Axis]]:
 
 
 def is_flat(shape: tuple[Dim, ...], operands: Sequence[Value]) -> bool:
-    """Whether every operand has exactly the result's shape or one element."""
-    return all(v.type.shape == shape or v.type.elements == 1 for v in operands)
+    """Whether every operand has exactly the result's shape or one element, and the result is more than one element."""
+    return product(shape) != 1 and all(v.type.shape == shape or v.type.elements == 1 for v in operands)

@@ -14,7 +14,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
-from trustformers_ir.codegen.lower.definer import Definer, Sites
+from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
@@ -75,6 +75,8 @@ def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]
     """The kernels of one fused region, in order."""
     body = region.body
     assert body is not None
+    for o in body:
+        require_native(o, region)
     anchor = _anchor(body)
     if anchor is not None and type(anchor.op) in ORDERED:
         return [_lower_ordered(region, body, anchor, ctx)]

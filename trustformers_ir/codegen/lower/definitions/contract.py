@@ -52,7 +52,7 @@ def _conv1d(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 def _conv2d(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     assert isinstance(o.op, ops.Conv2d)
     op = o.op
-    top, left = op.padding[0], op.padding[1]
+    top, _, left, _ = op.padding
     return _conv(d, o, index, result, tuple(op.stride), (top, left), tuple(op.dilation), op.groups)
 
 

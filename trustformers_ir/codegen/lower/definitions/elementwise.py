@@ -56,7 +56,19 @@ def combine(name: str, a: Expr, b: Expr) -> Expr:
         name = {"min": "and", "max": "or", "mul": "and", "add": "or"}.get(name, name)
     if name == "pow" and not a.dtype.is_float:
         return integer_power(a, b)
+    if a.dtype is DType.i64 and name in ("add", "sub", "mul") and _may_wrap(name, a, b):
+        return cast(binary(name, cast(a, DType.u64), cast(b, DType.u64)), DType.i64)
     return binary(name, a, b)
+
+
+_SURE = 1 << 40  # sums of index values and constants below this stay far from 2^63
+
+
+def _may_wrap(name: str, a: Expr, b: Expr) -> bool:
+    """Arithmetic of the program on values made of axes and dims, which must not pass for an address: those are taken never to overflow."""
+    if not (a.pure_index and b.pure_index):
+        return False
+    return name == "mul" or any(isinstance(x, Const) and abs(x.value) >= _SURE for x in (a, b))
 
 
 def integer_power(a: Expr, b: Expr) -> Expr:
@@ -64,10 +76,9 @@ def integer_power(a: Expr, b: Expr) -> Expr:
     one, zero = Const(1, a.dtype), Const(0, a.dtype)
     out: Expr = one
     base = a
-    bits = b.dtype.bits - (1 if b.dtype.is_signed else 0)
-    for i in range(bits):
-        bit = binary("and", binary("shr", b, Const(i, b.dtype)), Const(1, b.dtype))
-        out = select(ne(bit, Const(0, b.dtype)), out * base, out)
+    for i in range(b.dtype.bits - (1 if b.dtype.is_signed else 0)):
+        bit = cast(binary("and", binary("shr", b, Const(i, b.dtype)), Const(1, b.dtype)), a.dtype)
+        out = out * (((base ^ one) & (zero - bit)) ^ one)  # base or 1, without a branch: a tower of 63 selects would be 2^63 paths
         base = base * base
     if not b.dtype.is_signed:
         return out
@@ -136,6 +147,21 @@ def _hard_swish(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     x = d.operand(o, 0, index)
     gate = binary("min", binary("max", x + 3.0, Const(0, x.dtype)), Const(6, x.dtype))
     return d.finish(o, result, x * gate / 6.0)
+
+
+@define(ops.HardSigmoid)
+def _hard_sigmoid(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    x = d.operand(o, 0, index)
+    return d.finish(o, result, binary("min", binary("max", x + 3.0, Const(0, x.dtype)), Const(6, x.dtype)) / 6.0)
+
+
+@define(ops.Mish)
+def _mish(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    """Misra, "Mish", 2019: ``x * tanh(log(1 + e^x))``. With ``w = e^x (e^x + 2)`` the tanh is ``w / (w + 2)``, exact at both ends."""
+    x = d.operand(o, 0, index)
+    e = unary("exp", binary("min", x, Const(30, x.dtype)))  # past 30 the factor is 1
+    w = e * (e + 2.0)
+    return d.finish(o, result, x * (w / (w + 2.0)))
 
 
 # --- predicates, selection, conversion ---------------------------------------------------------------------------------------------------
