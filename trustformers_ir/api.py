@@ -1,19 +1,18 @@
-"""The one module behind the public functions: it joins frontends, passes, code generation and runtime."""
+"""The public functions. Loading and running an artifact imports the runtime alone; everything else goes through ``compiler.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustformers_ir.ir import interpreter
-from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.runtime import artifact
+from trustformers_ir.runtime.executable import Executable
 
-
-def _not_built(what: str) -> NoReturn:
-    raise CompilerError.of(Code.NOT_BUILT, f"{what} is not built yet")
+if TYPE_CHECKING:
+    from trustformers_ir.ir.core import Module
 
 
 def compile(
@@ -27,51 +26,79 @@ def compile(
     threads: int | None = None,
     partition: Any = None,
     verify: bool | None = None,
-) -> Any:
-    """Compile ``model`` for ``target``."""
-    _not_built("compile")
+) -> Executable:
+    """Compile ``model`` to native code for ``target``.
+
+    ``model`` is a checkpoint folder, a ``.tfir`` or ``.tfc`` file, ``random:<model_type>[?field=value]``, a module, or a function over symbolic
+    tensors. ``example_inputs`` are the arguments of a function to trace, or a dict of them by name: tensor types (``f32["n", 4]``) or arrays; for
+    other models, arrays that give the size of the dims that are not ``dynamic``. ``dtype`` is what a checkpoint computes in (f32). ``dynamic``
+    names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs
+    the verifier after every pass; None asks ``TFIR_VERIFY``. Raises ``CompilerError`` with everything that is wrong with the request.
+    """
+    from trustformers_ir import compiler
+
+    for name, value in (("quantize", quantize), ("partition", partition)):
+        if value is not None:
+            raise CompilerError.of(Code.NOT_BUILT, f"{name} is not built yet", help="CHANGELOG.md lists what each version does")
+    request = compiler.Request(target, dtype, tuple(dynamic) if dynamic is not None else None, verify)
+    return compiler.compile_model(model, example_inputs, request, threads)
 
 
-def load(path: str, threads: int | None = None) -> Any:
-    """Load an artifact."""
-    _not_built("load")
+def load(path: str, threads: int | None = None) -> Executable:
+    """The executable in a ``.tfc`` file, its weights mapped. Raises ``CompilerError`` when the file is broken or made for another machine."""
+    return artifact.load(path, threads, parse=parse)
 
 
 def trace(fn: Any, *specs: Any, **named: Any) -> Module:
-    """Trace ``fn``."""
-    _not_built("trace")
+    """The module of a function over symbolic tensors: ``trace(lambda x: x + 1, f32["n"])``. Errors point at the user's own line."""
+    from trustformers_ir import compiler
+
+    return compiler.trace(fn, *specs, **named)
 
 
 def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
     """Run the reference interpreter: slow and obviously right."""
+    from trustformers_ir.ir import interpreter
+
     return interpreter.evaluate(module, *inputs, **named)
 
 
 def export(model: Any, path: str, **options: Any) -> None:
-    """Export to another format."""
-    _not_built("export")
+    """Write a model for another system."""
+    raise CompilerError.of(Code.NOT_BUILT, "export is not built yet", help="CHANGELOG.md lists what each version does")
 
 
 def parse(text: str) -> Module:
-    """Read a module from its text."""
-    _not_built("parse")
+    """The module of a text, as ``str(module)`` prints it. Weights are known by their digests only."""
+    from trustformers_ir.ir.text import parse_module
+
+    return parse_module(text)
 
 
 def to_module(model: Any) -> Module:
-    """The graph of a model, by its frontend alone."""
-    _not_built("reading models")
+    """The graph of anything that :func:`compile` takes, before any pass."""
+    from trustformers_ir import compiler
+
+    return compiler.to_module(model)
 
 
 def run_passes(module: Module, pipeline: str) -> Module:
-    """Run passes by name."""
-    _not_built("running passes")
+    """Run passes by name, ``"canonicalize,fuse{max_ops=8}"``, or those of a target, ``"cpu"``; changes the module and returns it."""
+    from trustformers_ir import compiler
+
+    compiler.run_passes(module, pipeline)
+    return module
 
 
 def list_passes() -> Iterator[str]:
-    """One line per pass."""
-    return iter(())
+    """One line per pass: name, options and what it does."""
+    from trustformers_ir import compiler
+
+    return compiler.list_passes()
 
 
-def emit(executable: Any, stage: str) -> str:
-    """The kernels, LLVM text or assembly of an executable."""
-    _not_built("emitting stages")
+def emit(executable: Executable, stage: str) -> str:
+    """The text of a stage of an executable: ``"kernels"``, ``"llvm"`` or ``"asm"``."""
+    from trustformers_ir import compiler
+
+    return compiler.emit(executable, stage)

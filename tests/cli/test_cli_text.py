@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import trustformers_ir as tfir
+from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer
 from trustformers_ir.ir.abi import Manifest, Port, TargetInfo
 from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
@@ -18,16 +20,12 @@ from trustformers_ir.tools.commands import run as run_command
 TEXTS = ["a b c", "a", "a b c d e", "b c", "c", "d e f g"]
 
 
-class Words:
-    """One token per word; a tokenizer that cuts at ``max_length``."""
-
-    def encode_batch(self, texts: list[str], max_length: int, pad: bool) -> tuple[np.ndarray, np.ndarray]:
-        rows = [[ord(word[0]) - 96 for word in text.split()][:max_length] for text in texts]
-        ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        mask = np.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        return ids, mask
+def words() -> TextTokenizer:
+    """One token per word, numbered by its letter."""
+    vocabulary = {"[PAD]": 0} | {letter: i for i, letter in enumerate("abcdefg", 1)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[PAD]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return load_tokenizer(made.to_str().encode())
 
 
 class Model:
@@ -54,7 +52,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Model:
     monkeypatch.chdir(tmp_path)
     toy = Model()
     monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None: toy)
-    monkeypatch.setattr(run_command, "tokenizer_of", lambda model, metadata: Words())
+    monkeypatch.setattr(run_command, "tokenizer_of", lambda model, metadata: words())
     return toy
 
 
@@ -87,12 +85,12 @@ def test_sentence_vectors_are_means_of_real_tokens(model: Model) -> None:
 
 
 def test_texts_that_are_too_long_are_all_named(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "m.tfc", "--text", "a b c d e f", "--text", "a", "--text", "g f e d c b a", "-o", "e.npz"]
-    assert main(words) == 2
+    command = ["run", "m.tfc", "--text", "a b c d e f", "--text", "a", "--text", "g f e d c b a", "-o", "e.npz"]
+    assert main(command) == 2
     error = capsys.readouterr().err
     assert error.count("error[TFC6009]") == 2 and "text 1 ('a b c d e f')" in error and "text 3" in error
     assert not model.shapes and not Path("e.npz").exists()
-    assert main([*words, "--truncate"]) == 0
+    assert main([*command, "--truncate"]) == 0
     assert np.load("e.npz")["attention_mask"].sum(axis=1).tolist() == [5, 1, 5]
 
 

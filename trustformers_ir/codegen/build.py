@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -128,18 +128,24 @@ def stored_weights(lowered: Lowered) -> tuple[StoredWeight, ...]:
 
 
 def build(
-    module: Module, target: str = "cpu", names: Mapping[str, Sequence[str]] | None = None, report: Mapping[str, object] | None = None
+    module: Module,
+    target: Target,
+    names: Mapping[str, Sequence[str]] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> CompiledModule:
-    """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some."""
-    machine = find_target(target)
+    """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some.
+
+    ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest.
+    """
     _check_dtypes(module)
     note("lower")
-    lowered = lower(module, machine, names)
+    lowered = lower(module, target, names)
     text = llvm_text(lowered)
     note("compile")
-    code = compile_object(text, machine)
+    code = compile_object(text, target)
     weights = {w.name: _loader(module, w.name) for w in stored_weights(lowered)}
-    return CompiledModule(manifest(lowered), code, print_module(module), weights, dict(report or {}))
+    about = manifest(lowered)
+    return CompiledModule(replace(about, metadata={**about.metadata, **(metadata or {})}), code, print_module(module), weights)
 
 
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:

@@ -18,7 +18,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads
-from trustformers_ir.tools.text import encode, sentence_vectors, tokenizer_of
+from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
 
 def run(
@@ -77,7 +77,7 @@ def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pa
     sequence = ports["input_ids"].shape[-1]
     _, longest = Facts(dict(executable.manifest.symbols)).bounds(sequence)
     tokenizer = tokenizer_of(model, executable.manifest.metadata)
-    ids, mask = encode(tokenizer, texts, None if longest == math.inf else int(longest), truncate, True)
+    ids, mask = tokenizer.encode_batch(texts, None if longest == math.inf else int(longest), truncate=truncate)
     lengths = mask.sum(axis=1)
     per_token = {p.name: p.type.rank > 1 and p.type.shape[1] == sequence for p in executable.outputs}
     joined: dict[str, np.ndarray] = {}
@@ -95,7 +95,7 @@ def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pa
                 whole[group, :width] = array
             else:
                 whole[group] = array
-    if "last_hidden_state" in joined:
+    if "last_hidden_state" in joined and "sentence_embedding" not in joined:
         joined["sentence_embedding"] = sentence_vectors(joined["last_hidden_state"], mask)
     return joined | {"input_ids": ids, "attention_mask": mask}
 

@@ -1,0 +1,162 @@
+"""What goes into which region, and that regions compute what the graph computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trustformers_ir.frontend.trace import trace
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.clone import clone_module
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.ops.region import RegionKind
+from trustformers_ir.ir.verifier import check_module
+from trustformers_ir.passes.fuse import Fuse
+from trustformers_ir.passes.manager import PassLog, PassManager
+from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.tools.probes import draw_dims, draw_inputs
+
+f32 = DType.f32
+
+
+def fused(module: Module, max_ops: int = 24) -> PassLog:
+    """Fuse in place, check the module and that every output keeps its bits."""
+    before = clone_module(module)
+    log = PassManager([Fuse(max_ops=max_ops)], verify=True).run(module).passes[0].log
+    check_module(module)
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        dims = draw_dims(before, random)
+        arrays = draw_inputs(before, dims, random)
+        expected, found = evaluate(before, **arrays), evaluate(module, **arrays)
+        for a, b in zip(_tuple(expected), _tuple(found), strict=True):
+            np.testing.assert_array_equal(a, b)
+    return log
+
+
+def _tuple(values: Any) -> tuple[np.ndarray, ...]:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def regions(module: Module) -> list[tuple[str, list[str]]]:
+    """Kind and operations of every region, constants left out."""
+    out = []
+    for o in module.main.body:
+        if isinstance(o.op, ops.Fused):
+            assert o.body is not None
+            out.append((o.op.kind.value, [i.op.mnemonic for i in o.body if i.op.mnemonic not in ("yield", "constant")]))
+        else:
+            assert isinstance(o.op, (ops.WeightOp, ops.Return)), f"{o} lies outside of the regions"
+    return out
+
+
+def traced(fn: Callable[..., Any], *specs: Any) -> Module:
+    return trace(fn, *specs)
+
+
+def test_a_chain_of_elementwise_operations_is_one_loop() -> None:
+    m = traced(lambda x, y: ((x + y) * 2.0).tanh(), f32["n", 8], f32["n", 8])
+    fused(m)
+    assert regions(m) == [("loop", ["add", "mul", "tanh"])]
+
+
+def test_a_linear_takes_what_follows_it() -> None:
+    m = traced(lambda x, w, b, r: F.gelu(F.linear(x, w, b)) + r, f32["n", 8], f32[16, 8], f32[16], f32["n", 16])
+    fused(m)
+    assert regions(m) == [("contraction", ["linear", "gelu", "add"])]
+
+
+def test_two_products_that_meet_share_one_sum() -> None:
+    m = traced(lambda x, w, v: F.linear(x, w) + F.linear(x, v), f32["n", 8], f32[16, 8], f32[16, 8])
+    fused(m)
+    assert sorted(regions(m)) == [("contraction", ["linear"]), ("contraction", ["linear", "add"])]
+
+
+def test_a_result_with_two_readers_ends_its_region() -> None:
+    m = traced(lambda x, w: (h := F.linear(x, w), h.exp() + h.sin()), f32["n", 8], f32[16, 8])
+    fused(m)
+    assert regions(m) == [("contraction", ["linear"]), ("loop", ["exp", "sin", "add"])]
+
+
+def test_a_norm_takes_the_sum_before_it() -> None:
+    m = traced(lambda x, y, w: F.layer_norm(x + y, w) * 2.0, f32["n", 8], f32["n", 8], f32[8])
+    fused(m)
+    assert regions(m) == [("reduction", ["add", "layer_norm", "mul"])]
+
+
+def test_a_norm_does_not_repeat_what_is_dear() -> None:
+    m = traced(lambda x: F.softmax(x.exp(), -1), f32["n", 8])
+    log = fused(m)
+    assert regions(m) == [("loop", ["exp"]), ("reduction", ["softmax"])]
+    assert any("computed again" in reason for _, reason in log.misses)
+
+
+def test_attention_reads_and_writes_through_views() -> None:
+    def attend(x: Any, y: Any) -> Any:
+        q, k = (t.reshape(t.shape[0], t.shape[1], 2, 4).transpose(1, 2) for t in (x, y))
+        return F.attention(q, k, k.tanh()).transpose(1, 2).reshape(x.shape[0], x.shape[1], 8)
+
+    m = traced(attend, f32["b", "s", 8], f32["b", "t", 8])
+    fused(m)
+    kinds = dict(regions(m))
+    assert kinds["attention"] == ["reshape", "transpose", "attention", "transpose", "reshape"]
+
+
+def test_a_transpose_of_the_last_axis_is_not_stored_by_a_product() -> None:
+    m = traced(lambda x, w: F.linear(x, w).transpose(0, 1), f32["n", 8], f32[16, 8])
+    log = fused(m)
+    assert regions(m) == [("contraction", ["linear"]), ("loop", ["transpose"])]
+    assert any("last axis" in reason for _, reason in log.misses)
+
+
+def test_constants_are_copied_into_their_regions_and_vanish_outside() -> None:
+    m = traced(lambda x: (x + 1.5, (x.cumsum(0) + 1.5)), f32["n", 3])
+    fused(m)
+    for o in m.main.body:
+        assert not isinstance(o.op, ops.Constant)
+
+
+def test_a_returned_constant_gets_a_region() -> None:
+    m = traced(lambda x: (x, F.arange(x.shape[0])), f32["n"])
+    fused(m)
+    assert regions(m) == [("loop", ["iota"])]
+
+
+def test_an_ordered_operation_stays_alone() -> None:
+    m = traced(lambda x: (x * 2.0).cumsum(0).exp(), f32["n", 3])
+    fused(m)
+    assert [names for _, names in regions(m)] == [["mul"], ["cumsum"], ["exp"]]
+
+
+def test_regions_are_bounded() -> None:
+    def chain(x: Any) -> Any:
+        for _ in range(20):
+            x = x.tanh()
+        return x
+
+    m = traced(chain, f32["n"])
+    log = fused(m, max_ops=8)
+    assert sorted(len(names) for _, names in regions(m)) == [4, 8, 8]
+    assert ("fused", "a region has 8 operations") in log.misses
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_fusion_can_be_bisected(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFIR_STOP_AFTER", str(stop))
+    m = traced(lambda x: x.tanh().exp().sin().cos(), f32["n"])
+    fused(m)
+    assert len(regions(m)) == 4 - stop
+
+
+def test_weights_stay_outside() -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    m = traced(lambda x: F.linear(x, weight.repeat(8, axis=0)), f32["n", 4])
+    PassManager([PackWeights(), Fuse()]).run(m)
+    region = next(o for o in m.main.body if isinstance(o.op, ops.Fused))
+    assert region.op.kind is RegionKind.CONTRACTION  # type: ignore[attr-defined]

@@ -1,0 +1,228 @@
+"""The compiler from end to end: it joins front ends, passes, code generation and runtime. Behind ``api.py``; nothing of it is needed to run
+an artifact.
+
+    model --to_module--> graph --passes of the target--> graph of regions --build--> compiled module --> Executable
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.codegen import build as building
+from trustformers_ir.codegen.kernel_ir.printer import print_kernel
+from trustformers_ir.codegen.llvm.compile import compile_assembly
+from trustformers_ir.frontend.checkpoint import load_checkpoint
+from trustformers_ir.frontend.random_model import PREFIX, random_model
+from trustformers_ir.frontend.safetensors import open_safetensors
+from trustformers_ir.frontend.tokenizer import tokenizer_text
+from trustformers_ir.frontend.trace import trace as trace_function
+from trustformers_ir.ir.binding import Shaped, bind_dims
+from trustformers_ir.ir.clone import clone_module
+from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dims import Facts, SymbolFact
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.text import parse_module, read_module
+from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes import pipelines
+from trustformers_ir.passes.manager import PassManager, Report, parse_pipeline
+from trustformers_ir.passes.registry import PASSES
+from trustformers_ir.runtime import artifact
+from trustformers_ir.runtime.executable import Executable
+
+TOKENIZER = "tokenizer.json"  # the key of an artifact's metadata under which the tokenizer travels
+_LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
+_LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to compile."""
+
+    target: str = "cpu"
+    dtype: DType | str | None = None
+    dynamic: tuple[str, ...] | None = None
+    verify: bool | None = None
+
+
+def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
+    """The module of a function; arrays stand for their types."""
+    return trace_function(fn, *map(_spec, specs), **{k: _spec(v) for k, v in named.items()})
+
+
+def _spec(spec: Any) -> Any:
+    return TensorType(spec.shape, DType.from_numpy(spec.dtype)) if isinstance(spec, np.ndarray) else spec
+
+
+# --- what the model is -------------------------------------------------------------------------------------------------------------
+
+
+def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None) -> Module:
+    """The graph of a model by its front end alone. A given ``Module`` is returned as it is."""
+    if isinstance(model, Module):
+        return model
+    if isinstance(model, (str, Path)):
+        return _from_path(str(model), _dtype(dtype))
+    if type(model).__module__.partition(".")[0] == "torch" or any(c.__module__.startswith("torch.") for c in type(model).__mro__):
+        raise CompilerError.of(Code.NOT_BUILT, "compiling torch modules is not built yet", help="save a checkpoint folder and compile that")
+    if callable(model):
+        specs = example_inputs if example_inputs is not None else ()
+        if isinstance(specs, Mapping):
+            return trace(model, **specs)
+        return trace(model, *(specs if isinstance(specs, (tuple, list)) else (specs,)))
+    message = f"{type(model).__name__} is not something that can be compiled"
+    raise CompilerError.of(Code.USAGE, message, help="a checkpoint folder, a .tfir file, a module or a function")
+
+
+def _dtype(dtype: DType | str | None) -> DType | None:
+    if dtype is None or isinstance(dtype, DType):
+        return dtype
+    try:
+        return DType.parse(dtype)
+    except KeyError as error:
+        raise CompilerError.of(Code.USAGE, f"there is no dtype {dtype!r}", help="f32, f64, bf16 or f16") from error
+
+
+def _from_path(name: str, dtype: DType | None) -> Module:
+    if name.startswith(PREFIX):
+        return random_model(name)
+    path = Path(name)
+    if not path.exists():
+        if ":" in name and "/" not in name.rpartition(":")[2]:
+            raise CompilerError.of(Code.NOT_BUILT, "module.path:factory is not built yet", Where(file=name), "compile a checkpoint folder")
+        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{name}' does not exist", Where(file=name), "look at the path")
+    if path.is_dir():
+        note("reading the checkpoint")
+        return load_checkpoint(path, dtype=dtype)
+    if path.suffix == ".tfir":
+        return read_module(path, resolve=_beside(path))
+    if path.suffix == ".tfc":
+        return parse_module(artifact.inspect(path).graph, file=name)
+    if path.suffix in _LATER:
+        raise CompilerError.of(Code.NOT_BUILT, f"{_LATER[path.suffix]} is not built yet", Where(file=name), "compile a checkpoint folder")
+    help = "a checkpoint folder, a .tfir or a .tfc file"
+    raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
+
+
+def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None:
+    """Weights of ``m.tfir`` are looked for in ``m.safetensors``, by digest."""
+    beside = path.with_suffix(".safetensors")
+    if not beside.is_file():
+        return None
+    found: dict[str, np.ndarray] = {}
+
+    def resolve(digest: str, type: TensorType) -> np.ndarray | None:
+        if not found:
+            file = open_safetensors(beside)
+            for name in file:
+                array = file.array(name)
+                found[Weight(name, file[name].type, array).digest] = array
+        stored = TensorType(type.layout.storage(type.shape), type.dtype).concrete({})
+        return found[digest].view(type.dtype.numpy).reshape(stored) if digest in found else None
+
+    return resolve
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------------------------
+
+
+def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
+    """See :func:`trustformers_ir.compile`."""
+    if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
+        return artifact.load(str(model), threads, parse=parse_module)
+    started = time.perf_counter()
+    target = building.find_target(_cpu(request.target))
+    module = to_module(model, example_inputs, request.dtype)
+    if module is model:
+        module = clone_module(module)
+    _specialise(module, request.dynamic, example_inputs)
+    _check_weights(module)
+    names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
+    read = time.perf_counter()
+    report = PassManager(pipelines.cpu(building.machine_shape(target).panel), verify=request.verify).run(module)
+    passed = time.perf_counter()
+    compiled = building.build(module, target, names, _tokenizer(model))
+    seconds = {"read": read - started, "passes": passed - read, "build": time.perf_counter() - passed}
+    compiled = replace(compiled, report={"seconds": seconds, "passes": report.as_dict()["passes"]})
+    return Executable(compiled, threads, parse=parse_module)
+
+
+def _cpu(target: str) -> str:
+    kind = target.partition(":")[0]
+    if kind in _LATER_TARGETS:
+        help = "`tfc targets` lists what this machine can compile for"
+        raise CompilerError.of(Code.NOT_BUILT, f"the target '{target}' is not built yet", help=help)
+    return target
+
+
+def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: Any) -> None:
+    """Fix the dims that are not dynamic to the sizes in the example inputs."""
+    if dynamic is None:
+        return
+    symbols = module.facts.symbols
+    unknown = [name for name in dynamic if name not in symbols]
+    if unknown:
+        message = f"there is no dim '{unknown[0]}'"
+        raise CompilerError.of(Code.USAGE, message, help=f"the dims of the model are {', '.join(symbols) or 'all constant'}")
+    fixed = [name for name in symbols if name not in dynamic]
+    if not fixed:
+        return
+    args = module.main.args
+    given = example_inputs if isinstance(example_inputs, Mapping) else dict(zip((a.name for a in args), example_inputs or (), strict=False))
+    arrays = [a for a in args if hasattr(given.get(a.name), "shape") and not isinstance(given[a.name], TensorType)]
+    sizes = bind_dims([Shaped(a.name, a.type.shape, tuple(given[a.name].shape)) for a in arrays], Facts(dict(symbols))) if arrays else {}
+    for name in fixed:
+        if name not in sizes:
+            help = "give example_inputs as arrays, or leave the dim dynamic"
+            raise CompilerError.of(Code.USAGE, f"dim '{name}' is not dynamic, and nothing says how large it is", help=help)
+        symbols[name] = SymbolFact(sizes[name], sizes[name])
+
+
+def _check_weights(module: Module) -> None:
+    missing = [w for w in module.weights.values() if not w.has_data]
+    if missing:
+        names = ", ".join(w.name for w in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        message = f"the bytes of {len(missing)} weights are not there: {names}"
+        help = "put the tensors into a .safetensors file of the same name beside the .tfir file"
+        raise CompilerError.of(Code.WEIGHT_MISSING, message, Where(tensor=missing[0].name), help)
+
+
+def _tokenizer(model: Any) -> dict[str, str]:
+    if isinstance(model, (str, Path)) and Path(model).is_dir():
+        text = tokenizer_text(model)
+        if text is not None:
+            return {TOKENIZER: text}
+    return {}
+
+
+# --- looking inside ----------------------------------------------------------------------------------------------------------------
+
+
+def run_passes(module: Module, pipeline: str) -> Report:
+    """Run the passes of a text, or those of the target ``cpu``."""
+    passes = pipelines.cpu() if pipeline.strip() == "cpu" else parse_pipeline(pipeline, PASSES)
+    return PassManager(passes).run(module)
+
+
+def list_passes() -> Iterator[str]:
+    """One line per pass."""
+    width = max(map(len, PASSES), default=0)
+    for name, kind in PASSES.items():
+        yield f"{name:<{width}}  {kind.summary}"
+
+
+def emit(executable: Executable, stage: str) -> str:
+    """The kernels, LLVM text or assembly behind an executable, made again from its graph."""
+    target = building.find_target(executable.manifest.target.name)
+    lowered = building.lower(clone_module(executable.module), target)
+    if stage == "kernels":
+        return "\n\n".join(f"// {name}\n{print_kernel(kernel)}" for name, kernel in lowered.kernels.items())
+    text = building.llvm_text(lowered)
+    return text if stage == "llvm" else compile_assembly(text, target)
