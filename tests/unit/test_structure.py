@@ -44,6 +44,7 @@ HEAVY = {
     "networkx",
     "onnx",
     "onnxruntime",
+    "openvino",
     "rich",
     "safetensors",
     "tokenizers",

@@ -38,7 +38,7 @@ class PackWeights(Pass):
 
     width: int = 48
 
-    name = "pack-weights"
+    name = "pack_weights"
     summary = "put weights of matrix products into panels"
     ensures = frozenset({"packed"})
 

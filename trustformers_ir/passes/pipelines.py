@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from trustformers_ir.passes.canonicalize import Canonicalize
+from trustformers_ir.passes.constant_fold import ConstantFold
+from trustformers_ir.passes.cse import Cse
+from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
@@ -11,7 +15,12 @@ from trustformers_ir.passes.pack_weights import PackWeights
 def cpu(panel: int = 48) -> list[Pass]:
     """From any front end's module to regions for the CPU. ``panel`` is the width of packed weights that the target's micro-kernel reads."""
     return [
+        Canonicalize(),
+        ConstantFold(),
+        Cse(),
         Decompose(),
+        Canonicalize(),  # what decomposition left behind
         PackWeights(width=panel),
+        Dce(),  # unpacked weights that nothing reads any more
         Fuse(),
     ]

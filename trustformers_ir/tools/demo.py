@@ -125,9 +125,7 @@ def print_timings(model: Executable) -> None:
             model(**inputs)
             times.append(time.perf_counter() - started)
         median = statistics.median(times)
-        rows.append(
-            (f"{batch} x {length}", f"{median * 1e3:.2f} ms", f"{batch / median:,.0f} texts/s", f"{batch * length / median:,.0f} tokens/s")
-        )
+        rows.append((f"{batch} x {length}", f"{median * 1e3:.2f} ms", f"{batch / median:,.0f} texts/s", f"{batch * length / median:,.0f} tokens/s"))
     console.print_table([("  ", *row) for row in rows], ("  ", "batch x tokens", "time", "", ""))
 
 

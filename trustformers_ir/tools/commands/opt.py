@@ -16,9 +16,7 @@ def opt(
         str | None, typer.Argument(metavar="FILE.tfir", help="A .tfir file, or anything that `tfc compile` takes.", show_default=False)
     ] = None,
     passes: Annotated[str, typer.Option(metavar="A,B{K=1}", help="The passes to run, in order, with their options.")] = "",
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="OUT.tfir", help="Where to write the text; stdout by default.")
-    ] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT.tfir", help="Where to write the text; stdout by default.")] = None,
     list: Annotated[bool, typer.Option("--list", help="List the passes.")] = False,
 ) -> None:
     """Run passes over FILE and print the result."""

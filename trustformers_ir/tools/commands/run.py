@@ -22,9 +22,7 @@ from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
 
 def run(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL|FILE.tfc", help="An artifact, or anything that `tfc compile` takes.", show_default=False)
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL|FILE.tfc", help="An artifact, or anything that `tfc compile` takes.", show_default=False)],
     text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to read; give it again for more.")] = None,
     text_file: Annotated[str | None, typer.Option(metavar="FILE", help="A file with a text on each line.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="A prompt to continue.")] = None,
@@ -131,9 +129,7 @@ def _load_array(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
     except OSError as error:
-        raise CompilerError.of(
-            Code.UNREADABLE, f"cannot read '{path}': {error.strerror or error}", Where(file=path), "look at the path"
-        ) from error
+        raise CompilerError.of(Code.UNREADABLE, f"cannot read '{path}': {error.strerror or error}", Where(file=path), "look at the path") from error
     except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
         help = "write it with numpy.save, without pickled objects"
         raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' is not a .npy file of numbers: {error}", Where(file=path), help) from error

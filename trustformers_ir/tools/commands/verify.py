@@ -50,13 +50,9 @@ class Difference:
 
 
 def verify(
-    files: Annotated[
-        list[str], typer.Argument(metavar="A B…", help="Models and artifacts; all are compared with the first.", show_default=False)
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="A B…", help="Models and artifacts; all are compared with the first.", show_default=False)],
     probe: Annotated[int, typer.Option(min=1, metavar="N", help="How many inputs to try.")] = 3,
-    tolerance: Annotated[
-        float | None, typer.Option(min=0.0, help="Allowed difference, relative to the output's largest magnitude.")
-    ] = None,
+    tolerance: Annotated[float | None, typer.Option(min=0.0, help="Allowed difference, relative to the output's largest magnitude.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the inputs.")] = 0,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile sources too, instead of interpreting them.")] = False,
     json: Json = False,
