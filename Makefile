@@ -67,7 +67,8 @@ docs: venv
 	$(BIN)/python -m trustformers_ir.tools.docs
 
 bench: $(STAMPS)/test model
-	$(BIN)/tfc bench $(MODELS)/minilm --batch 1 --seq 128 --threads 2
+	$(BIN)/tfc bench $(MODELS)/minilm --batch 1 --seq 128 --threads 2 --against onnxruntime,eager
+	$(BIN)/tfc bench $(MODELS)/minilm --batch 32 --seq 128 --threads 2 --repeat 8 --against onnxruntime,eager
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
