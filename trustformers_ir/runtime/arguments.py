@@ -94,7 +94,7 @@ def _from_numbers(value: Any, port: Port) -> np.ndarray:
     for number in numbers:
         if type(number) not in _NUMBERS[dtype.kind]:
             kind = type(number).__name__
-            message = f"input '{port.name}' holds a {kind} where {dtype} is taken"
+            message = f"input '{port.name}' holds {kind} where {dtype} is taken"
             raise _error(Code.INPUT_DTYPE, port, message, f"give an array of {dtype}")
         if dtype.is_integer and not dtype.min <= number <= dtype.max:
             raise _lossy(number, port)

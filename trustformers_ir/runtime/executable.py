@@ -251,7 +251,7 @@ class _Callable:
         arrays: list[Array] = []
         key: list[object] = []
         for n, x in enumerate(given):
-            if type(x) is not np.ndarray or not x.flags.carray:
+            if type(x) is not np.ndarray or not x.flags.carray or not x.dtype.isnative:
                 x = ready(x, ports[n])
             arrays.append(x)
             key += (x.shape, x.dtype)
@@ -316,6 +316,7 @@ class _Callable:
         for port, (shape, dtype) in zip(entry.outputs, results, strict=True):
             memory.check_size(math.prod(shape) * dtype.itemsize, f"output '{port.name}'")
         memory.check_size(arena, "the arena")
+        memory.check_size(scratch, "the scratch space")
         memory.check_size(memory.aligned(scratch) * self.executable.threads, "the scratch space")
         dims = [env.get(name, fact.low) for name, fact in self.executable.manifest.symbols]
         plan = _Plan(dims, (len(arrays), len(results)), arena, memory.aligned(scratch))

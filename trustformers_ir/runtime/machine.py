@@ -78,17 +78,21 @@ def _cpu_quotas() -> Iterator[tuple[int, int]]:
 def _settings(second: str, first: str = "") -> Iterator[str]:
     """Texts of a cgroup setting: version 2 in the process's own group and those around it, version 1 at its root."""
     if second:
-        try:
-            own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        except (OSError, StopIteration):
-            own = "/"
-        folder = _CGROUPS / own.strip("/")
+        folder = _CGROUPS / _own_group().strip("/")
         for group in (folder, *folder.parents):
             yield from _text(group / second)
             if group == _CGROUPS:
                 break
     if first:
         yield from _text(_CGROUPS / first)
+
+
+def _own_group() -> str:
+    """The path of this process's cgroup of version 2."""
+    try:
+        return next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return "/"
 
 
 def _text(path: Path) -> Iterator[str]:

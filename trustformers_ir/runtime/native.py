@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,15 @@ from trustformers_ir.ir.diagnostics import Code, InternalError
 _counter = itertools.count()
 _lock = threading.Lock()
 _forever: list[Any] = []
+
+
+def _after_fork() -> None:
+    """In a child nobody would release the lock if another thread of the parent held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
