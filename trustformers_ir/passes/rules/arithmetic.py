@@ -53,6 +53,7 @@ from trustformers_ir.ir.ops import (
     Xor,
 )
 from trustformers_ir.ir.rewriting import Match, Rule, constant_of, fitted, node, splat, splat_of, var
+from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.passes.rules.common import Test, anything, becomes, everywhere, exactly, give, inner, integer, same_op, scalar_type
 
 x, y = var("x"), var("y")
@@ -75,8 +76,8 @@ def _power_of_two(scalar: np.ndarray) -> bool:
     dtype = DType.from_numpy(scalar.dtype)
     if not dtype.is_float or not np.isfinite(scalar) or scalar == 0 or abs(math.frexp(float(scalar))[0]) != 0.5:
         return False
-    inverse = 1 / float(scalar) if abs(float(scalar)) > 2.0**-1024 else math.inf
-    return not math.isinf(inverse) and float(np.asarray(inverse).astype(dtype.numpy)) == inverse
+    inverse = np.float64(1 / float(scalar)) if abs(float(scalar)) > 2.0**-1024 else np.float64(math.inf)
+    return bool(np.isfinite(inverse)) and float(round_to(inverse, dtype)) == inverse
 
 
 NEUTRAL = (
