@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, cast
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, binary, cast
 from trustformers_ir.codegen.kernel_ir.optable import SUPPORTED
 from trustformers_ir.codegen.lower.indexing import Flattening, Index, broadcast_index, dim_expr, expr_dim
 from trustformers_ir.ir.abi import Site
@@ -162,6 +162,8 @@ class Definer:
 
     def checked(self, operation: Operation, raw: Expr, bound: Dim, what: str) -> Expr:
         """A data-dependent index, checked against ``bound`` at run time."""
+        if raw.dtype is DType.u64:  # the upper half must not wrap round to valid negative indices
+            raw = binary("min", raw, Const(DType.i64.max, DType.u64))
         return CheckedIndex(cast(raw, DType.i64), dim_expr(bound), self.sites.add(operation, what, bound))
 
     def reduce_axes(self, shape: Sequence[Dim], axes: Sequence[int]) -> dict[int, Axis]:

@@ -146,7 +146,7 @@ def _leaky_relu(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 def _hard_swish(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     x = d.operand(o, 0, index)
     gate = binary("min", binary("max", x + 3.0, Const(0, x.dtype)), Const(6, x.dtype))
-    return d.finish(o, result, x * gate / 6.0)
+    return d.finish(o, result, x * (gate / 6.0))
 
 
 @define(ops.HardSigmoid)

@@ -1,0 +1,151 @@
+"""Every conformance case of every op through native code: against the reference, and the same bits whatever the workers and the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from accuracy import check_case, same_bytes
+from lowering_harness import Runner, compile_modules
+
+from trustformers_ir.ir.conformance import Case, cases, edge_values
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dims import Facts
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops import elementwise, unary
+from trustformers_ir.ir.schema import OPS, FusionKind
+
+#: taken apart or folded by passes before lowering
+DECOMPOSED = frozenset({"einsum", "pack"})
+#: no values of their own
+STRUCTURE = frozenset(m for m, kind in OPS.items() if kind.fusion is FusionKind.STRUCTURE) | {"weight"}
+
+
+def is_complex(case: Case) -> bool:
+    return any(t is not None and t.dtype.is_complex for t in (*case.types, *case.results))
+
+
+def native(mnemonic: str) -> list[Case]:
+    return [c for c in cases([OPS[mnemonic]]) if not is_complex(c)]
+
+
+NATIVE = [m for m in OPS if m not in DECOMPOSED | STRUCTURE and native(m)]
+
+
+@functools.cache
+def compiled(mnemonic: str, target: str) -> tuple[list[Case], list[Runner]]:
+    """All cases of an op in one LLVM module."""
+    mine = native(mnemonic)
+    return mine, compile_modules([c.module() for c in mine], target)
+
+
+@pytest.mark.parametrize("mnemonic", NATIVE)
+def test_cases_agree_with_the_reference(mnemonic: str) -> None:
+    for case, run in zip(*compiled(mnemonic, "host"), strict=True):
+        check_case(case, run(case.inputs, case.dims))
+
+
+@pytest.mark.parametrize("mnemonic", NATIVE)
+def test_bits_do_not_depend_on_workers_or_machine(mnemonic: str) -> None:
+    """AVX2 code runs on this machine too; its tiles have another shape, its results not."""
+    mine, runners = compiled(mnemonic, "host")
+    _, others = compiled(mnemonic, "cpu:avx2")
+    for case, run, other in zip(mine, runners, others, strict=True):
+        alone = run(case.inputs, case.dims)
+        for what, results in (
+            ("2 workers", run(case.inputs, case.dims, 2)),
+            ("3 workers", run(case.inputs, case.dims, 3)),
+            ("avx2", other(case.inputs, case.dims, 2)),
+        ):
+            assert all(same_bytes(a, b) for a, b in zip(alone, results, strict=True)), f"{case}: other bits with {what}"
+
+
+def test_every_op_is_accounted_for() -> None:
+    complex_only = {m for m in OPS if m not in STRUCTURE and all(map(is_complex, cases([OPS[m]])))}
+    assert set(NATIVE) | DECOMPOSED | STRUCTURE | complex_only == set(OPS)
+    assert complex_only == {"real", "imag", "conj", "make_complex"}
+
+
+# --- edges -------------------------------------------------------------------------------------------------------------------------------
+
+EDGE_OPS = [m for m in NATIVE if issubclass(OPS[m], (unary.UnaryOp, elementwise.BinaryOp, elementwise.Cast, elementwise.Clamp))]
+
+
+#: finite magnitudes beyond which results are not compared
+REACH = {
+    **{(m, d): 2.0**50 for m in ("sin", "cos", "tan") for d in (DType.f32, DType.bf16)},  # the reduction by multiples of pi is inexact there
+    ("hard_swish", DType.f64): 1e300,  # the reference itself overflows in x * 6
+}
+
+
+def at_edges(case: Case) -> Case:
+    """The op on every combination of the edge values of its operands' dtypes."""
+    values = [edge_values(t.dtype) for t in case.types if t is not None]
+    reach = REACH.get((case.op.mnemonic, DType.from_numpy(values[0].dtype)))
+    if reach is not None:
+        values = [v[~(np.abs(v.astype(np.float64)) > reach) | np.isinf(v)] for v in values]
+    grid = np.meshgrid(*values, indexing="ij")
+    arrays = [np.ascontiguousarray(g.reshape(-1)) for g in grid]
+    types = tuple(DType.from_numpy(a.dtype)[len(a)] for a in arrays)
+    return Case(case.op, types, Facts({}), {}, tuple(arrays))
+
+
+@pytest.mark.parametrize("mnemonic", EDGE_OPS)
+def test_edge_values(mnemonic: str) -> None:
+    """Zeros of both signs, infinities, NaN, the largest, the smallest, halves: every pair of them at every dtype."""
+    found = {(c.op, tuple(t.dtype for t in c.types if t is not None)): at_edges(c) for c in native(mnemonic)}
+    mine = list(found.values())
+    for case, run in zip(mine, compile_modules([c.module() for c in mine]), strict=True):
+        check_case(case, run(case.inputs, case.dims))
+
+
+# --- what must be refused ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mnemonic", [m for m in OPS if m not in DECOMPOSED | STRUCTURE])
+def test_complex_numbers_are_refused(mnemonic: str) -> None:
+    for case in cases([OPS[mnemonic]]):
+        if is_complex(case):
+            with pytest.raises(CompilerError) as caught:
+                compile_modules([case.module()])
+            (problem,) = caught.value.diagnostics
+            assert problem.code is Code.UNSUPPORTED_DTYPE
+            assert problem.where.op == mnemonic
+            return
+
+
+@pytest.mark.parametrize("mnemonic", sorted(DECOMPOSED))
+def test_ops_without_native_code_are_refused(mnemonic: str) -> None:
+    with pytest.raises(CompilerError) as caught:
+        compile_modules([native(mnemonic)[0].module()])
+    assert caught.value.diagnostics[0].code is Code.UNSUPPORTED_OP
+    assert caught.value.diagnostics[0].where.op == mnemonic
+
+
+# --- indices out of range ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mnemonic", ["gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd", "embedding"])
+@pytest.mark.parametrize("how", ["too large", "too small", "largest of the dtype"])
+def test_an_index_out_of_range_is_reported(mnemonic: str, how: str) -> None:
+    """Once per array of indices: its last entry goes wrong, the memory behind it is a forbidden page."""
+    tried = 0
+    for case, run in zip(*compiled(mnemonic, "host"), strict=True):
+        at = next(i for i, formal in enumerate(case.op.operands) if formal.name in ("ids", "indices"))
+        indices = case.arrays[at]
+        assert indices is not None
+        info = np.iinfo(indices.dtype)
+        wrong = {"too large": 100, "too small": -100, "largest of the dtype": info.max}[how]
+        if not indices.size or not info.min <= wrong <= info.max:
+            continue
+        broken = indices.copy()
+        broken.reshape(-1)[-1] = wrong
+        bad = dataclasses.replace(case, arrays=(*case.arrays[:at], broken, *case.arrays[at + 1 :]))
+        with pytest.raises(IndexError):
+            bad.expected()
+        with pytest.raises(IndexError, match=mnemonic):
+            run(bad.inputs, bad.dims)
+        tried += 1
+    assert tried
