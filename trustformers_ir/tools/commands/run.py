@@ -67,7 +67,7 @@ def run(
 
 
 def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
-    """Every text once, in batches; outputs are joined in the order of the texts, short rows padded with zeros."""
+    """Every text once, in batches; outputs are joined in the order of the texts, with zeros where a text has no token."""
     ports = {p.name: p.type for p in executable.inputs}
     if "input_ids" not in ports:
         message = f"the model does not read text: its inputs are {', '.join(ports)}"
@@ -90,7 +90,8 @@ def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pa
             shape = (len(texts), ids.shape[1], *array.shape[2:]) if per_token[name] else (len(texts), *array.shape[1:])
             whole = joined.setdefault(name, np.zeros(shape, array.dtype))
             if per_token[name]:
-                whole[group, :width] = array
+                real = feed["attention_mask"].reshape(len(group), width, *(1,) * (array.ndim - 2))
+                whole[group, :width] = np.where(real, array, array.dtype.type(0))  # what stands beside padding depends on the batch
             else:
                 whole[group] = array
     if "last_hidden_state" in joined and "sentence_embedding" not in joined:
