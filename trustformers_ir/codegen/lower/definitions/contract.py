@@ -6,7 +6,7 @@ This is the naive definition; the GEMM of ``schedules.py`` is this very definiti
 from __future__ import annotations
 
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Const, Expr, Reduce, binary, cast, const, select
-from trustformers_ir.codegen.lower.definer import Definer, define
+from trustformers_ir.codegen.lower.definer import Definer, compute_dtype, define
 from trustformers_ir.codegen.lower.indexing import Index, broadcast_index, dim_expr
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
@@ -81,3 +81,28 @@ def _conv(
     if bias is not None:
         value = value + cast(d.lifted(bias, (channel,)), value.dtype)
     return d.finish(o, result, value)
+
+
+@define(ops.Einsum)
+def _einsum(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    """Every letter is an axis: those of the output are the index, the others are summed, in the order in which they appear."""
+    assert isinstance(o.op, ops.Einsum)
+    before, _, after = o.op.output.partition("...")
+    spread = index[len(before) : len(index) - len(after)]
+    at: dict[str, Expr] = dict(zip(before + after, index[: len(before)] + index[len(index) - len(after) :], strict=True))
+    shape = o.result.type.shape[len(before) : len(index) - len(after)]
+    summed: list[Axis] = []
+    factors: list[Expr] = []
+    for term, x in zip(o.op.terms, o.inputs, strict=True):
+        head, dots, tail = term.partition("...")
+        free = x.type.rank - len(head) - len(tail)
+        for letter, size in zip(head + tail, x.type.shape[: len(head)] + x.type.shape[len(head) + free :], strict=True):
+            if letter not in at:
+                at[letter] = axis = Axis(letter, dim_expr(size), SEQ)
+                summed.append(axis)
+        middle = broadcast_index(spread, x.type.shape[len(head) : len(head) + free], shape) if dots else ()
+        factors.append(cast(d.lifted(x, (*(at[c] for c in head), *middle, *(at[c] for c in tail))), compute_dtype(o.result.type.dtype)))
+    value = factors[0]
+    for f in factors[1:]:
+        value = value * f
+    return d.finish(o, result, Reduce("sum", tuple(summed), value) if summed else value)
