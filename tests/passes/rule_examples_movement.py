@@ -423,7 +423,7 @@ NEAR: dict[str, list[Example]] = {
     ],
     "gather_iota": [narrow_count],
     "reduce_ones": [lambda g: fold_more(g, SELECTING, REAL | BOOL), lambda g: g(ReduceProd((0,)), g.arg(COMPLEXES, (1, 9)))],
-    "sum_ones": [lambda g: fold_ones(g, [ReduceSum, ReduceMean], FLOATS), lambda g: fold_more(g, [ReduceSum], INTS)],
+    "sum_ones": [lambda g: g(g.pick([ReduceSum, ReduceMean])((0,)), g.arg(FLOATS, (1, 40))), lambda g: fold_more(g, [ReduceSum], INTS)],
     "reduce_empty": [
         lambda g: fold_more(g, [ReduceSum, ReduceProd, ReduceAny, ReduceAll], NUMERIC | BOOL),
         lambda g: g(ReduceSum((0,)), g.arg(NUMERIC, (2, 0))),

@@ -139,7 +139,10 @@ class Graph:
                 out.append(random_array(a.type, self.dims, self.rng, *bounds))
                 continue
             array = random_array(a.type, self.dims, self.rng, -100, 100)
-            edges = self.rng.choice(edge_values(a.type.dtype), array.shape)
+            values = edge_values(a.type.dtype)
+            if a.type.dtype.is_float:  # the special ones more often than the others
+                values = np.concatenate([values, *[np.array([0.0, -0.0, np.inf, -np.inf, np.nan]).astype(values.dtype)] * 4])
+            edges = self.rng.choice(values, array.shape)
             out.append(np.where(self.rng.random(array.shape) < 0.5, array, edges).astype(array.dtype))
         return out
 

@@ -109,6 +109,8 @@ def node(
     check of a rule it gives no reason, and a refusal is no near miss.
     """
     given = None if operands == (...,) else tuple(p for p in operands if p is not ...)
+    if given is not None and len(given) != len(operands):
+        raise ValueError("'...' stands for all operands, it cannot stand beside others")
     return Node(kinds if isinstance(kinds, tuple) else (kinds,), given, name, one_use, ordered, where)
 
 
