@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trustformers_ir as tfir
-from trustformers_ir.ir.abi import Manifest, Port, TargetInfo
+from trustformers_ir.ir.abi import Entry, Manifest, Port, TargetInfo
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Block, Function, Module
@@ -22,6 +22,7 @@ from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops import Add, Return
+from trustformers_ir.runtime import artifact
 from trustformers_ir.tools.cli import COMMANDS, main
 from trustformers_ir.tools.commands import run as run_command
 
@@ -46,8 +47,11 @@ class Toy:
         self.module = doubling()
         self.inputs = (Port("x", DType.f32["n"]),)
         self.outputs = (Port("y", DType.f32["n"]),)
+        entry = Entry("main", "tfir_entry_main", self.inputs, self.outputs, 0, 0)
         target = TargetInfo("cpu", "x86_64-unknown-linux-gnu", "x86-64-v3", ("avx2",))
-        self.manifest = Manifest("toy", target, tuple(self.module.facts.symbols.items()), (), (), (), "0.1.0")
+        self.manifest = Manifest("toy", target, tuple(self.module.facts.symbols.items()), (entry,), (), (), "0.1.0")
+        self.sections: dict[str, Any] = {}
+        self.threads = 1
         self.error = error
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
@@ -88,6 +92,7 @@ def toy_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(vars(tfir), "compile", lambda model, **options: Toy())
     monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None: Toy(error=0.5 if "wrong" in path else 0.0))
     monkeypatch.setitem(vars(tfir), "evaluate", evaluate)
+    monkeypatch.setattr(artifact, "inspect", lambda path: Toy())
     (tmp_path / "m.tfir").write_text("")
 
 
@@ -180,7 +185,7 @@ def test_opt(capsys: pytest.CaptureFixture[str]) -> None:
         (["opt"], Code.USAGE),
         (["export", "m.tfir", "-o", "m.onnx"], Code.NOT_BUILT),
         (["export", "m.tfir", "-o", "m.pdf"], Code.USAGE),
-        (["bench", "m.tfir", "--against", "eager"], Code.NOT_BUILT),
+        (["bench", "m.tfir", "--against", "llama.cpp"], Code.NOT_BUILT),
         (["bench", "m.tfir", "--against", "abacus"], Code.USAGE),
     ],
 )

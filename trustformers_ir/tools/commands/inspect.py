@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.runtime import artifact
+from trustformers_ir.runtime.container import Artifact
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
 
@@ -28,11 +30,11 @@ def inspect(
     if text and json:
         raise console.usage("--text and --json cannot both go to stdout", "choose one")
     if file.endswith(".tfc"):
-        executable = tfir.load(file)
+        found = artifact.inspect(file)  # not loaded: the code may be for another machine
         if text:
-            print(executable.module)
+            print(found.graph)
             return
-        description = _of_artifact(executable)
+        description = _of_artifact(found)
     else:
         module = tfir.api.to_module(file)
         if text:
@@ -45,8 +47,9 @@ def inspect(
         console.print_fields({"file": file} | {name: _flat(value) for name, value in description.items()})
 
 
-def _of_artifact(executable: Any) -> dict[str, object]:
-    manifest = executable.manifest
+def _of_artifact(found: Artifact) -> dict[str, object]:
+    manifest = found.manifest
+    main = manifest.entries[0]
     return {
         "name": manifest.name,
         "compiler": manifest.compiler,
@@ -55,12 +58,13 @@ def _of_artifact(executable: Any) -> dict[str, object]:
         "cpu": manifest.target.cpu,
         "features": list(manifest.target.features),
         "dims": {name: str(fact) for name, fact in manifest.symbols},
-        "inputs": {p.name: str(p.type) for p in executable.inputs},
-        "outputs": {p.name: str(p.type) for p in executable.outputs},
+        "inputs": {p.name: str(p.type) for p in main.inputs},
+        "outputs": {p.name: str(p.type) for p in main.outputs},
         "weights": len(manifest.weights),
         "weight bytes": sum(w.bytes for w in manifest.weights),
         "kernels": {e.name: len(e.kernels) for e in manifest.entries},
         "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
+        "sections": {name: f"{section.length} B" for name, section in found.sections.items()},
     }
 
 
