@@ -46,7 +46,7 @@ def compile(
 
 def load(path: str, threads: int | None = None) -> Executable:
     """The executable in a ``.tfc`` file, its weights mapped. Raises ``CompilerError`` when the file is broken or made for another machine."""
-    return artifact.load(path, threads, parse=parse)
+    return artifact.load(path, threads, parse=_parse)
 
 
 def trace(fn: Any, *specs: Any, **named: Any) -> Module:
@@ -73,6 +73,12 @@ def parse(text: str) -> Module:
     from trustformers_ir.ir.text import parse_module
 
     return parse_module(text)
+
+
+def _parse(text: str, resolve: Any) -> Module:
+    from trustformers_ir.ir.text import parse_module
+
+    return parse_module(text, resolve=resolve)
 
 
 def to_module(model: Any) -> Module:

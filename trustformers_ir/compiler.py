@@ -104,7 +104,8 @@ def _from_path(name: str, dtype: DType | None) -> Module:
     if path.suffix == ".tfir":
         return read_module(path, resolve=_beside(path))
     if path.suffix == ".tfc":
-        return parse_module(artifact.inspect(path).graph, file=name)
+        found = artifact.inspect(path)
+        return parse_module(found.graph, file=name, resolve=found.resolve)
     if path.suffix in _LATER:
         raise CompilerError.of(Code.NOT_BUILT, f"{_LATER[path.suffix]} is not built yet", Where(file=name), "compile a checkpoint folder")
     help = "a checkpoint folder, a .tfir or a .tfc file"

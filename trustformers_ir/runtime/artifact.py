@@ -38,7 +38,7 @@ def load(
     path: str | os.PathLike[str],
     threads: int | None = None,
     *,
-    parse: Callable[[str], Any] | None = None,
+    parse: Callable[..., Any] | None = None,
     check_weights: bool = True,
 ) -> Executable:
     """The executable in a file. Its weights stay in the file and are mapped. Raises ``CompilerError``.

@@ -26,9 +26,10 @@ from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where, printable
 from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import cpus
 from trustformers_ir.runtime.manifest import Broken, decode, encode
-from trustformers_ir.runtime.memory import section_bytes, stored_view, weight_bytes
+from trustformers_ir.runtime.memory import section_bytes, stored_view, typed_view, weight_bytes
 
 MAGIC = b"\x89TFC\r\n\x1a\n"  # as in PNG: a transfer that changes line ends or cuts the eighth bit is noticed
 FORMAT_VERSION = 1
@@ -93,6 +94,11 @@ class Artifact:
         """The weight with the digest ``sha256:<hex>`` that the graph's text names. ``KeyError`` when there is none."""
         wanted = digest.removeprefix("sha256:")
         return self.weight(next((name for name, d in self.digests.items() if d == wanted), digest))
+
+    def resolve(self, digest: str, type: TensorType) -> np.ndarray | None:
+        """The array of a weight that the graph's text names, as the parser of texts asks for it; None when it is not here."""
+        name = next((name for name, d in self.digests.items() if f"sha256:{d}" == digest), None)
+        return None if name is None else typed_view(self.weight(name).reshape(-1).view(np.uint8), type)
 
     def check_weights(self) -> None:
         """``ARTIFACT_CORRUPT`` naming every weight whose bytes are not the ones that were written."""

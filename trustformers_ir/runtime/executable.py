@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Entry, Manifest,
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, parse_dim
+from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
@@ -46,11 +48,11 @@ class Executable:
         compiled: CompiledModule,
         threads: int | None = None,
         *,
-        parse: Callable[[str], Any] | None = None,
+        parse: Callable[..., Any] | None = None,
         weights: memory.Weights | None = None,
     ) -> None:
-        """``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``parse`` reads the text of the graph, for ``module``.
-        ``weights``: the weights section where it is in memory already; else it is made from ``compiled.weights``."""
+        """``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``parse(text, resolve=…)`` reads the text of the
+        graph, for ``module``. ``weights``: the weights section where it is in memory already; else it is made from ``compiled.weights``."""
         self.compiled = compiled
         self.threads = thread_count(threads)
         self._parse = parse
@@ -100,10 +102,22 @@ class Executable:
 
     @functools.cached_property
     def module(self) -> Any:
-        """The optimised graph, read from its text. ``USAGE`` where the compiler was not imported."""
+        """The optimised graph with its weights, read from its text. ``USAGE`` where nobody gave ``parse``."""
         if self._parse is None:
             raise CompilerError.of(Code.USAGE, "the runtime cannot read a graph", help="load the artifact with trustformers_ir.load, or see .graph")
-        return self._parse(self.graph)
+        return self._parse(self.graph, resolve=self._resolve)
+
+    def _resolve(self, digest: str, type: TensorType) -> np.ndarray | None:
+        """The array of a weight that the graph names by its digest."""
+        name = self._names.get(digest)
+        stored = next((w for w in self.manifest.weights if w.name == name), None)
+        return None if stored is None else memory.typed_view(memory.weight_bytes(stored, self.compiled.weights[stored.name]), type)
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        """Names of the weights by their digests."""
+        makers = self.compiled.weights
+        return {f"sha256:{hashlib.sha256(memory.weight_bytes(w, makers[w.name]).data).hexdigest()}": w.name for w in self.manifest.weights}
 
     def report(self, dims: Mapping[str, int] | None = None) -> dict[str, object]:
         """What the compiler did and what a call costs, as plain data. Costs that depend on dims are texts, or numbers when ``dims`` are given."""

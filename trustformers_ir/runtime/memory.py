@@ -10,6 +10,7 @@ import numpy as np
 from trustformers_ir.ir.abi import ALIGNMENT, StoredWeight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import memory
 
 
@@ -66,12 +67,12 @@ class Weights:
 
 def stored_view(section: np.ndarray, weight: StoredWeight) -> np.ndarray:
     """A view of one weight in the bytes of the section, in the shape of its storage."""
-    raw = section[weight.offset : weight.offset + weight.bytes]
-    return raw.view(weight.type.dtype.numpy).reshape(storage_shape(weight))
+    return typed_view(section[weight.offset : weight.offset + weight.bytes], weight.type)
 
 
-def storage_shape(weight: StoredWeight) -> tuple[int, ...]:
-    return tuple(int(d) for d in weight.type.layout.storage(weight.type.shape))  # type: ignore[arg-type]
+def typed_view(raw: np.ndarray, type: TensorType) -> np.ndarray:
+    """``u8[bytes]`` as an array of a static type, in the shape of its storage."""
+    return raw.view(type.dtype.numpy).reshape(TensorType(type.layout.storage(type.shape), type.dtype).concrete({}))
 
 
 def weight_bytes(weight: StoredWeight, make: Callable[[], np.ndarray]) -> np.ndarray:
