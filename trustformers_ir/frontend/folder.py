@@ -70,6 +70,8 @@ def _allowed_root(path: Path) -> Path:
 def read_json(path: Path, code: Code, limit: int = MAX_JSON) -> tuple[Any, str]:
     """A JSON file without repeated keys, and its text. Errors carry line and column."""
     place = str(path)
+    if path.exists() and not path.is_file():  # reading a pipe would wait
+        raise CompilerError.of(Code.UNREADABLE, f"'{path.name}' is not an ordinary file", Where(file=place))
     try:
         with path.open("rb") as stream:
             raw = stream.read(limit + 1)

@@ -38,12 +38,17 @@ class TextTokenizer:
         return int(self._backend.num_special_tokens_to_add(False))
 
     def encode_batch(
-        self, texts: Sequence[str], max_length: int | None = None, pad: bool = True, truncate: bool = False
+        self,
+        texts: Sequence[str],
+        max_length: int | None = None,
+        pad: bool = True,
+        truncate: bool = False,
+        places: Sequence[Where] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, both ``int64[batch, length]``; the mask is 1 for tokens and 0 for padding at the end.
 
-        A text of more than ``max_length`` tokens is an error (``TFC6009``, all such texts together) unless ``truncate``. Without ``pad`` the
-        texts have to have one length.
+        A text of more than ``max_length`` tokens is an error (``TFC6009``, all such texts together) unless ``truncate``; ``places`` say where
+        each text comes from. Without ``pad`` the texts have to have one length.
         """
         texts = list(texts)
         if not texts or not all(isinstance(t, str) for t in texts):
@@ -51,7 +56,7 @@ class TextTokenizer:
         rows = self._rows(texts, max_length if truncate else None)
         lengths = [len(r) for r in rows]
         if max_length is not None and not truncate:
-            _check_lengths(texts, lengths, max_length)
+            _check_lengths(texts, lengths, max_length, places or [Where()] * len(texts))
         if not pad and len(set(lengths)) > 1:
             message = f"texts of {min(lengths)} to {max(lengths)} tokens make no rectangle"
             raise CompilerError.of(Code.USAGE, message, help="encode them one by one, or with pad=True")
@@ -156,11 +161,11 @@ def _place_of_error(place: str, text: str) -> Where:
     return Where(file=place)
 
 
-def _check_lengths(texts: list[str], lengths: list[int], longest: int) -> None:
+def _check_lengths(texts: list[str], lengths: list[int], longest: int, places: Sequence[Where]) -> None:
     problems = Collector()
-    for number, (text, length) in enumerate(zip(texts, lengths, strict=True), 1):
+    for number, (text, length, place) in enumerate(zip(texts, lengths, places, strict=True), 1):
         if length > longest:
             beginning = text if len(text) <= 40 else text[:40] + "…"
             message = f"text {number} ('{beginning}') has {length} tokens, more than the {longest} that the model has positions for"
-            problems.add(Code.TEXT_TOO_LONG, message, help="shorten it, or cut it with --truncate (truncate=True)")
+            problems.add(Code.TEXT_TOO_LONG, message, place, "shorten it, or cut it with --truncate (truncate=True)")
     problems.check()

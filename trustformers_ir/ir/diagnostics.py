@@ -169,6 +169,11 @@ class Code(enum.Enum):
         return self.value[2]
 
     @property
+    def advice(self) -> str:
+        """What to do, in general."""
+        return ADVICE.get(self, REPORT)
+
+    @property
     def group(self) -> str:
         """The title of the thousand that the code belongs to."""
         return GROUPS[self.number // 1000]
@@ -188,9 +193,97 @@ GROUPS = {
 }
 
 
+ADVICE = {
+    Code.SYNTAX: "docs/ir.md has the grammar; str(module) and `tfc opt` write texts that are right",
+    Code.UNKNOWN_OP: "docs/ops.md lists the ops",
+    Code.UNKNOWN_NAME: "define it above, or correct the name",
+    Code.REDEFINED_NAME: "give one of them another name",
+    Code.BAD_ATTRIBUTE: "docs/ops.md lists the attributes of every op",
+    Code.BAD_TYPE: "types look like f32[batch, 384]; docs/ir.md has the grammar",
+    Code.TYPE_MISMATCH: "write the type that the op infers, or correct its operands",
+    Code.VERIFY: "docs/ir.md has the rules of the verifier",
+    Code.CONSTRAINT: "docs/ops.md has the constraints of every op",
+    Code.UNDECIDED_DIM: "declare the fact of the symbol: its bounds or its divisor",
+    Code.TEXT_VERSION: "write the text again with this version",
+    Code.MISSING_BYTES: "put the tensors into a .safetensors file of the same name beside the .tfir file",
+    Code.TEXT_LIMIT: "no module needs that: write the text again from the model",
+    Code.TEXT_ENCODING: "save the file as UTF-8 text",
+    Code.BAD_DIGEST: "take the weights that belong to this text",
+    Code.UNKNOWN_PASS: "`tfc opt --list` lists the passes",
+    Code.PASS_OPTION: "`tfc opt --list` lists the passes and their options",
+    Code.PASS_CONTRACT: "run the passes in the order of the pipeline of the target",
+    Code.CHECKPOINT_NOT_FOUND: "give the folder that holds config.json and *.safetensors",
+    Code.CONFIG_MISSING: "a checkpoint folder holds config.json, as save_pretrained() writes it",
+    Code.CONFIG_INVALID: "correct it, or fetch the checkpoint again",
+    Code.UNKNOWN_MODEL_TYPE: "give a checkpoint of an architecture that is known",
+    Code.UNSUPPORTED_CONFIG: "give a checkpoint of a variant that is known",
+    Code.SAFETENSORS_HEADER: "download or export the file again",
+    Code.SAFETENSORS_TRUNCATED: "the download or the copy was cut off: fetch the file again",
+    Code.SAFETENSORS_OFFSETS: "download or export the file again",
+    Code.SAFETENSORS_DTYPE: "convert the tensor to one of the dtypes that are read",
+    Code.SHARD_INDEX: "index and shards belong together: fetch the checkpoint again",
+    Code.SHARD_MISSING: "index and shards belong together: fetch the checkpoint again",
+    Code.WEIGHTS_NOT_FOUND: "save the checkpoint with save_pretrained()",
+    Code.WEIGHT_MISSING: "is config.json the one of this checkpoint?",
+    Code.WEIGHT_UNEXPECTED: "is config.json the one of this checkpoint?",
+    Code.WEIGHT_SHAPE: "is config.json the one of this checkpoint?",
+    Code.WEIGHT_DTYPE: "convert the weight to f16, bf16, f32 or f64",
+    Code.TOKENIZER_MISSING: "save it with the checkpoint, or give token ids: --input input_ids=ids.npy",
+    Code.TOKENIZER_INVALID: "save it again with the version of tokenizers that is installed",
+    Code.TRACE_CONTROL_FLOW: "use where(), or decide before tracing",
+    Code.TRACE_UNSUPPORTED: "use the methods and functions of trustformers_ir.ir.functional",
+    Code.TRACE_SHAPE: "docs/ops.md has the constraints of every op",
+    Code.TRACE_RESULT: "return tensors, or tuples, lists or dicts of them",
+    Code.TRACE_SPEC: 'specs look like f32["n", 4], one for each parameter',
+    Code.TRACE_FOREIGN: "make the tensor inside of the function that is traced",
+    Code.TRACE_FAILED: "the traceback of --debug shows the line",
+    Code.UNSUPPORTED_OP: "tfir.evaluate() runs every op in the interpreter",
+    Code.UNSUPPORTED_DTYPE: "compute in f32, or use tfir.evaluate()",
+    Code.UNKNOWN_TARGET: "`tfc targets` lists what this machine can compile for",
+    Code.UNKNOWN_FEATURE: "`tfc targets` lists what this machine can compile for",
+    Code.TARGET_UNAVAILABLE: "`tfc targets` lists what this machine can compile for",
+    Code.UNKNOWN_RECIPE: "CHANGELOG.md lists what each version does",
+    Code.UNSUPPORTED_SHAPE: "give the dim a constant size: dynamic=",
+    Code.TOO_LARGE: "declare bounds of the dims, or make the model smaller",
+    Code.NOT_AN_ARTIFACT: "make one: tfc compile MODEL -o FILE.tfc",
+    Code.ARTIFACT_TRUNCATED: "the copy was cut off: copy the file again",
+    Code.ARTIFACT_CORRUPT: "compile the model again, or copy the file again",
+    Code.ARTIFACT_VERSION: "compile the model again",
+    Code.ARTIFACT_TARGET: "compile the model on this machine, or for a smaller target such as --target cpu:avx2",
+    Code.ARTIFACT_MANIFEST: "compile the model again, or copy the file again",
+    Code.ARTIFACT_CODE: "compile the model again, or copy the file again",
+    Code.INPUT_COUNT: "`tfc inspect` shows the inputs of a model",
+    Code.INPUT_NAME: "`tfc inspect` shows the inputs of a model",
+    Code.INPUT_DTYPE: "`tfc inspect` shows the inputs of a model",
+    Code.INPUT_SHAPE: "`tfc inspect` shows the inputs of a model",
+    Code.DIM_CONFLICT: "`tfc inspect` shows the inputs of a model",
+    Code.DIM_RANGE: "`tfc inspect` shows the dims of a model and their bounds",
+    Code.INDEX_OUT_OF_RANGE: "indices count from 0; negative ones count from the end",
+    Code.OUT_OF_MEMORY: "give smaller inputs, or run where there is more memory",
+    Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
+    Code.USAGE: "`tfc COMMAND --help` shows what there is",
+    Code.FILE_NOT_FOUND: "look at the path",
+    Code.UNREADABLE: "look at the path and its permissions",
+    Code.UNWRITABLE: "name an output in a folder that exists, is writable and has room",
+    Code.UNKNOWN_FORMAT: "give a checkpoint folder, a .tfir or a .tfc file",
+    Code.NOT_BUILT: "CHANGELOG.md lists what each version does",
+    Code.MISSING_DEPENDENCY: "install the package with pip",
+    Code.BAD_ARRAY: "write it with numpy.save, without pickled objects",
+    Code.TEXT_TOO_LONG: "shorten it, or cut it with --truncate (truncate=True)",
+    Code.FACTORY: "import the module in Python and call the factory to see more",
+    Code.RANDOM_MODEL: "they look like random:bert?hidden_size=64&num_hidden_layers=2",
+    Code.BAD_ENVIRONMENT: "docs/environment.md lists the variables",
+    Code.FETCH: "look at the network, and try again",
+    Code.CHECK_FAILED: "look at the differences that were printed",
+}
+"""What to do about a problem whose diagnostic has no better help. Bugs of ours (9xxx) are to be reported."""
+
+REPORT = "this is a bug of tfc: please report it with what `tfc --debug …` prints"
+
+
 @dataclass(frozen=True)
 class Where:
-    """A place: any of a file, a line and column (from 1), a tensor, a byte offset (from 0) and an op."""
+    """A place: any of a file, a line and column (from 1), a tensor, a byte offset (from 0) and an op; or the request itself, a command line."""
 
     file: str | None = None
     line: int | None = None
@@ -198,9 +291,10 @@ class Where:
     tensor: str | None = None
     offset: int | None = None
     op: str | None = None
+    request: str | None = None
 
     def __str__(self) -> str:
-        place = printable(self.file) if self.file is not None else ""
+        place = printable(self.file or self.request or "")
         if self.line is not None:
             place = f"{place}:{self.line}" if place else f"line {self.line}"
             if self.column is not None:
@@ -217,7 +311,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One problem. ``source`` is the text of the line at ``where``; without it the line is looked up in the file, when there is one."""
+    """One problem. Without ``help`` the advice of the code is shown. ``source`` is the text of the line at ``where``; without it the line is looked up in the file, when there is one."""
 
     code: Code
     message: str
@@ -233,8 +327,7 @@ class Diagnostic:
         if place:
             lines.append(f"  --> {place}")
         lines += self._quotation()
-        if self.help:
-            lines.append(f"  help: {_indented(self.help, '        ')}")
+        lines.append(f"  help: {_indented(self.help or self.code.advice, '        ')}")
         return "\n".join(lines)
 
     def _quotation(self) -> list[str]:
@@ -262,7 +355,7 @@ class Diagnostic:
         """Plain data for ``--json``; absent parts are left out."""
         place = {k: v for k, v in vars(self.where).items() if v is not None}
         row: dict[str, object] = {"code": self.code.id, "title": self.code.title, "message": self.message}
-        return row | ({"where": place} if place else {}) | ({"help": self.help} if self.help else {})
+        return row | ({"where": place} if place else {}) | {"help": self.help or self.code.advice}
 
 
 class DiagnosticError(Exception):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError,
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 INTERRUPTED = 130
+SHOWN_REQUEST = 200  # characters of the command line in a message
 
 # What there is, in the order of the help. A command's module is imported when the command is chosen: `tfc --help` waits for none of them.
 COMMANDS = {
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        failure = explain(error)
+        failure = placed(explain(error), words)
         print(failure, file=sys.stderr)
         return failure.exit_code
 
@@ -99,12 +102,21 @@ def explain(error: Exception) -> DiagnosticError:
         path = context.command_path if context is not None else "tfc"
         return CompilerError.of(Code.USAGE, text.format_message(), help=f"{path} --help")
     if isinstance(error, MemoryError):
-        return CompilerError.of(Code.OUT_OF_MEMORY, str(error) or "memory ran out", help="a smaller batch or sequence needs less")
+        return CompilerError.of(Code.OUT_OF_MEMORY, str(error) or "memory ran out")
     if isinstance(error, OSError) and error.filename is not None:
         code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
         return CompilerError.of(code, f"'{error.filename}': {error.strerror}", Where(file=str(error.filename)), "look at the path")
-    message = f"{type(error).__name__}: {error}"
-    return InternalError.of(Code.INTERNAL, message, help="this is a bug of tfc: please report it with what `tfc --debug …` prints")
+    return InternalError.of(Code.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def placed(failure: DiagnosticError, words: Sequence[str]) -> DiagnosticError:
+    """The same problems; those that lie in no file are in the request itself."""
+    request = Where(request=_cut(shlex.join(["tfc", *words])))
+    return type(failure)(*(d if str(d.where) else replace(d, where=request) for d in failure.diagnostics))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_REQUEST else f"{text[:SHOWN_REQUEST]}…"
 
 
 if __name__ == "__main__":

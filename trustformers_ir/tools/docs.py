@@ -27,8 +27,8 @@ def errors() -> str:
         "`tfc` exits with 1 when a check did not hold, with 2 when the input or the request is at fault, and with 3 for a bug of ours.",
     ]
     for number, title in GROUPS.items():
-        lines += ["", f"## {number}xxx: {title}", "", "| code | name | title | meaning |", "|---|---|---|---|"]
-        lines += [f"| {c.id} | `{c.name}` | {c.title} | {c.explanation} |" for c in Code if c.number // 1000 == number]
+        lines += ["", f"## {number}xxx: {title}", "", "| code | name | title | meaning | what to do |", "|---|---|---|---|---|"]
+        lines += [f"| {c.id} | `{c.name}` | {c.title} | {c.explanation} | {c.advice} |" for c in Code if c.number // 1000 == number]
     return "\n".join(lines) + "\n"
 
 

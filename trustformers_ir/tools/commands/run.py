@@ -38,7 +38,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Run MODEL, compiling it first unless it is an artifact."""
-    texts = [*(text or []), *(_lines(text_file) if text_file is not None else [])]
+    texts = [(t, Where()) for t in text or []] + (_lines(text_file) if text_file is not None else [])
     if prompt is not None:
         raise console.not_built("generation (--prompt)")
     if texts and input:
@@ -66,7 +66,11 @@ def run(
         console.print_table(rows, ("output", "dtype", "shape", "min", "max", "mean"))
 
 
-def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
+Texts = list[tuple[str, Where]]
+"""Texts, and where each comes from."""
+
+
+def _run_texts(executable: Any, model: str, texts: Texts, batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
     """Every text once, in batches; outputs are joined in the order of the texts, with zeros where a text has no token."""
     ports = {p.name: p.type for p in executable.inputs}
     if "input_ids" not in ports:
@@ -75,7 +79,8 @@ def _run_texts(executable: Any, model: str, texts: Sequence[str], batch: int, pa
     sequence = ports["input_ids"].shape[-1]
     _, longest = Facts(dict(executable.manifest.symbols)).bounds(sequence)
     tokenizer = tokenizer_of(model, executable.manifest.metadata)
-    ids, mask = tokenizer.encode_batch(texts, None if longest == math.inf else int(longest), truncate=truncate)
+    room = None if longest == math.inf else int(longest)
+    ids, mask = tokenizer.encode_batch([t for t, _ in texts], room, truncate=truncate, places=[place for _, place in texts])
     lengths = mask.sum(axis=1)
     per_token = {p.name: p.type.rank > 1 and p.type.shape[1] == sequence for p in executable.outputs}
     joined: dict[str, np.ndarray] = {}
@@ -140,16 +145,19 @@ def _load_array(path: str) -> np.ndarray:
     return np.ascontiguousarray(loaded) if loaded.ndim else np.array(loaded)
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str) -> Texts:
     try:
         with open(path, encoding="utf-8") as stream:
-            return [line.rstrip("\n") for line in stream if line.strip()]
+            texts = [(line.rstrip("\n"), Where(file=path, line=number)) for number, line in enumerate(stream, 1) if line.strip()]
     except FileNotFoundError:
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CompilerError.of(
             Code.UNREADABLE, f"cannot read '{path}': {error}", Where(file=path), "a UTF-8 file with a text on each line"
         ) from error
+    if not texts:
+        raise CompilerError.of(Code.USAGE, f"'{path}' holds no text", Where(file=path), "a UTF-8 file with a text on each line")
+    return texts
 
 
 def _save(path: str, results: Mapping[str, np.ndarray]) -> None:
