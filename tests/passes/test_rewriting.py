@@ -83,10 +83,10 @@ def test_splats_are_seen_through_views() -> None:
         two = b(Constant(Literal.of(2.0, f32)))
         grid = b(Constant(Literal.of(np.full((2, 1), 2.0), f32)))
         mixed = b(Constant(Literal.of([2.0, 3.0], f32)))
-        views = [two, grid, b(Expand((symbol("n"), 2)), two), b(Transpose((1, 0)), grid), b(Reshape((2,)), grid), mixed, b(Iota(2, f32))]
+        views = [two, grid, b(Expand((symbol("n"), 2, 2)), two), b(Transpose((1, 0)), grid), b(Reshape((2,)), grid), mixed, b(Iota(2, f32))]
         return tuple(b(Mul(), p, v) for v in views)
 
-    module = make(body, f32["n", 2])
+    module = make(body, f32["n", 2, 2])
     assert found(node(Mul, x, splat(lambda s: bool(s == 2), "c")), module) == 5
     assert splat_of(module.main.args[0]) is None
 
