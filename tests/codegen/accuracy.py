@@ -37,7 +37,7 @@ ROUNDED = frozenset(
 #: sums of terms of either sign; how many roundings of the largest partial result they may be off. The samples add at most 80 terms; a chain
 #: of n roundings is off by n / 2 at worst and by about sqrt(n) / 2 in practice.
 SUMS = {
-    **dict.fromkeys(["matmul", "linear", "conv1d", "conv2d", "attention", "layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
+    **dict.fromkeys(["matmul", "einsum", "linear", "conv1d", "conv2d", "attention", "layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
     **dict.fromkeys(["reduce_sum", "reduce_mean", "reduce_prod", "reduce_log_sum_exp", "reduce_var", "reduce_std", "cumsum", "cumprod"], 4.0),
     **dict.fromkeys(["scatter_elements", "scatter_nd"], 4.0),  # each update is rounded where it lands
     "gelu": 1.0,  # x (1 + erf) / 2 cancels for negative x, as every common implementation does

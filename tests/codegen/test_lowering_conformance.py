@@ -17,8 +17,6 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops import elementwise, unary
 from trustformers_ir.ir.schema import OPS, FusionKind
 
-#: taken apart or folded by passes before lowering
-DECOMPOSED = frozenset({"einsum", "pack"})
 #: no values of their own
 STRUCTURE = frozenset(m for m, kind in OPS.items() if kind.fusion is FusionKind.STRUCTURE) | {"weight"}
 
@@ -31,7 +29,7 @@ def native(mnemonic: str) -> list[Case]:
     return [c for c in cases([OPS[mnemonic]]) if not is_complex(c)]
 
 
-NATIVE = [m for m in OPS if m not in DECOMPOSED | STRUCTURE and native(m)]
+NATIVE = [m for m in OPS if m not in STRUCTURE and native(m)]
 
 
 @functools.cache
@@ -64,7 +62,7 @@ def test_bits_do_not_depend_on_workers_or_machine(mnemonic: str) -> None:
 
 def test_every_op_is_accounted_for() -> None:
     complex_only = {m for m in OPS if m not in STRUCTURE and all(map(is_complex, cases([OPS[m]])))}
-    assert set(NATIVE) | DECOMPOSED | STRUCTURE | complex_only == set(OPS)
+    assert set(NATIVE) | STRUCTURE | complex_only == set(OPS)
     assert complex_only == {"real", "imag", "conj", "make_complex"}
 
 
@@ -104,7 +102,7 @@ def test_edge_values(mnemonic: str) -> None:
 # --- what must be refused ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mnemonic", [m for m in OPS if m not in DECOMPOSED | STRUCTURE])
+@pytest.mark.parametrize("mnemonic", [m for m in OPS if m not in STRUCTURE])
 def test_complex_numbers_are_refused(mnemonic: str) -> None:
     for case in cases([OPS[mnemonic]]):
         if is_complex(case):
@@ -114,14 +112,6 @@ def test_complex_numbers_are_refused(mnemonic: str) -> None:
             assert problem.code is Code.UNSUPPORTED_DTYPE
             assert problem.where.op == mnemonic
             return
-
-
-@pytest.mark.parametrize("mnemonic", sorted(DECOMPOSED))
-def test_ops_without_native_code_are_refused(mnemonic: str) -> None:
-    with pytest.raises(CompilerError) as caught:
-        compile_modules([native(mnemonic)[0].module()])
-    assert caught.value.diagnostics[0].code is Code.UNSUPPORTED_OP
-    assert caught.value.diagnostics[0].where.op == mnemonic
 
 
 # --- indices out of range ------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType, Kind
 from trustformers_ir.ir.schema import Op
+from trustformers_ir.ir.types import Panels
 
 Lowering = Callable[[Definer, Operation], tuple[Stmt, ...]]
 ORDERED: dict[type[Op], Lowering] = {}
@@ -209,3 +210,20 @@ def _sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         else:
             from_parallel.append(s)
     return tuple(from_parallel)
+
+
+@_ordered(ops.Pack)
+def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    """A matrix into panels: every element of the storage, zero beyond the last row."""
+    x = o.inputs[0]
+    layout = o.result.type.layout
+    assert isinstance(layout, Panels)
+    *batch, rows, columns = x.type.shape
+    outer = [Axis(f"b{n}", dim_expr(b), PARALLEL) for n, b in enumerate(batch)]
+    panel = Axis("panel", (dim_expr(rows) + (layout.width - 1)) // layout.width, PARALLEL)
+    k, lane = Axis("k", dim_expr(columns), SEQ), Axis("lane", layout.width, VECTOR)
+    row = panel * layout.width + lane
+    inside = d.at(x, (*outer, binary("min", row, dim_expr(rows) - 1), k))
+    buffer, _ = d.place(o.result, (*outer, row, k))
+    cell = Store(buffer, (*outer, panel, k, lane), select(row < dim_expr(rows), inside, Const(0, x.type.dtype)))
+    return _bind([*outer, panel], For(k, (For(lane, (cell,)),)))
