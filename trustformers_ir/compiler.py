@@ -144,7 +144,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     if module is model:
         module = clone_module(module)
     _specialise(module, request.dynamic, example_inputs)
-    _check_weights(module)
+    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
     read = time.perf_counter()
     report = PassManager(pipelines.cpu(building.machine_shape(target).panel), verify=request.verify).run(module)
@@ -186,13 +186,13 @@ def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: A
         symbols[name] = SymbolFact(sizes[name], sizes[name])
 
 
-def _check_weights(module: Module) -> None:
+def _check_weights(module: Module, file: str | None) -> None:
     missing = [w for w in module.weights.values() if not w.has_data]
     if missing:
         names = ", ".join(w.name for w in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         message = f"the bytes of {len(missing)} weights are not there: {names}"
         help = "put the tensors into a .safetensors file of the same name beside the .tfir file"
-        raise CompilerError.of(Code.WEIGHT_MISSING, message, Where(tensor=missing[0].name), help)
+        raise CompilerError.of(Code.WEIGHT_MISSING, message, Where(file=file, tensor=missing[0].name), help)
 
 
 def _tokenizer(model: Any) -> dict[str, str]:

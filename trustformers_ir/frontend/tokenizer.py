@@ -86,10 +86,10 @@ class TextTokenizer:
             raise CompilerError.of(Code.USAGE, message, help="decode the text as UTF-8 first") from error
 
 
-def load_tokenizer(source: str | Path | bytes) -> TextTokenizer:
-    """The tokenizer of a checkpoint folder, of a ``tokenizer.json``, or of the bytes of one."""
+def load_tokenizer(source: str | Path | bytes, shown: str = TOKENIZER) -> TextTokenizer:
+    """The tokenizer of a checkpoint folder, of a ``tokenizer.json``, or of the bytes of one, which messages name as ``shown``."""
     if isinstance(source, bytes):
-        return _made(source, "tokenizer.json")
+        return _made(source, shown)
     path = Path(source)
     path = path / TOKENIZER if path.is_dir() else path
     return _made(_read(path), str(path))

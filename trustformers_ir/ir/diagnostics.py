@@ -311,7 +311,8 @@ class Where:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One problem. Without ``help`` the advice of the code is shown. ``source`` is the text of the line at ``where``; without it the line is looked up in the file, when there is one."""
+    """One problem. Without ``help`` the advice of the code is shown. ``source`` is the text of the line at ``where``; without it the line is
+    looked up in the file, when there is one."""
 
     code: Code
     message: str

@@ -56,5 +56,6 @@ def load(
         executable.prepare()
     except LinkError as error:
         where = Where(file=artifact.path, offset=artifact.sections["code"].offset)
-        raise CompilerError.of(Code.ARTIFACT_CODE, f"the object code cannot be linked: {error}", where, "compile the model again") from None
+        message = f"the object code cannot be used: {error.diagnostics[0].message}"
+        raise CompilerError.of(Code.ARTIFACT_CODE, message, where, "compile the model again") from None
     return executable

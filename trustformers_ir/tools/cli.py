@@ -1,7 +1,7 @@
 """``tfc``, the command line.
 
 Exit codes: 0 done; 1 a check did not hold; 2 the input or the request is at fault; 3 our bug. Errors go to stderr as
-``error[TFC1234]: …`` with place and help, without a traceback unless ``--debug``.
+``error[TFC1234]: …`` with place and help, without a traceback unless ``--debug``. Ctrl-C gives 130.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         debug = debug or env.DEBUG.get()
         chosen = next((w for w in words if not w.startswith("-")), None)
         code: Any = application(chosen)(words, prog_name="tfc", standalone_mode=False)
+        if code == INTERRUPTED:  # some versions of typer turn Ctrl-C into this number, others into Abort
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:

@@ -136,7 +136,7 @@ def _load_array(path: str) -> np.ndarray:
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
     except OSError as error:
         raise CompilerError.of(Code.UNREADABLE, f"cannot read '{path}': {error.strerror or error}", Where(file=path), "look at the path") from error
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except Exception as error:  # numpy reads the header as Python source, which can fail in many ways
         help = "write it with numpy.save, without pickled objects"
         raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' is not a .npy file of numbers: {error}", Where(file=path), help) from error
     if not isinstance(loaded, np.ndarray):
