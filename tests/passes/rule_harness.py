@@ -108,6 +108,8 @@ class Graph:
 
     def lead(self, rank: int) -> int:
         """The size of an axis before so many others: always the same, so that all that is made from one value broadcasts."""
+        if any(a.type.rank > rank for a in self.block.args):
+            return 1
         return self.leads.setdefault(rank, int(self.rng.integers(1, 4)))
 
     def splat(self, value: Any, like: Value | DType) -> Value:

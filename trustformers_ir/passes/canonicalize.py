@@ -17,6 +17,7 @@ The rules are in ``rules/``, one list per family of ops; ``docs/passes.md`` show
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.rewriting import RuleSet, apply_rules
@@ -38,9 +39,11 @@ class Canonicalize(Pass):
     ensures = frozenset({"canonical"})
 
     def __post_init__(self) -> None:
-        known = {r.name for r in RULES.rules}
-        if unknown := [name for name in self._chosen() if name not in known]:
-            raise ValueError(f"there is no rule '{unknown[0]}'")
+        known = [r.name for r in RULES.rules]
+        for name in self._chosen():
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                raise ValueError(f"there is no rule '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
 
     def _chosen(self) -> list[str]:
         return self.only.split("+") if self.only else []

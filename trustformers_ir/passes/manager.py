@@ -86,7 +86,7 @@ class Pass:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if value != f.default:
-                options.append(f"{f.name}={_option_text(value)}")
+                options.append(f"{f.name}={option_text(value)}")
         return self.name + (f"{{{','.join(options)}}}" if options else "")
 
 
@@ -319,7 +319,8 @@ def _option_value(hint: Any, text: str) -> Any:
     raise ValueError(text)
 
 
-def _option_text(value: Any) -> str:
+def option_text(value: Any) -> str:
+    """The value of an option as ``parse_pipeline`` reads it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return str(value.value) if isinstance(value, enum.Enum) and not isinstance(value, DType) else str(value)
