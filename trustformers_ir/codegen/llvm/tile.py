@@ -65,6 +65,7 @@ class Evaluator:
         self.vector: Axis | None = None
         self.lanes = 0
         self.mask_guards: tuple[Expr, ...] = ()
+        self.masking = False
         self.conditions: list[Val] = []
         self.scopes: list[dict[Key, Val | list[Val]]] = [{}]
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
@@ -185,7 +186,7 @@ class Evaluator:
         limit = rest if below else self.ops.binary("sub", literal(0, DType.i64), rest, index=True)
         strict = e.op in ("lt", "gt")
         clamped = self.ops.extremum("min", self.ops.extremum("max", limit, literal(-1, DType.i64)), literal(self.lanes, DType.i64))
-        narrow = self.ops.cast(clamped, DType.i32)
+        narrow = self.ops.opaque(self.ops.cast(clamped, DType.i32)) if self.masking else self.ops.cast(clamped, DType.i32)
         lanes = self.ops.iota(self.lanes, DType.i32)
         return self.ops.compare(
             {(True, True): "lt", (True, False): "le", (False, True): "gt", (False, False): "ge"}[below, strict], lanes, narrow
@@ -196,11 +197,11 @@ class Evaluator:
     def mask(self, point: Point) -> Val | None:
         """The lanes of the tile that exist at this point; None: all."""
         total: Val | None = None
-        guards, self.mask_guards = self.mask_guards, ()
+        guards, self.mask_guards, self.masking = self.mask_guards, (), True
         for g in guards:
             lane = self.ops.splat(self.eval(g, point), self.lanes)
             total = lane if total is None else self.ops.logic("and", total, lane)
-        self.mask_guards = guards
+        self.mask_guards, self.masking = guards, False
         return total
 
     def condition(self, buffer: Buffer, index: tuple[Expr, ...], point: Point) -> Condition:

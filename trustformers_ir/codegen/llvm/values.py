@@ -76,6 +76,14 @@ class Ops:
             return x
         return Val(self.w.call(f"llvm.vector.reduce.or.v{x.lanes}i1", "i1", x.typed), DType.bool)
 
+    def opaque(self, x: Val) -> Val:
+        """The same scalar in a form that LLVM cannot see through, for the limits of masks.
+
+        Given a constant mask of one lane, the x86 back end up to LLVM 22 writes the element before truncation (llvm-project issue 179489):
+        two or three bytes too many. A compare with an unknown limit costs one instruction and has no such special cases.
+        """
+        return x.named(self.w.op(f'call {x.type} asm "", "=r,0"({x.typed}) nounwind willreturn memory(none)'))
+
     # -- instructions --------------------------------------------------------------------------------------------------
 
     def _two(self, instruction: str, a: Val, b: Val, dtype: DType | None = None) -> Val:
