@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -298,12 +298,13 @@ def apply_rules(module: Module, rules: RuleSet | Iterable[Rule]) -> Applied:
     index = rules if isinstance(rules, RuleSet) else RuleSet(rules)
     result = Applied()
     refused: dict[tuple[Operation, str], str] = {}  # by operation and rule: a near miss counts once, however often the operation is visited
-    worklist = dict.fromkeys(module.walk())  # a set that remembers its order
+    worklist = deque(module.walk())
+    waiting = set(worklist)
     budget = 1000 + 100 * len(worklist)
     with counting():
         while worklist:
-            operation = next(iter(worklist))
-            del worklist[operation]
+            operation = worklist.popleft()
+            waiting.discard(operation)
             if operation.block is None:
                 continue
             for rule in index.of(type(operation.op)):
@@ -319,7 +320,9 @@ def apply_rules(module: Module, rules: RuleSet | Iterable[Rule]) -> Applied:
                 if result.total > budget:
                     often = ", ".join(name for name, _ in result.applied.most_common(4))
                     raise InternalError.of(Code.INTERNAL, f"the rules do not come to an end; most applied: {often}")
-                worklist.update(dict.fromkeys(_rewrite(module, rule, match)))
+                again = [o for o in dict.fromkeys(_rewrite(module, rule, match)) if o not in waiting]
+                worklist.extend(again)
+                waiting.update(again)
                 break
     result.misses.update((name, reason) for (operation, name), reason in refused.items() if operation.block is not None)
     return result
