@@ -409,6 +409,7 @@ NEAR: dict[str, list[Example]] = {
     "slice_pad": [lambda g: cut_padded(g, inside=False), lambda g: g(Slice(1, 1, 3), g(Pad((1, 1), (0, 1)), g.arg(FLOATS, (2, 3))))],
     "slice_expand": [lambda g: g(Slice(1, 1, 3), g(Expand((2, 4)), g.arg(ANY, (4,))))],
     "concat_concat": [lambda g: nested_concat(g, same=False)],
+    "concat_empty": [lambda g: g(Concat(0), x := g.arg(ANY, (0, 3)), x), lambda g: g(Concat(1), x := g.arg(ANY, (0, 3)), x)],
     "concat_slices": [not_adjacent],
     "pad_nothing": [lambda g: g(Pad((0, 1), (0, 0)), g.arg(ANY, 2)), lambda g: g(Pad((0, 0), (2, 0)), g.arg(ANY, 2))],
     "pad_pad": [
