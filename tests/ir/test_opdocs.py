@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-from trustformers_ir.ir import opdocs
 from trustformers_ir.ir.schema import OPS
-
-
-def test_the_page_is_up_to_date() -> None:
-    assert opdocs.PAGE.read_text(encoding="utf-8") == opdocs.page(), "run: python -m trustformers_ir.ir.opdocs --write"
+from trustformers_ir.tools.pages import ops as opdocs
 
 
 def test_every_op_has_a_section() -> None:
@@ -28,11 +20,3 @@ def test_attributes_are_shown_with_types_and_defaults() -> None:
     assert "`low: float | none = none`" in opdocs.section(OPS["clamp"])
     assert "`dtype: dtype`" in opdocs.section(OPS["cast"])
     assert "`weight` any number (any layout); `bias` any number (optional)" in opdocs.section(OPS["linear"])
-
-
-def test_the_command_compares_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(opdocs, "PAGE", tmp_path / "ops.md")
-    assert opdocs.main([]) == 1
-    assert "--write" in capsys.readouterr().err
-    assert opdocs.main(["--write"]) == 0
-    assert opdocs.main([]) == 0

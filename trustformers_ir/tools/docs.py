@@ -12,6 +12,7 @@ from pathlib import Path
 from trustformers_ir.ir import env
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import GROUPS, Code
+from trustformers_ir.tools.pages import ops, passes
 
 NOTICE = "<!-- Written by `make docs` from {source}. Edit that, not this page. -->\n"
 
@@ -44,7 +45,7 @@ def _default(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-PAGES: dict[str, Callable[[], str]] = {"errors.md": errors, "environment.md": environment}
+PAGES: dict[str, Callable[[], str]] = {"errors.md": errors, "environment.md": environment, "ops.md": ops.page, "passes.md": passes.page}
 
 
 def main(folder: Path = Path("docs")) -> int:

@@ -1,21 +1,17 @@
-"""Writes ``docs/passes.md`` from the passes and rules: ``python -m trustformers_ir.passes.catalogue --write`` (without the flag it compares)."""
+"""The page ``docs/passes.md``, from the declarations of passes and rules."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 from trustformers_ir.passes.canonicalize import FAMILIES
 from trustformers_ir.passes.manager import Pass, option_text
 from trustformers_ir.passes.registry import PASSES
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "passes.md"
-
 INTRODUCTION = """\
 # Passes and rules
 
-This page is written by `python -m trustformers_ir.passes.catalogue --write` from the declarations in `trustformers_ir/passes/`.
+This page is written by `make docs` from the declarations in `trustformers_ir/passes/`.
 
 A pass changes a module. It is a frozen dataclass whose fields are its options, one pass per file; its docstring shows a graph before and
 after. `passes/pipelines.py` lists the passes of each target, `passes/registry.py` all of them. `PassManager(passes).run(module)` runs some and
@@ -151,17 +147,3 @@ def _pass_row(kind: type[Pass]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
-
-
-def main(arguments: list[str]) -> int:
-    text = page()
-    if "--write" in arguments:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE.name} is out of date: python -m trustformers_ir.passes.catalogue --write", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Writes ``docs/ops.md`` from the op declarations: ``python -m trustformers_ir.ir.opdocs --write`` (without the flag it only compares)."""
+"""The page ``docs/ops.md``, from the declarations of ops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import sys
 import types as python_types
 import typing
-from pathlib import Path
 from typing import Any
 
 from trustformers_ir.ir import ops
@@ -15,12 +14,10 @@ from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.dtypes import ANY, BOOL, COMPLEXES, FLOATS, INTS, NUMERIC, REAL, DType
 from trustformers_ir.ir.schema import OPS, Attribute, FusionKind, Op, Operand
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "ops.md"
-
 INTRODUCTION = """\
 # Ops
 
-This page is written by `python -m trustformers_ir.ir.opdocs --write` from the declarations in `trustformers_ir/ir/ops/`.
+This page is written by `make docs` from the declarations in `trustformers_ir/ir/ops/`.
 
 Errors cite constraints by number: `softmax.C1` is constraint 1 of `softmax`.
 Every op also checks its operand list: `O1` the number of operands, `O2` their dtypes, `O3` the presence of those that are not optional,
@@ -120,17 +117,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return str(value)
-
-
-def main(arguments: list[str]) -> int:
-    text = page()
-    if "--write" in arguments:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        print(f"{PAGE.name} is out of date: python -m trustformers_ir.ir.opdocs --write", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
