@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import Axis, Const, Expr, cast, const, reduce, select, unary
+from trustformers_ir.codegen.kernel_ir.nodes import Axis, Binary, Const, Expr, cast, const, fma, reduce, select, unary
 from trustformers_ir.codegen.lower.definer import Definer, define
 from trustformers_ir.codegen.lower.indexing import Index
 from trustformers_ir.ir import ops
@@ -30,9 +30,16 @@ def fold(d: Definer, kind: str, x: Value, axes: Sequence[int], index: Index, dty
 
 
 def elements(d: Definer, x: Value, axes: Sequence[int], index: Index) -> tuple[tuple[Axis, ...], Expr]:
-    """Fresh fold axes and the element of ``x`` that they walk."""
+    """Fresh fold axes and the element of ``x`` that they walk.
+
+    A product that is inlined here is rounded before it is added, as if it had been stored: ``fma(a, b, -0)`` is exactly that, where a bare
+    product under a sum would become a chain of fused multiply-adds and fusing would change bits.
+    """
     bound = d.reduce_axes(x.type.shape, axes)
-    return tuple(bound.values()), d.lifted(x, tuple(bound.get(i, e) for i, e in enumerate(index)))
+    element = d.lifted(x, tuple(bound.get(i, e) for i, e in enumerate(index)))
+    if isinstance(element, Binary) and element.op == "mul" and element.dtype.is_float:
+        element = fma(element.a, element.b, -0.0)
+    return tuple(bound.values()), element
 
 
 def _outside(axes: Sequence[int], index: Index) -> tuple[tuple[int, ...], Index]:
