@@ -172,6 +172,24 @@ REGIONS: dict[str, tuple[str, str, str]] = {
         %1 = cumsum(%0) {axis = 1} : f32[b, s, 5]""",
         "%1: f32[b, s, 5]",
     ),
+    "the largest without their places": (
+        "%x: f32[b, s, 20]",
+        """%0 = neg(%x) : f32[b, s, 20]
+        %1, %2 = top_k(%0) {k = 5} : f32[b, s, 5], i64[b, s, 5]""",
+        "%1: f32[b, s, 5]",
+    ),
+    "the places of the largest alone": (
+        "%x: f16[b, s, 20]",
+        """%0 = neg(%x) : f16[b, s, 20]
+        %1, %2 = top_k(%0) {k = 5} : f16[b, s, 5], i64[b, s, 5]""",
+        "%2: i64[b, s, 5]",
+    ),
+    "norm with a bias alone, over two axes": (
+        "%x: f64[b, s, 5, 4], %c: f64[5, 4]",
+        """%0 = neg(%x) : f64[b, s, 5, 4]
+        %1 = layer_norm(%0, none, %c) : f64[b, s, 5, 4]""",
+        "%1: f64[b, s, 5, 4]",
+    ),
     "concat, pad and flip": (
         "%x: f32[b, s, 5], %y: f32[b, t, 5]",
         """%0 = concat(%x, %y) {axis = 1} : f32[b, s + t, 5]

@@ -111,11 +111,12 @@ class _FunctionLowering:
 
     def copy(self, value: Value, target: BufferRef) -> None:
         """Hand out a value that lies elsewhere: an input, a weight, or an output returned twice."""
-        body = Block([value.type])
-        result = Operation(ops.Reshape(value.type.shape), [body.args[0]], [value.type])
+        stored = TensorType(value.type.layout.storage(value.type.shape), value.type.dtype)  # padding of a packed layout is copied too
+        body = Block([stored])
+        result = Operation(ops.Reshape(stored.shape), [body.args[0]], [stored])
         body.append(result)
         body.append(Operation(ops.Yield(), [result.result], []))
-        region = Operation(ops.Fused(), [value], [value.type], body=body)
+        region = Operation(ops.Fused(), [value], [stored], body=body)
         self.refs[region.results[0]] = target
         for lowered in lower_region(region, self.ctx):
             self.call(lowered, region)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Expr
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
 from trustformers_ir.codegen.kernel_ir.schedule import apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel
 from trustformers_ir.codegen.lower import definitions
@@ -120,8 +120,15 @@ def _definer(body: Block, targets: list[Value], ctx: LoweringContext) -> Definer
 def _lower_ordered(region: Operation, body: Block, anchor: Operation, ctx: LoweringContext) -> LoweredKernel:
     d = _definer(body, list(anchor.results), ctx)
     statements = ORDERED[type(anchor.op)](d, anchor)
+    unread = frozenset(d.buffers.pop(r) for r in anchor.results if r not in body.outputs and r in d.buffers)
     renamed = {r: region.results[body.outputs.index(r)] for r in anchor.results if r in body.outputs}
-    return _finish(d, statements, anchor.op.mnemonic, ctx, renamed)
+    return _finish(d, _without(statements, unread), anchor.op.mnemonic, ctx, renamed)
+
+
+def _without(body: tuple[Stmt, ...], dropped: frozenset[Buffer]) -> tuple[Stmt, ...]:
+    """The statements but for stores into buffers that nobody reads."""
+    kept = (For(s.axis, _without(s.body, dropped), s.guard) if isinstance(s, For) else s for s in body)
+    return tuple(s for s in kept if not (isinstance(s, Store) and s.buffer in dropped))
 
 
 def _lower_group(region: Operation, body: Block, anchor: Operation | None, group: list[_Output], ctx: LoweringContext) -> LoweredKernel:

@@ -15,6 +15,7 @@ from trustformers_ir.codegen.lower.indexing import Index
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.nn import normalised_axes
 from trustformers_ir.ir.schema import Op
 
 
@@ -202,8 +203,8 @@ def _rms_norm(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 
 
 def _normalised_axes(o: Operation) -> tuple[int, ...]:
-    """The trailing dims that the weight spans; the last one when there is no weight."""
-    x, weight = o.operands[0], o.operands[1]
+    """The trailing dims that the weight (or else the bias) spans; the last one when there is neither."""
+    x, *parameters = o.operands
     assert x is not None
-    count = getattr(o.op, "axes", None) or (weight.type.rank if weight is not None else 1)
+    count = normalised_axes(*[None if p is None else p.type for p in parameters])
     return tuple(range(x.type.rank - count, x.type.rank))
