@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.mapped import read_most
 
 MAX_JSON = 4 << 20
 
@@ -74,7 +75,7 @@ def read_json(path: Path, code: Code, limit: int = MAX_JSON) -> tuple[Any, str]:
         raise CompilerError.of(Code.UNREADABLE, f"'{path.name}' is not an ordinary file", Where(file=place))
     try:
         with path.open("rb") as stream:
-            raw = stream.read(limit + 1)
+            raw = read_most(stream, limit)
     except OSError as error:
         raise CompilerError.of(Code.UNREADABLE, f"cannot read '{path.name}': {error.strerror}", Where(file=place)) from None
     if len(raw) > limit:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
+from trustformers_ir.ir.mapped import read_most
 
 TOKENIZER = "tokenizer.json"
 MAX_BYTES = 256 << 20
@@ -111,7 +112,7 @@ def _read(path: Path) -> bytes:
     place = Where(file=str(path))
     try:
         with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+            raw = read_most(stream, MAX_BYTES)
     except FileNotFoundError:
         help = "save it with the checkpoint, or give token ids: --input input_ids=ids.npy"
         raise CompilerError.of(Code.TOKENIZER_MISSING, f"there is no {path.name} in '{path.parent}'", place, help) from None

@@ -1,4 +1,5 @@
-"""Mapping files for reading. Only ordinary files: a pipe would block, and a device has no size."""
+"""Files of unknown origin: mapping them, and reading no more of them than is there. Only ordinary files are mapped: a pipe would block, and
+a device has no size."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
@@ -32,3 +34,14 @@ def map_file(path: Path, place: str, kind: str, least: int, short: Callable[[int
         raise CompilerError.of(Code.UNREADABLE, f"cannot map '{place}': {error.strerror}", Where(file=place)) from None
     finally:
         os.close(descriptor)
+
+
+def read_most(stream: BinaryIO, limit: int) -> bytes:
+    """What is left of a file, but at most ``limit`` bytes and one more, which tells that there are too many. ``stream.read(limit)`` itself
+    would allocate ``limit`` bytes before it reads the first."""
+    parts: list[bytes] = []
+    left = limit + 1
+    while left and (part := stream.read(min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

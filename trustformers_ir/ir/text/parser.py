@@ -21,6 +21,7 @@ import trustformers_ir.ir.ops  # noqa: F401  (declares every op)
 from trustformers_ir.ir.core import Block, Function, Location, Module, Operation, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dims import SymbolFact, UndecidedDim
+from trustformers_ir.ir.mapped import read_most
 from trustformers_ir.ir.ops.data import WeightOp
 from trustformers_ir.ir.schema import OPS, ConstraintError, Op, infer_types
 from trustformers_ir.ir.text.attributes import Reader, codec, parse_type, type_text
@@ -68,7 +69,7 @@ def read_module(path: str | os.PathLike[str], *, resolve: Resolve | None = None,
         if size > 4 * MAX_TEXT:
             raise CompilerError.of(Code.TEXT_LIMIT, f"a file of {size} bytes; {4 * MAX_TEXT} are the most", Where(file=name))
         with open(name, "rb") as stream:
-            data = stream.read(4 * MAX_TEXT + 1)
+            data = read_most(stream, 4 * MAX_TEXT)
     except FileNotFoundError:
         raise CompilerError.of(Code.FILE_NOT_FOUND, "the file does not exist", Where(file=name)) from None
     except OSError as error:
