@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trustformers_ir.codegen.kernel_ir.kernel import Kernel
-from trustformers_ir.codegen.kernel_ir.nodes import Axis, Expr, Sym, binary, const, maximum, minimum
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel, walk
+from trustformers_ir.codegen.kernel_ir.nodes import Axis, Buffer, Expr, Load, Sym, binary, const, maximum, minimum
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
 from trustformers_ir.ir.dtypes import DType
 
@@ -57,6 +57,17 @@ def expressions(draw: st.DrawFn, depth: int = 4) -> Expr:
 
         return select(e, a, b)
     return e
+
+
+def test_products_of_data_and_high_powers_stay_as_they_are() -> None:
+    """Squaring again and again would double the degree each time: 2^63 factors for an integer power."""
+    x = Load(Buffer("x", DType.i64, (const(100),)), (A,))
+    data, index = x + 1, I + A
+    for _ in range(63):
+        data, index = data * data, index * index
+    for e in (data, index):
+        simplified = Simplifier(FACTS)(e)
+        assert len(set(walk(simplified))) < 400
 
 
 @settings(max_examples=400, deadline=None)

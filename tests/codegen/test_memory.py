@@ -54,6 +54,31 @@ def test_static_vector_extents(extent: int) -> None:
         check(k, [np.arange(3.0 * extent, dtype=np.float32).reshape(3, extent), np.zeros((3, extent), np.float32)])
 
 
+@pytest.mark.parametrize("wide", [DType.i32, DType.i64, f32], ids=str)
+@pytest.mark.parametrize("narrow", [DType.i8, DType.u16, DType.i32, DType.bf16, DType.f16], ids=str)
+@pytest.mark.parametrize("extent", [17, 33, 49])
+def test_one_lane_left_of_a_narrowing_store(wide: DType, narrow: DType, extent: int) -> None:
+    """LLVM writes too many bytes where the mask is a constant of one lane (see ``Ops.opaque``)."""
+    x, y, z = Buffer("x", wide, (N, extent), readonly=True), Buffer("y", narrow, (N, extent)), Buffer("z", narrow, (N, extent))
+    r, i = Axis("r", N), Axis("i", extent, VECTOR)
+    k = kernel("k", [x, y, z], nest([r, i], store(y, (r, i), cast(x[r, i] + 1, narrow)), store(z, (r, i), cast(x[r, i], narrow))))
+    a = np.arange(2 * extent).reshape(2, extent).astype(wide.numpy)
+    check(k, [a, np.zeros((2, extent), narrow.numpy), np.zeros((2, extent), narrow.numpy)], {"n": 2})
+
+
+def test_nested_selects_stay_small() -> None:
+    """A value that several conditions lead to is computed once where it may be read without them, or once per chain of conditions."""
+    x, y = Buffer("x", f32, (N,), readonly=True), Buffer("y", f32, (N,))
+    i = Axis("i", N, VECTOR)
+    sizes = []
+    for depth in (10, 20):
+        value = x[maximum(minimum(cast(cast(x[i], i64), i64), N - 1), 0)]  # provably inside or not: an access that obeys conditions
+        for _ in range(depth):
+            value = select(value > 0.0, value, value * 0.5)
+        sizes.append(len(Compiled(kernel("k", [x, y], For(i, (store(y, i, value),)))).text))
+    assert sizes[1] < 3 * sizes[0]
+
+
 def mapped(f: object, source: tuple[object, ...], kind: AxisKind) -> Kernel:
     """y[i, j] = x[f(i, j)]"""
     x, y = Buffer("x", f32, source, readonly=True), Buffer("y", f32, (M, N))  # type: ignore[arg-type]

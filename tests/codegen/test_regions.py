@@ -166,6 +166,19 @@ REGIONS: dict[str, tuple[str, str, str]] = {
         %4 = layer_norm(%3, none, none) {eps = 1e-6} : f32[b, s, 24]""",
         "%4: f32[b, s, 24]",
     ),
+    "arithmetic on positions wraps": (
+        "%x: i64[b, s]",
+        """%0 = iota {size = s, dtype = i64} : i64[s]
+        %1 = constant {value = i64[] dense [-7046029254386353131]} : i64[]
+        %2 = mul(%0, %1) : i64[s]
+        %3 = mul(%2, %2) : i64[s]
+        %4 = constant {value = i64[] dense [9223372036854775807]} : i64[]
+        %5 = add(%0, %4) : i64[s]
+        %6 = sub(%3, %5) : i64[s]
+        %7 = shift_right(%6, %0) : i64[s]
+        %8 = xor(%x, %7) : i64[b, s]""",
+        "%8: i64[b, s]",
+    ),
     "running sum of a computed value": (
         "%x: f32[b, s, 5]",
         """%0 = abs(%x) : f32[b, s, 5]

@@ -186,7 +186,9 @@ class Evaluator:
         limit = rest if below else self.ops.binary("sub", literal(0, DType.i64), rest, index=True)
         strict = e.op in ("lt", "gt")
         clamped = self.ops.extremum("min", self.ops.extremum("max", limit, literal(-1, DType.i64)), literal(self.lanes, DType.i64))
-        narrow = self.ops.opaque(self.ops.cast(clamped, DType.i32)) if self.masking else self.ops.cast(clamped, DType.i32)
+        narrow = self.ops.cast(clamped, DType.i32)
+        if self.masking or rest.literal is not None:
+            narrow = self.ops.opaque(narrow)
         lanes = self.ops.iota(self.lanes, DType.i32)
         return self.ops.compare(
             {(True, True): "lt", (True, False): "le", (False, True): "gt", (False, False): "ge"}[below, strict], lanes, narrow
