@@ -14,7 +14,8 @@ import pytest
 from cli_harness import RANDOM, artifact_bytes, tfc, weights, write_checkpoint
 
 import trustformers_ir as tfir
-from trustformers_ir.tools.cli import main
+from trustformers_ir.ir import env
+from trustformers_ir.tools.cli import COMMANDS, main
 
 TEXTS = ["the cat sat on the mat", "a dog", "under the old tree", "very new and very old"]
 SAY = [word for text in TEXTS for word in ("--text", text)]
@@ -205,3 +206,11 @@ def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["target"]: row for row in data(capsys, "targets")}
     assert rows["cpu"]["compiles"] and rows["cpu"]["executes"] and rows["cpu:avx2"]["compiles"]
     assert not rows["cuda"]["compiles"]
+
+
+def test_the_page_shows_every_command() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    for name, summary in COMMANDS.items():
+        assert f"\n## tfc {name}\n" in page and f"{name:<8} {summary}" in page
+    for variable in env.VARIABLES:
+        assert variable.name in page or variable is env.CI
