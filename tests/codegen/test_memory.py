@@ -66,16 +66,19 @@ def test_one_lane_left_of_a_narrowing_store(wide: DType, narrow: DType, extent: 
     check(k, [a, np.zeros((2, extent), narrow.numpy), np.zeros((2, extent), narrow.numpy)], {"n": 2})
 
 
-def test_nested_selects_stay_small() -> None:
-    """A value that several conditions lead to is computed once where it may be read without them, or once per chain of conditions."""
-    x, y = Buffer("x", f32, (N,), readonly=True), Buffer("y", f32, (N,))
+def test_towers_of_selects_stay_small() -> None:
+    """What both sides of a select need is computed once; else each level would double the code."""
+    x, y, c = Buffer("x", f32, (N,), readonly=True), Buffer("y", f32, (N,)), Buffer("c", i64, (N,), readonly=True)
     i = Axis("i", N, VECTOR)
     sizes = []
-    for depth in (10, 20):
-        value = x[maximum(minimum(cast(cast(x[i], i64), i64), N - 1), 0)]  # provably inside or not: an access that obeys conditions
-        for _ in range(depth):
-            value = select(value > 0.0, value, value * 0.5)
-        sizes.append(len(Compiled(kernel("k", [x, y], For(i, (store(y, i, value),)))).text))
+    for depth in (6, 12):
+        value = x[c[i]]  # an index from memory: the access obeys conditions
+        for level in range(depth):
+            value = select((c[i] >> level) & 1 > 0, value * 0.5, value + 1.0)
+        k = kernel("k", [x, c, y], For(i, (store(y, i, value),)))
+        compiled = Compiled(k)
+        check(k, [np.arange(21, dtype=np.float32), np.arange(21)[::-1], np.zeros(21, np.float32)], {"n": 21}, compiled=compiled)
+        sizes.append(len(compiled.text))
     assert sizes[1] < 3 * sizes[0]
 
 

@@ -70,6 +70,7 @@ class Evaluator:
         self.scopes: list[dict[Key, Val | list[Val]]] = [{}]
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
         self._obeys: dict[Expr, bool] = {}
+        self._needed: dict[Expr, dict[Expr, None]] = {}
 
     # -- scopes and memo -----------------------------------------------------------------------------------------------
 
@@ -295,7 +296,29 @@ class Evaluator:
         c = self.eval(e.c, point)
         if c.literal is not None:
             return self.eval(e.a if c.literal else e.b, point)
+        if self._conditional(e.a) and self._conditional(e.b):
+            other = self._strict(e.b)
+            for shared in self._strict(e.a):  # needed on either side: computed once, or a tower of selects would have 2^n paths
+                if shared in other:
+                    self.eval(shared, point)
         return self.ops.choose(c, self._under(c, e.a, point), self._under_not(c, e.b, point))
+
+    def _strict(self, e: Expr) -> dict[Expr, None]:
+        """The nodes below (and with) ``e`` that obey conditions and are evaluated whenever ``e`` is."""
+        found = self._needed.get(e)
+        if found is None:
+            found = {}
+            if self._conditional(e):
+                if isinstance(e, Select):
+                    found.update(self._strict(e.c))
+                    other = self._strict(e.b)
+                    found.update((n, None) for n in self._strict(e.a) if n in other)
+                elif not isinstance(e, Reduce):
+                    for child in e.children:
+                        found.update(self._strict(child))
+                found[e] = None
+            self._needed[e] = found
+        return found
 
     def _under(self, c: Val, e: Expr, point: Point) -> Val:
         if not self._conditional(e):
