@@ -40,7 +40,7 @@ def compile(
     for name, value in (("quantize", quantize), ("partition", partition)):
         if value is not None:
             raise CompilerError.of(Code.NOT_BUILT, f"{name} is not built yet", help="CHANGELOG.md lists what each version does")
-    request = compiler.Request(target, dtype, tuple(dynamic) if dynamic is not None else None, verify)
+    request = compiler.Request(target, dtype, dynamic, verify)
     return compiler.compile_model(model, example_inputs, request, threads)
 
 

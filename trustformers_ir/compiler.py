@@ -17,6 +17,7 @@ import numpy as np
 from trustformers_ir.codegen import build as building
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
+from trustformers_ir.codegen.llvm.target import Target
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
@@ -32,7 +33,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.manager import PassManager, Report, parse_pipeline
+from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
@@ -44,12 +45,21 @@ _LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
 
 @dataclass(frozen=True)
 class Request:
-    """How to compile."""
+    """How to compile. Raises ``CompilerError`` when a field is not what it should be."""
 
     target: str = "cpu"
     dtype: DType | str | None = None
-    dynamic: tuple[str, ...] | None = None
+    dynamic: Sequence[str] | None = None
     verify: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise CompilerError.of(Code.USAGE, f"target is {self.target!r}, which is no text", help='target="cpu"')
+        if self.dynamic is not None and (isinstance(self.dynamic, str) or not all(isinstance(d, str) for d in self.dynamic)):
+            raise CompilerError.of(Code.USAGE, f"dynamic is {self.dynamic!r}, which is no list of names", help='dynamic=("batch", "seq")')
+        if self.verify not in (None, True, False):
+            raise CompilerError.of(Code.USAGE, f"verify is {self.verify!r}", help="True, False or None")
+        _dtype(self.dtype)
 
 
 def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
@@ -66,19 +76,27 @@ def _spec(spec: Any) -> Any:
 
 def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None) -> Module:
     """The graph of a model by its front end alone. A given ``Module`` is returned as it is."""
-    if isinstance(model, Module):
-        return model
     if isinstance(model, (str, Path)):
         return _from_path(str(model), _dtype(dtype))
+    if dtype is not None:
+        message = f"dtype chooses what a checkpoint computes in; {type(model).__name__} says that itself"
+        raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
+    if isinstance(model, Module):
+        return model
     if type(model).__module__.partition(".")[0] == "torch" or any(c.__module__.startswith("torch.") for c in type(model).__mro__):
         raise CompilerError.of(Code.NOT_BUILT, "compiling torch modules is not built yet", help="save a checkpoint folder and compile that")
     if callable(model):
-        specs = example_inputs if example_inputs is not None else ()
-        if isinstance(specs, Mapping):
-            return trace(model, **specs)
-        return trace(model, *(specs if isinstance(specs, (tuple, list)) else (specs,)))
+        specs = _examples(example_inputs)
+        return trace(model, **specs) if isinstance(specs, Mapping) else trace(model, *specs)
     message = f"{type(model).__name__} is not something that can be compiled"
     raise CompilerError.of(Code.USAGE, message, help="a checkpoint folder, a .tfir file, a module or a function")
+
+
+def _examples(given: Any) -> Mapping[str, Any] | Sequence[Any]:
+    """Example inputs by name, or in order; a single one counts as a list of one."""
+    if given is None:
+        return ()
+    return given if isinstance(given, (Mapping, tuple, list)) else (given,)
 
 
 def _dtype(dtype: DType | str | None) -> DType | None:
@@ -92,8 +110,10 @@ def _dtype(dtype: DType | str | None) -> DType | None:
 
 def _from_path(name: str, dtype: DType | None) -> Module:
     if name.startswith(PREFIX):
-        return random_model(name)
+        return random_model(name, dtype)
     path = Path(name)
+    if dtype is not None and not path.is_dir():
+        raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint folder", help="leave it out")
     if not path.exists():
         if ":" in name and "/" not in name.rpartition(":")[2]:
             raise CompilerError.of(Code.NOT_BUILT, "module.path:factory is not built yet", Where(file=name), "compile a checkpoint folder")
@@ -137,6 +157,9 @@ def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None
 def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
     """See :func:`trustformers_ir.compile`."""
     if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
+        if request != Request(verify=request.verify):
+            message = f"'{model}' is compiled already: target, dtype and dynamic cannot be chosen any more"
+            raise CompilerError.of(Code.USAGE, message, Where(file=str(model)), "compile the model itself")
         return artifact.load(str(model), threads, parse=parse_module)
     started = time.perf_counter()
     target = building.find_target(_cpu(request.target))
@@ -147,12 +170,16 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
     read = time.perf_counter()
-    report = PassManager(pipelines.cpu(building.machine_shape(target).panel), verify=request.verify).run(module)
+    report = PassManager(_pipeline(target), verify=request.verify).run(module)
     passed = time.perf_counter()
     compiled = building.build(module, target, names, _tokenizer(model))
     seconds = {"read": read - started, "passes": passed - read, "build": time.perf_counter() - passed}
     compiled = replace(compiled, report={"seconds": seconds, "passes": report.as_dict()["passes"]})
     return Executable(compiled, threads, parse=parse_module)
+
+
+def _pipeline(target: Target) -> list[Pass]:
+    return pipelines.cpu(building.machine_shape(target).panel)
 
 
 def _cpu(target: str) -> str:
@@ -176,7 +203,8 @@ def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: A
     if not fixed:
         return
     args = module.main.args
-    given = example_inputs if isinstance(example_inputs, Mapping) else dict(zip((a.name for a in args), example_inputs or (), strict=False))
+    examples = _examples(example_inputs)
+    given = examples if isinstance(examples, Mapping) else dict(zip((a.name for a in args), examples, strict=False))
     arrays = [a for a in args if hasattr(given.get(a.name), "shape") and not isinstance(given[a.name], TensorType)]
     sizes = bind_dims([Shaped(a.name, a.type.shape, tuple(given[a.name].shape)) for a in arrays], Facts(dict(symbols))) if arrays else {}
     for name in fixed:
@@ -207,8 +235,9 @@ def _tokenizer(model: Any) -> dict[str, str]:
 
 
 def run_passes(module: Module, pipeline: str) -> Report:
-    """Run the passes of a text, or those of the target ``cpu``."""
-    passes = pipelines.cpu() if pipeline.strip() == "cpu" else parse_pipeline(pipeline, PASSES)
+    """Run the passes of a text, or those of a target (``cpu``, ``cpu:avx2``)."""
+    name = pipeline.strip()
+    passes = _pipeline(building.find_target(name)) if name == "cpu" or name.startswith("cpu:") else parse_pipeline(pipeline, PASSES)
     return PassManager(passes).run(module)
 
 

@@ -157,11 +157,41 @@ def test_stages_can_be_read() -> None:
     assert "tfir_entry_main:" in tfir.api.emit(exe, "asm")
 
 
+def test_weights_are_those_of_the_moment_of_tracing() -> None:
+    weight = np.ones((4, 40), np.float32)
+    exe = tfir.compile(lambda x: x @ F.tensor(weight), f32["n", 4])
+    weight[:] = 5
+    assert exe(np.ones((1, 4), np.float32)).tolist() == [[4.0] * 40]
+
+
+def test_a_random_model_in_another_dtype() -> None:
+    exe = tfir.compile(SMALL, dtype="bf16")
+    assert {str(p.type.dtype) for p in exe.outputs} == {"bf16"}
+
+
+def test_an_artifact_is_compiled_already(tmp_path: Path) -> None:
+    tfir.compile(lambda x: x.exp(), f32["n"]).save(tmp_path / "m.tfc")
+    assert tfir.compile(tmp_path / "m.tfc")(np.zeros(2, np.float32)).tolist() == [1, 1]
+    for options in ({"target": "cpu:avx2"}, {"dtype": "f16"}, {"dynamic": ("n",)}):
+        with pytest.raises(tfir.CompilerError, match="compiled already"):
+            tfir.compile(tmp_path / "m.tfc", **options)
+
+
+def test_empty_tensors() -> None:
+    exe = tfir.compile(lambda x: (x @ F.zeros(4, 0), x[:, :0].sum(-1), x[:, 1:1].exp()), f32["n", 4])
+    product, total, nothing = exe(normal(3, 4))
+    assert product.shape == (3, 0) and total.tolist() == [0, 0, 0] and nothing.shape == (3, 0)
+
+
 REFUSED = {
     "quantize": ({"quantize": "int8"}, "quantize is not built yet"),
     "partition": ({"partition": "tp2"}, "partition is not built yet"),
     "gpu": ({"target": "cuda:sm_90"}, "is not built yet"),
     "target": ({"target": "cpu:z80"}, "z80"),
+    "no target": ({"target": None}, "target is None"),
+    "dtype": ({"dtype": "f16"}, "dtype chooses what a checkpoint computes in"),
+    "dtype name": ({"dtype": "float17"}, "no dtype 'float17'"),
+    "names": ({"dynamic": "n"}, "no list of names"),
     "dim": ({"dynamic": ("n", "time")}, "there is no dim 'time'"),
     "fixed": ({"dynamic": ("n",)}, "nothing says how large"),
 }

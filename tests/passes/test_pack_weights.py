@@ -15,6 +15,7 @@ from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.types import Panels
+from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.passes.pack_weights import PackWeights
 
@@ -22,7 +23,7 @@ SMALL = "random:bert?hidden_size=32&num_hidden_layers=1&num_attention_heads=4&in
 
 
 def packed(module: Module, **options: Any) -> PassLog:
-    return PassManager([PackWeights(**options)], verify=True).run(module).passes[0].log
+    return PassManager([FoldWeights(), PackWeights(**options)], verify=True).run(module).passes[1].log
 
 
 def test_a_model_keeps_its_bits() -> None:
@@ -69,3 +70,21 @@ def test_what_is_computed_is_not_packed() -> None:
     module = tfir.trace(lambda x, y: F.linear(x, y.tanh()), tfir.f32["n", 4], tfir.f32[6, 4])
     log = packed(module)
     assert ("packed", "linear: the right side is computed") in log.misses
+
+
+def test_casts_and_views_of_weights_are_weights() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    module = tfir.trace(lambda x, w: x.astype(tfir.bf16) @ w.reshape(6, 4).astype(tfir.bf16).transpose(0, 1), tfir.f32["n", 4], tfir.f32[4, 6])
+    bind(module, weight)
+    before = clone_module(module)
+    packed(module)
+    assert [o.op.mnemonic for o in module.main.body if o.op.mnemonic not in ("weight", "return")] == ["cast", "linear"]
+    x = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(evaluate(before, x).astype(np.float32), evaluate(module, x).astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0, 4)])
+def test_empty_weights_are_left_alone(shape: tuple[int, int]) -> None:
+    n = shape[0]
+    exe = tfir.compile(lambda x: x @ F.tensor(np.zeros(shape, np.float32)), tfir.f32["n", n])
+    assert exe(np.ones((3, n), np.float32)).tolist() == np.zeros((3, shape[1])).tolist()

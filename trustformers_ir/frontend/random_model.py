@@ -30,8 +30,8 @@ MAX_BYTES = 64 << 30
 _OWN = ("seed", "architecture", "dtype")
 
 
-def random_model(spec: str) -> Module:
-    """The module of ``random:<model_type>[?field=value&…]``."""
+def random_model(spec: str, dtype: DType | None = None) -> Module:
+    """The module of ``random:<model_type>[?field=value&…]``. ``dtype`` is what the model computes in (f32)."""
     model_type, fields = _parsed(spec)
     family = find_family(model_type, code=Code.RANDOM_MODEL)
     own = {name: fields.pop(name) for name in _OWN if name in fields}
@@ -49,7 +49,7 @@ def random_model(spec: str) -> Module:
     stored = DType.parse(settings.choice("dtype", ("f16", "bf16", "f32", "f64"), "f32"))
     problems.check()
     parameters = Parameters()
-    model = family.architectures[architecture](config, Scope(parameters))
+    model = family.architectures[architecture](config, Scope(parameters, dtype=dtype or DType.f32))
     size = sum(prod(p.shape) for p in parameters) * stored.itemsize
     if size > MAX_BYTES:
         raise CompilerError.of(Code.RANDOM_MODEL, f"the model has {size >> 30} GiB of weights, more than the {MAX_BYTES >> 30} that are allowed")

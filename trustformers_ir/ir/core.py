@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.schema import InferContext, Op
 from trustformers_ir.ir.types import TensorType
@@ -292,8 +293,15 @@ class Function:
         return [v.type for v in self.outputs]
 
 
+class MissingBytes(CompilerError, LookupError):
+    """The bytes of a weight are needed, and it is known by its digest only."""
+
+
 class Weight:
-    """A named constant tensor known by the digest of its bytes. The bytes may be a view of a mapped file, loaded when first needed."""
+    """A named constant tensor known by the digest of its bytes. The bytes may be a view of a mapped file, loaded when first needed.
+
+    They never change: an array that its owner could still write to is copied.
+    """
 
     def __init__(
         self,
@@ -304,6 +312,9 @@ class Weight:
     ) -> None:
         self.name = name
         self.type = type
+        if isinstance(data, np.ndarray) and data.flags.writeable:
+            data = data.copy()
+            data.flags.writeable = False
         self._data = data
         self._digest = digest
 
@@ -313,9 +324,10 @@ class Weight:
 
     @property
     def data(self) -> np.ndarray:
-        """The array in the storage shape of the type's layout. ``LookupError`` when only the digest is known."""
+        """The array in the storage shape of the type's layout. :class:`MissingBytes` when only the digest is known."""
         if self._data is None:
-            raise LookupError(f"weight '{self.name}' is known by its digest {self.digest} only; its bytes were not given")
+            message = f"the weight '{self.name}' is known by its digest {self.digest} only; its bytes were not given"
+            raise MissingBytes.of(Code.MISSING_BYTES, message, Where(tensor=self.name))
         return self._data() if callable(self._data) else self._data
 
     @property

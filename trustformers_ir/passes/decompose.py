@@ -30,6 +30,7 @@ class Decompose(Pass):
 
     name = "decompose"
     summary = "express ops by simpler ones"
+    requires = frozenset({"flat"})
     ensures = frozenset({"decomposed"})
 
     def run(self, module: Module, log: PassLog) -> None:

@@ -70,9 +70,15 @@ class Fuse(Pass):
 
     max_ops: int = 24
 
+    def __post_init__(self) -> None:
+        if self.max_ops < 1:
+            raise ValueError("max_ops is at least 1")
+
     name = "fuse"
     summary = "group operations into regions that become one kernel each"
+    requires = frozenset({"flat"})
     ensures = frozenset({"fused"})
+    breaks = frozenset({"flat"})
 
     def run(self, module: Module, log: PassLog) -> None:
         """Puts every operation of every function into a region; weights stay outside."""

@@ -140,6 +140,14 @@ class Report:
         return "\n".join(lines)
 
 
+FLAT = "flat"  # the property of having no regions
+
+
+def properties(module: Module) -> frozenset[str]:
+    """What can be seen from the module itself: it is ``flat`` when no operation has a body."""
+    return frozenset() if any(o.body is not None for o in module.walk()) else frozenset({FLAT})
+
+
 class PassManager:
     """Runs passes in order.
 
@@ -155,10 +163,13 @@ class PassManager:
         self.dump_dir = env.DUMP_DIR.get() if dump_dir is None else dump_dir
         self.given = frozenset(given)
 
-    def check(self) -> None:
-        """Raises ``CompilerError`` with every property that a pass requires and no earlier pass ensures."""
+    def check(self, module: Module | None = None) -> None:
+        """Raises ``CompilerError`` with every property that a pass requires and neither the module has nor an earlier pass ensures.
+
+        Without a module one that no pass has touched is meant.
+        """
         problems = Collector()
-        have = set(self.given)
+        have = self.given | (frozenset({FLAT}) if module is None else properties(module))
         broken_by: dict[str, str] = {}
         for p in self.passes:
             for missing in sorted(p.requires - have):
@@ -173,7 +184,7 @@ class PassManager:
 
     def run(self, module: Module) -> Report:
         """Changes the module in place. Raises ``InternalError`` naming the pass when a pass fails or leaves an invalid module."""
-        self.check()
+        self.check(module)
         if self.verify:
             check_module(module)
         report = Report()

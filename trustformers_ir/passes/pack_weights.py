@@ -22,7 +22,7 @@ import numpy as np
 
 from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.builder import Builder
-from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.core import Module, Operation, Weight
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.contract import pack_panels
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
@@ -40,6 +40,7 @@ class PackWeights(Pass):
 
     name = "pack_weights"
     summary = "put weights of matrix products into panels"
+    requires = frozenset({"flat"})
     ensures = frozenset({"packed"})
 
     def run(self, module: Module, log: PassLog) -> None:
@@ -53,19 +54,17 @@ class PackWeights(Pass):
         x, right = operation.inputs[:2]
         if right.type.layout != ROW_MAJOR:
             return
-        found = _weight(right)
-        if found is None:
+        source = right.op_as(ops.WeightOp)
+        if source is None:
             log.miss("packed", f"{operation.op.mnemonic}: the right side is computed")
             return
-        weight, transposed = found
-        if isinstance(operation.op, ops.MatMul):
-            transposed = not transposed
-        if right.type.rank != 2 or right.type.dtype not in PACKED or x.type.rank < 2:
+        assert isinstance(source.op, ops.WeightOp)
+        if right.type.rank != 2 or right.type.dtype not in PACKED or x.type.rank < 2 or 0 in right.type.shape:
             log.miss("packed", f"{operation.op.mnemonic}: {x.type} by {right.type} has no panel kernel")
             return
         if not rewriting.allowed():
             return
-        packed = self._packed(module, module.weights[weight], transposed)
+        packed = self._packed(module, module.weights[source.op.name], isinstance(operation.op, ops.MatMul))
         builder = Builder.before(module, operation)
         bias = operation.operands[2] if isinstance(operation.op, ops.Linear) else None
         result = builder(ops.Linear(), x, builder(ops.WeightOp(packed.name)), bias)
@@ -82,18 +81,6 @@ class PackWeights(Pass):
             type = TensorType((n, k), weight.type.dtype, Panels(width))
             module.add_weight(Weight(name, type, _packer(weight, transposed, width)))
         return module.weights[name]
-
-
-def _weight(value: Value) -> tuple[str, bool] | None:
-    """The weight behind a value, perhaps transposed: its name and whether it is."""
-    transposed = False
-    operation = value.producer
-    if operation is not None and isinstance(operation.op, ops.Transpose) and operation.op.perm == (1, 0):
-        transposed = True
-        operation = operation.inputs[0].producer
-    if operation is None or not isinstance(operation.op, ops.WeightOp):
-        return None
-    return operation.op.name, transposed
 
 
 def _packer(weight: Weight, transposed: bool, width: int) -> Callable[[], np.ndarray]:

@@ -7,6 +7,7 @@ from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.decompose import Decompose
+from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.pack_weights import PackWeights
@@ -20,7 +21,8 @@ def cpu(panel: int = 48) -> list[Pass]:
         Cse(),
         Decompose(),
         Canonicalize(),  # what decomposition left behind
+        FoldWeights(),
         PackWeights(width=panel),
-        Dce(),  # unpacked weights that nothing reads any more
+        Dce(),  # weights in the form that nothing reads any more
         Fuse(),
     ]

@@ -7,10 +7,11 @@ from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.decompose import Decompose
+from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.pack_weights import PackWeights
 
-ALL: tuple[type[Pass], ...] = (Canonicalize, ConstantFold, Cse, Dce, Decompose, PackWeights, Fuse)
+ALL: tuple[type[Pass], ...] = (Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, PackWeights, Fuse)
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}

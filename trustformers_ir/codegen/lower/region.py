@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk_statements
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
 from trustformers_ir.codegen.kernel_ir.schedule import apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel
@@ -181,6 +181,5 @@ def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringC
     values = [v for v in d.names if v in d.buffers]
     params = tuple(d.buffers[v] for v in values)
     kernel = simplify_kernel(Kernel("kernel", params, statements), ctx.symbol_facts)
-    written = {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
-    writes = tuple(b in written for b in kernel.params)
+    writes = tuple(v in d.written for v in values)  # even where a loop without turns was dropped with its stores
     return LoweredKernel(kernel, tuple((renamed or {}).get(v, v) for v in values), writes, label)

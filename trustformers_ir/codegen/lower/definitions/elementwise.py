@@ -233,6 +233,8 @@ def _constant(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     if splat is not None:
         return Const(splat, literal.dtype)
     flat = literal.array.reshape(-1).tolist()
+    if not flat:
+        return Const(0, literal.dtype)  # of an empty tensor no element is ever asked for
     position = d.flat.linear(index, literal.shape)
     out: Expr = Const(flat[-1], literal.dtype)
     for i in range(len(flat) - 2, -1, -1):  # the frontend and folding keep inline constants small; large ones are weights

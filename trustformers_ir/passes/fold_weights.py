@@ -1,0 +1,75 @@
+"""Casts and views of weights become weights: what is constant is computed once, at build time.
+
+Before::
+
+    %1 = weight {name = "dense.weight"} : f32[384, 1536]
+    %2 = cast(%1) {dtype = bf16} : bf16[384, 1536]
+    %3 = transpose(%2) {perm = [1, 0]} : bf16[1536, 384]
+
+After::
+
+    %3 = weight {name = "dense.weight.bf16.transpose_1_0"} : bf16[1536, 384]
+
+The bytes are made when they are first asked for, one weight at a time. ``constant_fold`` does the same for small inline constants, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.builder import Builder
+from trustformers_ir.ir.core import Module, Operation, Weight
+from trustformers_ir.ir.interpreter import evaluate_operation
+from trustformers_ir.passes.manager import Pass, PassLog
+
+
+@dataclass(frozen=True)
+class FoldWeights(Pass):
+    """Folds ``cast``, ``transpose`` and ``reshape`` of row-major weights."""
+
+    name = "fold_weights"
+    summary = "compute casts and views of weights at build time"
+    requires = frozenset({"flat"})
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Operations come in order, so chains fold link by link."""
+        for function in module.functions.values():
+            for operation in function.body:
+                name = _name(operation)
+                source = operation.inputs[0].op_as(ops.WeightOp) if name else None
+                if source is None or not operation.result.type.is_static or not rewriting.allowed():
+                    continue
+                assert isinstance(source.op, ops.WeightOp)
+                weight = module.weights[source.op.name]
+                folded = f"{weight.name}.{name}"
+                if folded not in module.weights:
+                    module.add_weight(Weight(folded, operation.result.type, _folder(weight, operation)))
+                value = Builder.before(module, operation)(ops.WeightOp(folded))
+                operation.replace_with([value])
+                log.count(f"{operation.op.mnemonic} of a weight")
+
+
+def _name(operation: Operation) -> str:
+    """What is appended to the weight's name; nothing for an operation that is not folded."""
+    match operation.op:
+        case ops.Cast(dtype):
+            return dtype.name
+        case ops.Transpose(perm):
+            return "transpose_" + "_".join(map(str, perm))
+        case ops.Reshape(shape):
+            return "reshape_" + "_".join(map(str, shape))
+    return ""
+
+
+def _folder(weight: Weight, operation: Operation) -> Callable[[], np.ndarray]:
+    op, operand, result = operation.op, operation.inputs[0].type, operation.result.type
+
+    def fold() -> np.ndarray:
+        (array,) = evaluate_operation(op, [weight.data], [result], {}, [operand])
+        return array
+
+    return fold
