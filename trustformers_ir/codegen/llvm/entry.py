@@ -2,8 +2,9 @@
 
     void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *barrier, uint8_t *scratch)
 
-It loads the dims, evaluates the arena offsets, and for each kernel call writes the buffer pointers into a table on its stack. Its text
-is linear in the number of calls; kernels are shared between calls, so a deep model has a long entry and few kernels.
+It loads the dims, evaluates the arena offsets, and for each kernel call writes the buffer pointers into a table on its stack. A call whose
+results may be empty is skipped when they are (other loops of the kernel might have many turns). Its text is linear in the number of calls;
+kernels are shared between calls, so a deep model has a long entry and few kernels.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from trustformers_ir.codegen.llvm.emit import emit_expr
 from trustformers_ir.codegen.llvm.text import Val, Writer
 from trustformers_ir.codegen.lower.indexing import dim_expr
 from trustformers_ir.codegen.plan import Plan
-from trustformers_ir.codegen.program import BufferRef, Program, Storage
-from trustformers_ir.ir.dims import Dim, symbols_of
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
+from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, maximum, symbols_of
 from trustformers_ir.ir.dtypes import DType
 
 BARRIER = "declare void @tfir_barrier(ptr)"
@@ -33,6 +34,7 @@ def emit_entry(
 class _Entry:
     def __init__(self, program: Program, plan: Plan, weights: Mapping[str, int], symbols: Sequence[str], facts: SymbolFacts) -> None:
         self.program, self.plan, self.weights, self.symbols, self.facts = program, plan, weights, symbols, facts
+        self.known = Facts({name: SymbolFact(low, high, divisor) for name, (low, high, divisor) in facts.items()})
         self.writer = Writer()
         self.fields: dict[str, str] = {}
         self.dims: dict[str, Val] = {}
@@ -43,7 +45,8 @@ class _Entry:
         for n, field in enumerate(_FIELDS):
             slot = w.op(f"getelementptr ptr, ptr %call, i64 {n}")
             self.fields[field] = w.op(f"load ptr, ptr {slot}, align 8")
-        for name in sorted(symbols_of(*(s.offset for s in self.plan.slots))):
+        sizes = [_size(c, self.known) for c in self.program.calls]
+        for name in sorted(symbols_of(*(s.offset for s in self.plan.slots), *(s for s in sizes if s is not None))):
             slot = w.op(f"getelementptr i64, ptr {self.fields['dims']}, i64 {self.symbols.index(name)}")
             self.dims[name] = Val(w.op(f"load i64, ptr {slot}, align 8"), DType.i64)
         width = max((len(c.arguments) for c in self.program.calls), default=0)
@@ -51,12 +54,20 @@ class _Entry:
         for i, call in enumerate(self.program.calls):
             if i in self.plan.barriers:
                 w.line("call void @tfir_barrier(ptr %barrier)")
-            for n, ref in enumerate(call.arguments):
-                pointer = self.pointer(ref)
+            pointers = [self.pointer(ref) for ref in call.arguments]
+            size = sizes[i]
+            if size is not None:
+                some, done = w.fresh("some"), w.fresh("done")
+                w.line(f"br i1 {w.op(f'icmp sgt i64 {self.value(size)}, 0')}, label %{some}, label %{done}")
+                w.label(some)
+            for n, pointer in enumerate(pointers):
                 slot = w.op(f"getelementptr ptr, ptr {table}, i64 {n}")
                 w.line(f"store ptr {pointer}, ptr {slot}, align 8")
             dims, status = self.fields["dims"], self.fields["status"]
             w.line(f"call void @{kernels[i]}(ptr {table}, ptr {dims}, i64 %worker, i64 %workers, ptr %scratch, ptr {status})")
+            if size is not None:
+                w.line(f"br label %{done}")
+                w.label(done)
         w.line("ret void")
         signature = f"define void @{symbol}(ptr %call, i64 %worker, i64 %workers, ptr %barrier, ptr %scratch)"
         return "\n".join([f"{signature} #0 {{", "entry:", *w.lines, "}"])
@@ -85,3 +96,12 @@ class _Entry:
 
     def value(self, dim: Dim) -> str:
         return emit_expr(self.writer, dim_expr(dim), self.dims, self.facts).text
+
+
+def _size(call: KernelCall, facts: Facts) -> Dim | None:
+    """The elements of the largest result; None where that is surely positive."""
+    size: Dim = 0
+    for ref, writes in zip(call.arguments, call.writes, strict=True):
+        if writes:
+            size = maximum(size, ref.type.elements)
+    return None if facts.bounds(size)[0] > 0 else size
