@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_harness import CONFIG, RANDOM, artifact_bytes, tfc, weights, write_checkpoint
+from cli_harness import CONFIG, RANDOM, artifact_bytes, tfc, tokenizer, weights, write_checkpoint
 
 from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.runtime import artifact
+from trustformers_ir.tools.cli import main
 
 Words = list[str]
 COMPILE = ["compile", "m", "-o", "out/m.tfc"]
@@ -169,6 +170,19 @@ def changed(words: Words, *more: str) -> Words:
     return [*words, *more]
 
 
+def unweighted() -> str:
+    """The graph of the checkpoint, without its weights."""
+    assert main(["opt", "m", "-o", "g.tfir"]) == 0
+    return "g.tfir"
+
+
+def panicking() -> Words:
+    """A template with a token that it does not define: the tokenizers library panics when it reads a text."""
+    text = json.loads(tokenizer())
+    text["post_processor"]["special_tokens"].pop("[SEP]")
+    return but(checkpoint(tokenizer=json.dumps(text)), "run", "m", "--text", "the cat", "-o", "out/e.npz")
+
+
 def but(_: Words, *words: str) -> Words:
     """The files of a case, and another command."""
     return list(words)
@@ -208,6 +222,7 @@ SAFETENSORS: list[Case] = [
     ("no file", lambda: checkpoint(model=None), Code.WEIGHTS_NOT_FOUND, "m"),
     ("index no JSON", lambda: shards("{"), Code.SHARD_INDEX, "m/model.safetensors.index.json:1:2"),
     ("shard not there", lambda: shards('{"weight_map": {"a": "model-2.safetensors"}}'), Code.SHARD_MISSING, "index.json:1"),
+    ("shard of no name", lambda: shards('{"weight_map": {"a": "\\ud800"}}'), Code.SHARD_INDEX, "m/"),
     ("shard elsewhere", lambda: shards('{"weight_map": {"a": "../../etc/passwd"}}'), Code.SHARD_INDEX, "m"),
     ("index disagrees", lambda: shards('{"weight_map": {"a": "model-1.safetensors"}}'), Code.SHARD_INDEX, 'index.json (tensor "a")'),
 ]
@@ -264,6 +279,12 @@ TEXTS: list[Case] = [
     ),
     ("a folder", lambda: but(empty("m.tfir"), "compile", "m.tfir", "-o", "out/m.tfc"), Code.CONFIG_MISSING, "m.tfir"),
     ("unknown pass", lambda: graph("return %x", "opt", "m.tfir", "--passes", "fold"), Code.UNKNOWN_PASS, "tfc opt m.tfir --passes fold"),
+    (
+        "pass without bytes",
+        lambda: but(checkpoint(), "opt", unweighted(), "--passes", "pack_weights", "-o", "out/p.tfir"),
+        Code.MISSING_BYTES,
+        'tensor "encoder.layer.0.',
+    ),
     ("pass option", lambda: graph("return %x", "opt", "m.tfir", "--passes", "fuse{colour=red}"), Code.PASS_OPTION, "tfc opt"),
     ("no pipeline", lambda: graph("return %x", "opt", "m.tfir", "--passes", "a,,b"), Code.USAGE, "tfc opt"),
 ]
@@ -305,6 +326,7 @@ INPUTS: list[Case] = [
         Code.TOKENIZER_INVALID,
         "m/tokenizer.json",
     ),
+    ("tokenizer that crashes its library", lambda: panicking(), Code.TOKENIZER_INVALID, "m/tokenizer.json"),
     ("broken tokenizer in an artifact", lambda: other_tokenizer('{"version": "9"}'), Code.TOKENIZER_INVALID, "m.tfc, tokenizer.json"),
     ("input missing", lambda: arrays(attention_mask=None), Code.INPUT_COUNT, "tfc run"),
     ("input unknown", lambda: arrays(labels=np.zeros(3)), Code.INPUT_NAME, 'tensor "labels"'),

@@ -45,7 +45,7 @@ class Folder:
         path = self.path / pure
         try:
             target = path.resolve()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # ValueError: half of a surrogate pair
             raise CompilerError.of(code, f"'{name}' cannot be resolved: {error}", Where(file=str(path))) from None
         if not target.is_relative_to(self.root):
             raise CompilerError.of(code, f"'{name}' is a link to a place outside of the folder", Where(file=str(path)), _ESCAPE_HELP)

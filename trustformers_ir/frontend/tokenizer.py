@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ _PADDING_NAMES = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 class TextTokenizer:
     """A tokenizer that never cuts a text unless it is told to."""
 
-    def __init__(self, backend: Any, text: str) -> None:
+    def __init__(self, backend: Any, text: str, place: str = TOKENIZER) -> None:
         self._backend = backend
         self._text = text
+        self._place = place
         padding = backend.padding
         named = next((i for i in map(backend.token_to_id, _PADDING_NAMES) if i is not None), 0)
         self.pad_id: int = named if padding is None else padding["pad_id"]
@@ -80,11 +82,11 @@ class TextTokenizer:
             backend = _parsed(self._text)  # a copy: this one is not to cut the next batch
             backend.no_padding()
             backend.enable_truncation(longest)
-        try:
-            return [e.ids for e in backend.encode_batch(texts)]
-        except (TypeError, UnicodeEncodeError) as error:
+        if any("\ud800" <= c <= "\udfff" for text in texts for c in text):
             message = "a text is not valid Unicode: it has half of a surrogate pair"
-            raise CompilerError.of(Code.USAGE, message, help="decode the text as UTF-8 first") from error
+            raise CompilerError.of(Code.USAGE, message, help="decode the text as UTF-8 first")
+        with _guarded(self._place, self._text):
+            return [e.ids for e in backend.encode_batch(texts)]
 
 
 def load_tokenizer(source: str | Path | bytes, shown: str = TOKENIZER) -> TextTokenizer:
@@ -126,18 +128,26 @@ def _read(path: Path) -> bytes:
 def _made(raw: bytes, place: str) -> TextTokenizer:
     try:
         text = raw.decode("utf-8")
-        return TextTokenizer(_parsed(text), text)
     except UnicodeDecodeError as error:
         where = Where(file=place, offset=error.start)
         raise CompilerError.of(Code.TOKENIZER_INVALID, "the tokenizer is not UTF-8 text", where) from None
-    except _Invalid as error:
+    with _guarded(place, text):
+        return TextTokenizer(_parsed(text), text, place)
+
+
+@contextlib.contextmanager
+def _guarded(place: str, text: str) -> Iterator[None]:
+    """``TOKENIZER_INVALID`` for what the library raises: plain exceptions, and panics, which are not even those."""
+    try:
+        yield
+    except (CompilerError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         message = f"'{place}' is no tokenizer that the tokenizers library reads: {error}"
         help = "save it again with the version of tokenizers that is installed"
         raise CompilerError.of(Code.TOKENIZER_INVALID, message, _place_of_error(place, text), help) from None
-
-
-class _Invalid(Exception):
-    pass
 
 
 def _parsed(text: str) -> Any:
@@ -146,10 +156,7 @@ def _parsed(text: str) -> Any:
     except ImportError:
         help = "install it: pip install 'trustformers_ir[hf]'"
         raise CompilerError.of(Code.MISSING_DEPENDENCY, "reading text needs the package tokenizers, which is not installed", help=help) from None
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise _Invalid(str(error)) from None
+    return tokenizers.Tokenizer.from_str(text)
 
 
 def _place_of_error(place: str, text: str) -> Where:

@@ -14,13 +14,13 @@ TOKENIZER_KEY = "tokenizer.json"  # of the metadata of an artifact
 
 
 def tokenizer_of(model: str, metadata: Mapping[str, str]) -> TextTokenizer:
-    """The tokenizer that travels in the artifact, or the one in the checkpoint's folder."""
+    """The tokenizer in the checkpoint's folder, or the one that travels in the artifact."""
+    if Path(model).is_dir():
+        return load_tokenizer(Path(model))
     if TOKENIZER_KEY in metadata:
         return load_tokenizer(metadata[TOKENIZER_KEY].encode(), f"{model}, {TOKENIZER_KEY}")
-    if not Path(model).is_dir():
-        message = f"'{model}' carries no tokenizer, so it cannot read text"
-        raise CompilerError.of(Code.TOKENIZER_MISSING, message, Where(file=model), "give token ids: --input input_ids=ids.npy")
-    return load_tokenizer(Path(model))
+    message = f"'{model}' carries no tokenizer, so it cannot read text"
+    raise CompilerError.of(Code.TOKENIZER_MISSING, message, Where(file=model), "give token ids: --input input_ids=ids.npy")
 
 
 def sentence_vectors(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
