@@ -68,7 +68,7 @@ REGIONS: dict[str, tuple[str, str, str]] = {
         "%x: f32[b, s, 33]",
         """%0 = reduce_max(%x) {axes = [2]} : f32[b, s]
         %1 = reduce_sum(%x) {axes = [2], keepdims = true} : f32[b, s, 1]
-        %2 = div(%x, %1) : f32[b, s, 33]""",
+        %2 = sub(%x, %1) : f32[b, s, 33]""",
         "%0: f32[b, s], %2: f32[b, s, 33]",
     ),
     "linear with gelu": (
@@ -213,7 +213,7 @@ REGIONS: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-BINDINGS = [{"b": 1, "s": 1, "t": 1}, {"b": 2, "s": 5, "t": 7}, {"b": 3, "s": 17, "t": 70}, {"b": 1, "s": 13, "t": 64}]
+BINDINGS = [{"b": 1, "s": 1, "t": 1}, {"b": 2, "s": 5, "t": 7}, {"b": 3, "s": 17, "t": 70}, {"b": 1, "s": 13, "t": 64}, {"b": 5, "s": 64, "t": 33}]
 
 
 def build(name: str, fused: bool) -> Module:
