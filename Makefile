@@ -12,7 +12,7 @@ JOBS   ?= 2
 # The pinned versions belong to one Python; with another one pip chooses.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 
-.PHONY: help venv model demo test test-long lint docs bench clean
+.PHONY: help venv dev model demo test test-long lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "make docs       rewrite the pages of docs/ that come from tables in the code"
 	@echo "make bench      the benchmarks"
 	@echo "make venv       $(VENV) with the project, installed editable"
+	@echo "make dev        the same with torch and the test tools"
+	@echo "make model      the small real model, into $(MODELS)/minilm"
 	@echo "make clean      remove $(VENV), .cache and what tools leave behind"
 
 $(STAMPS)/python:
@@ -47,6 +49,8 @@ $(MODELS)/minilm/.complete: $(STAMPS)/project trustformers_ir/tools/fetch.py
 	$(BIN)/python -m trustformers_ir.tools.fetch minilm --into $(MODELS)
 
 venv: $(STAMPS)/project
+
+dev: $(STAMPS)/test
 
 model: $(MODELS)/minilm/.complete
 

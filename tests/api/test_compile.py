@@ -68,6 +68,17 @@ def _tuple(values: Any) -> tuple[np.ndarray, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
+def test_inputs_with_defaults_may_be_left_out() -> None:
+    exe = tfir.compile(SMALL)
+    ids = RNG.integers(0, 100, (2, 7))
+    whole = exe(input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    for outputs in (exe(input_ids=ids), exe(ids), exe(ids, token_type_ids=np.zeros_like(ids)), exe(torch.from_numpy(ids))):
+        for a, b in zip(_tuple(outputs), _tuple(whole), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(tfir.CompilerError, match="1 of 3 inputs are missing: input_ids"):
+        exe(attention_mask=np.ones_like(ids))
+
+
 def test_torch_in_torch_out() -> None:
     exe = tfir.compile(lambda x: (x * 2.0, x.sum(-1)), f32["n", 4])
     x = torch.randn(3, 4)

@@ -1,4 +1,4 @@
-"""Models with random weights: ``random:bert?hidden_size=64&num_hidden_layers=2``. For tests and benchmarks of shapes that nobody has trained.
+"""Models with random weights: ``random:bert?hidden_size=96&num_hidden_layers=2``. For tests and benchmarks of shapes that nobody has trained.
 
 The fields are those of a config.json; the others have the values of the family's published base model. Besides, ``seed`` (0), ``architecture``
 (the one without a task) and ``dtype`` (f32; how the weights are stored) are understood. Equal texts give equal weights.
@@ -62,7 +62,7 @@ def random_model(spec: str, dtype: DType | None = None) -> Module:
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
     model_type, question, query = spec.removeprefix(PREFIX).partition("?")
-    help = f"{PREFIX}<model_type>?hidden_size=64&num_hidden_layers=2; the model types are {', '.join(sorted(FAMILIES))}"
+    help = f"{PREFIX}<model_type>?hidden_size=96&num_hidden_layers=2; the model types are {', '.join(sorted(FAMILIES))}"
     if not model_type:
         raise CompilerError.of(Code.RANDOM_MODEL, f"'{spec}' names no model_type", help=help)
     try:

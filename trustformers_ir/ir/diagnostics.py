@@ -271,7 +271,7 @@ ADVICE = {
     Code.BAD_ARRAY: "write it with numpy.save, without pickled objects",
     Code.TEXT_TOO_LONG: "shorten it, or cut it with --truncate (truncate=True)",
     Code.FACTORY: "import the module in Python and call the factory to see more",
-    Code.RANDOM_MODEL: "they look like random:bert?hidden_size=64&num_hidden_layers=2",
+    Code.RANDOM_MODEL: "they look like random:bert?hidden_size=96&num_hidden_layers=2",
     Code.BAD_ENVIRONMENT: "docs/environment.md lists the variables",
     Code.FETCH: "look at the network, and try again",
     Code.CHECK_FAILED: "look at the differences that were printed",

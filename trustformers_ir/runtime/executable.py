@@ -301,10 +301,29 @@ class _Callable:
                     problems.add(Code.INPUT_NAME, f"there is no input '{name}'", Where(tensor=name), takes)
                 elif self.names[name] < len(given):
                     problems.add(Code.INPUT_NAME, f"input '{name}' is given twice, by position and by name", Where(tensor=name), takes)
-            missing = [p.name for p in ports[len(given) :] if p.name not in named]
+            missing = [p.name for p in ports[len(given) :] if p.name not in named and p.name not in self.defaults]
             if missing:
                 problems.add(Code.INPUT_COUNT, f"{len(missing)} of {len(ports)} inputs are missing: {', '.join(missing)}", help=takes)
-        return (*given, *(named[p.name] for p in ports[len(given) :]))
+        found = {p.name: x for p, x in zip(ports, given, strict=False)} | dict(named)
+        return tuple(found.get(p.name) if p.name in found else self.filled(p, found) for p in ports)
+
+    @functools.cached_property
+    def defaults(self) -> dict[str, int]:
+        """Inputs that may be left out, with the number that then fills them: ``default.<name>`` of the metadata."""
+        metadata = self.executable.manifest.metadata
+        written = {p.name: metadata.get(f"default.{p.name}", "") for p in self.entry.inputs}
+        return {name: int(text) for name, text in written.items() if re.fullmatch(r"-?[0-9]{1,9}", text)}
+
+    def filled(self, port: Port, found: Mapping[str, Any]) -> np.ndarray:
+        """The default of an input, in the shape that the other inputs give it."""
+        others = [(p, np.shape(found[p.name])) for p in self.entry.inputs if p.name in found]
+        env = bind_dims([Shaped(p.name, p.type.shape, shape) for p, shape in others if len(shape) == p.type.rank], self.facts)
+        try:
+            shape = port.type.concrete(env)
+        except KeyError as error:
+            message = f"input '{port.name}' was left out, and no other input gives the dim {error}"
+            raise CompilerError.of(Code.INPUT_COUNT, message, Where(tensor=port.name), "give it") from None
+        return np.full(shape, self.defaults[port.name], port.type.dtype.numpy)
 
     def plan(self, arrays: Sequence[Array]) -> _Plan:
         """Checks the arrays against the ports and computes all that follows from their shapes."""

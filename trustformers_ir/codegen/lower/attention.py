@@ -7,7 +7,8 @@ block of keys, by absolute position::
     m'       = max(m, max_j s);  c = exp(m - m');  p[i, j] = exp(s[i, j] - m')
     l        = l * c + sum_j p;  acc = acc * c + p @ v
 
-and at the end ``out = acc / l`` (zero for a row that sees nothing). A block of masked keys leaves m, l and acc as they were, bit for bit (c is
+and at the end ``out = acc / l`` (or acc, which is zero, for a row that sees nothing). Where m' is -inf, 0 takes its place; a NaN or a score
+of +inf gives NaN through m and l, as in the reference. A block of masked keys leaves m, l and acc as they were, bit for bit (c is
 exp(0) = 1, p is 0), and the blocks do not depend on threads or on the query tile: padding keys or splitting the batch changes no bit.
 
 K is transposed once per head into scratch, in panels of 16 keys, so that the scores of 16 keys fill a vector.
@@ -39,7 +40,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     unary,
 )
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
-from trustformers_ir.codegen.lower.definitions.nn import AttentionMath
+from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, finite_shift, normalised
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.ir.core import Operation
@@ -92,7 +93,7 @@ def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store
         return store(s, (i, e), select(j < keys, a.score(dot, batch, heads, query(i), j), minus_infinity))
 
     def shift(i: Axis) -> Expr:
-        return select(new_top[i] > minus_infinity, new_top[i], zero)
+        return finite_shift(new_top[i])
 
     def maximum(i: Axis) -> Stmt:
         j = Axis("j", KEY_BLOCK, VECTOR)
@@ -111,8 +112,7 @@ def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store
         return store(acc, (i, e), acc[i, e] * rescale[i] + step)
 
     def finish(i: Axis, e: Expr) -> Stmt:
-        value = select(total[i] > 0, acc[i, e] / total[i], zero)
-        return emit((batch, heads, query(i), e), cast(value, o.result.type.dtype))
+        return emit((batch, heads, query(i), e), cast(normalised(acc[i, e], total[i]), o.result.type.dtype))
 
     p, x, lane = Axis("p", panels, SEQ), Axis("x", a.features, SEQ), Axis("lane", LANES, VECTOR)
     i, i2, j = (Axis(n, e, kind) for n, e, kind in (("i", tile.rows, SEQ), ("i", tile.rows, SEQ), ("j", KEY_BLOCK, VECTOR)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Const, Expr, Reduce, binary, cast, const, select, unary
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Const, Expr, Reduce, binary, cast, const, eq, select, unary
 from trustformers_ir.codegen.lower.definer import Definer, define
 from trustformers_ir.codegen.lower.indexing import Index, broadcast_index, dim_expr
 from trustformers_ir.ir import ops
@@ -96,6 +96,16 @@ class AttentionMath:
         return out
 
 
+def finite_shift(top: Expr) -> Expr:
+    """What scores are shifted by before exp: their maximum, or 0 where every one is -inf. NaN and +inf stay, and make the row NaN."""
+    return select(eq(top, -math.inf), Const(0, top.dtype), top)
+
+
+def normalised(value: Expr, total: Expr) -> Expr:
+    """``value / total``; a row whose weights are all zero stays a sum of zeros."""
+    return value / select(eq(total, 0.0), Const(1, total.dtype), total)
+
+
 @define(ops.Attention)
 def _attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     m = AttentionMath(d, o)
@@ -109,7 +119,7 @@ def _attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 
     j_top, j_sum, j_out = Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), SEQ)
     top: Expr = Reduce("max", (j_top,), score(j_top))
-    top = select(top > Const(-math.inf, top.dtype), top, Const(0, top.dtype))
+    top = finite_shift(top)
     total = Reduce("sum", (j_sum,), unary("exp", score(j_sum) - top))
     value = Reduce("sum", (j_out,), unary("exp", score(j_out) - top) * d.lifted(m.v, (b, head, j_out, e)))
-    return d.finish(o, result, select(total > 0, value / total, Const(0, value.dtype)))
+    return d.finish(o, result, normalised(value, total))
