@@ -40,7 +40,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     unary,
 )
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
-from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, finite_shift, normalised
+from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, normalised, score_shift
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.ir.core import Operation
@@ -93,7 +93,7 @@ def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store
         return store(s, (i, e), select(j < keys, a.score(dot, batch, heads, query(i), j), minus_infinity))
 
     def shift(i: Axis) -> Expr:
-        return finite_shift(new_top[i])
+        return score_shift(new_top[i])
 
     def maximum(i: Axis) -> Stmt:
         j = Axis("j", KEY_BLOCK, VECTOR)

@@ -96,7 +96,7 @@ class AttentionMath:
         return out
 
 
-def finite_shift(top: Expr) -> Expr:
+def score_shift(top: Expr) -> Expr:
     """What scores are shifted by before exp: their maximum, or 0 where every one is -inf. NaN and +inf stay, and make the row NaN."""
     return select(eq(top, -math.inf), Const(0, top.dtype), top)
 
@@ -119,7 +119,7 @@ def _attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 
     j_top, j_sum, j_out = Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), SEQ)
     top: Expr = Reduce("max", (j_top,), score(j_top))
-    top = finite_shift(top)
+    top = score_shift(top)
     total = Reduce("sum", (j_sum,), unary("exp", score(j_sum) - top))
     value = Reduce("sum", (j_out,), unary("exp", score(j_out) - top) * d.lifted(m.v, (b, head, j_out, e)))
     return d.finish(o, result, normalised(value, total))

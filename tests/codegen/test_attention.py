@@ -1,0 +1,114 @@
+"""Attention on NaN, infinities, overflowing scores and rows that see nothing: as the reference, in blocks of keys and by the plain definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from accuracy import differs
+from lowering_harness import compile_modules
+
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.rounding import round_to
+from trustformers_ir.ir.text import parse_module
+
+QUERIES, KEYS, FEATURES = 9, 70, 8  # two blocks of keys, two tiles of queries
+Arrays = dict[str, np.ndarray]
+
+
+def module(dtype: DType, features: str) -> Module:
+    """Symbolic features take the plain definition, constant ones the loops over blocks of keys."""
+    q, kv, score = f"{dtype}[1, 2, s, {features}]", f"{dtype}[1, 1, t, {features}]", f"{dtype}[1, 2, s, t]"
+    symbols = "\n".join(f"  symbol {n} : [1, inf]" for n in ("d", "s", "t"))
+    return parse_module(
+        f"module @attention {{\n{symbols}\n  func @main(%q: {q}, %k: {kv}, %v: {kv}, %m: bool[1, 2, s, t], %b: {score}) -> ({q}) {{\n"
+        f"    %0 = attention(%q, %k, %v, %m, %b) : {q}\n    return %0\n  }}\n}}\n"
+    )
+
+
+def _set(name: str, at: tuple[int | slice, ...], value: float | bool) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        arrays[name][at] = value
+
+    return change
+
+
+def _all(*changes: Callable[[Arrays], None]) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        for c in changes:
+            c(arrays)
+
+    return change
+
+
+def _hide(keys: slice) -> Callable[[Arrays], None]:
+    return _set("m", (0, 1, 4, keys), False)
+
+
+ROW, EVERY = (0, 1, 4), slice(None)
+SPECIAL: dict[str, Callable[[Arrays], None]] = {
+    "nothing": _all(),
+    "NaN in q": _set("q", (0, 1, 4, 3), np.nan),
+    "inf in q": _set("q", (0, 1, 4, 3), np.inf),
+    "NaN in k, first block": _set("k", (0, 0, 2, 0), np.nan),
+    "NaN in k, second block": _set("k", (0, 0, 66, 0), np.nan),
+    "inf in k, first block": _set("k", (0, 0, 2, 0), np.inf),
+    "inf in k, second block": _set("k", (0, 0, 66, 0), -np.inf),
+    "NaN in v": _set("v", (0, 0, 66, 1), np.nan),
+    "inf in v": _set("v", (0, 0, 2, 1), np.inf),
+    "NaN in v of a hidden key": _all(_hide(slice(2, 4)), _set("v", (0, 0, 2, 1), np.nan)),
+    "NaN in k of a hidden key": _all(_set("m", (0, EVERY, EVERY, 2), False), _set("k", (0, 0, 2, 1), np.nan)),
+    "bias of NaN": _set("b", (*ROW, 66), np.nan),
+    "bias of inf": _set("b", (*ROW, 2), np.inf),
+    "bias of inf twice, in both blocks": _all(_set("b", (*ROW, 2), np.inf), _set("b", (*ROW, 66), np.inf)),
+    "bias of inf after a hidden block": _all(_hide(slice(0, 64)), _set("b", (*ROW, 66), np.inf)),
+    "bias of inf before a hidden block": _all(_hide(slice(64, 70)), _set("b", (*ROW, 2), np.inf)),
+    "bias of -inf at one key": _set("b", (*ROW, 2), -np.inf),
+    "bias of -inf at the first block": _set("b", (*ROW, slice(0, 64)), -np.inf),
+    "bias of -inf everywhere": _set("b", (*ROW, EVERY), -np.inf),
+    "no key is seen": _hide(EVERY),
+    "no key is seen, NaN in q": _all(_hide(EVERY), _set("q", (0, 1, 4, 3), np.nan)),
+    "no key is seen, NaN in v": _all(_hide(EVERY), _set("v", (0, 0, 66, 1), np.nan)),
+}
+
+
+def arrays(dtype: DType) -> Arrays:
+    rng = np.random.default_rng(5)
+    shapes = {"q": (1, 2, QUERIES, FEATURES), "k": (1, 1, KEYS, FEATURES), "v": (1, 1, KEYS, FEATURES), "b": (1, 2, QUERIES, KEYS)}
+    out = {n: round_to(rng.uniform(-2, 2, s), dtype) for n, s in shapes.items()}
+    out["m"] = rng.random((1, 2, QUERIES, KEYS)) < 0.9
+    return {n: out[n] for n in ("q", "k", "v", "m", "b")}
+
+
+@pytest.mark.parametrize("dtype", [DType.f16, DType.bf16, DType.f32, DType.f64], ids=str)
+def test_special_values(dtype: DType) -> None:
+    runners = compile_modules([module(dtype, str(FEATURES)), module(dtype, "d")])
+    bound = {DType.f16: 2e-3, DType.bf16: 2e-2, DType.f32: 2e-6, DType.f64: 1e-14}[dtype]
+    for name, change in SPECIAL.items():
+        given = arrays(dtype)
+        change(given)
+        inputs, dims = list(given.values()), {"d": FEATURES, "s": QUERIES, "t": KEYS}
+        want = evaluate(module(dtype, str(FEATURES)), *inputs, dims=dims)
+        assert isinstance(want, np.ndarray)
+        for form, run in zip(("blocks", "plain"), runners, strict=True):
+            (got,) = run(inputs, dims)
+            assert not differs(got, want, bound).any(), f"{name}, {form}: {got[ROW]} != {want[ROW]}"
+
+
+@pytest.mark.parametrize("dtype", [DType.bf16, DType.f32, DType.f64], ids=str)
+def test_a_score_that_overflows_makes_its_row_nan(dtype: DType) -> None:
+    """In the dtype of the arithmetic, f32 at least: the reference of f32 has room in f64. Rows whose scores are finite keep their numbers."""
+    huge = 1e200 if dtype is DType.f64 else 1e25
+    given = arrays(dtype)
+    given["q"][0, 1, 4] = given["k"][0, 0, 66] = huge
+    given["m"][0, :, :4, 66] = False
+    given["m"][0, :, 5:, 66] = False
+    given["m"][0, 0, 4, 66] = False
+    given["m"][ROW] = True
+    for run in compile_modules([module(dtype, str(FEATURES)), module(dtype, "d")]):
+        (got,) = run(list(given.values()), {"d": FEATURES, "s": QUERIES, "t": KEYS})
+        nan = np.isnan(got.astype(np.float64))
+        assert nan[ROW].all() and nan.sum() == FEATURES
