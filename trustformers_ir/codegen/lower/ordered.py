@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, store
 from trustformers_ir.codegen.kernel_ir.nodes import (
+    LANES,
     PARALLEL,
     SCRATCH,
     SEQ,
@@ -158,15 +159,20 @@ def _copy(d: Definer, x: Value, out: Value) -> tuple[Stmt, ...]:
 _COMBINE = {ops.ScatterReduce.ADD: "add", ops.ScatterReduce.MUL: "mul", ops.ScatterReduce.MAX: "max", ops.ScatterReduce.MIN: "min"}
 
 
-def _update(d: Definer, o: Operation, out: Value, at: Index, update: Expr) -> Store:
-    """Write or combine one update; narrow floats combine in f32 and round after every step, in the order of the updates."""
+def _summed(o: Operation) -> bool:
+    """Whether updates of floats add up or multiply: they do so in f64, rounded once at the end. (f64 itself, max and min need no wider place.)"""
+    reduce: ops.ScatterReduce = o.op.reduce  # type: ignore[attr-defined]
+    return reduce in (ops.ScatterReduce.ADD, ops.ScatterReduce.MUL) and o.result.type.dtype in (DType.f16, DType.bf16, DType.f32)
+
+
+def _update(d: Definer, o: Operation, buffer: Buffer, at: Index, update: Expr) -> Store:
+    """Write or combine one update, in the dtype of the buffer."""
     reduce: ops.ScatterReduce = o.op.reduce  # type: ignore[attr-defined]
     if reduce is ops.ScatterReduce.NONE:
-        return _write(d, out, at, update)
-    buffer, index = d.place(out, at)
-    wide = compute_dtype(update.dtype)
-    value = combine(_COMBINE[reduce], cast(Load(buffer, index), wide), cast(update, wide))
-    return Store(buffer, index, cast(value, update.dtype))
+        return Store(buffer, at, update)
+    wide = compute_dtype(buffer.dtype)
+    value = combine(_COMBINE[reduce], cast(Load(buffer, at), wide), cast(update, wide))
+    return Store(buffer, at, cast(value, buffer.dtype))
 
 
 @_ordered(ops.ScatterElements)
@@ -175,12 +181,36 @@ def _scatter_elements(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     x, indices, updates = o.inputs
     out = o.result
     axis = o.op.axis % x.type.rank
-    outer = [a.like(name=f"u{a.name}") for a in _outer(updates.type.shape, axis)]
     step = Axis("step", dim_expr(updates.type.shape[axis]), SEQ)
+    if _summed(o):
+        return _scatter_lines(d, o, axis, step)
+    outer = [a.like(name=f"u{a.name}") for a in _outer(updates.type.shape, axis)]
     source = _put(outer, axis, step)
     target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
-    write = For(step, (_update(d, o, out, _put(outer, axis, target), d.at(updates, source)),))
+    write = For(step, (_update(d, o, *d.place(out, _put(outer, axis, target)), d.at(updates, source)),))
     return (*_sequential(_copy(d, x, out)), *_sequential(_bind(outer, write)))
+
+
+def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stmt, ...]:
+    """Sums along one line of x at a time: the line goes to f64, takes its updates and is rounded. Updates may span fewer lines than x."""
+    x, indices, updates = o.inputs
+    outer = _outer(x.type.shape, axis)
+    size = dim_expr(x.type.shape[axis])
+    line = Buffer("line", DType.f64, (size,), space=SCRATCH)
+    source = _put(outer, axis, step)
+    target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
+    fill, empty = Axis("fill", size, SEQ), Axis("empty", size, SEQ)
+    present: Expr | None = None
+    for n, (a, b) in enumerate(zip(updates.type.shape, x.type.shape, strict=True)):
+        if n != axis and a != b:
+            inside = source[n] < dim_expr(a)
+            present = inside if present is None else binary("and", present, inside)
+    return _bind(
+        outer,
+        For(fill, (store(line, fill, cast(d.at(x, _put(outer, axis, fill)), DType.f64)),)),
+        For(step, (_update(d, o, line, (target,), cast(d.at(updates, source), DType.f64)),), present),
+        For(empty, (_write(d, o.result, _put(outer, axis, empty), cast(line[empty], o.result.type.dtype)),)),
+    )
 
 
 @_ordered(ops.ScatterNd)
@@ -191,12 +221,40 @@ def _scatter_nd(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     depth = indices.type.shape[-1]
     assert isinstance(depth, int), "the inference of scatter_nd asks for a static index depth"
     lead = [Axis(f"n{i}", dim_expr(n), SEQ) for i, n in enumerate(indices.type.shape[:-1])]
-    slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
-    target = [
+    target = tuple(
         d.checked(o, d.at(indices, (*lead, Const(j, DType.i64))), x.type.shape[j], f"index component {j}") for j in range(depth)
-    ]
-    write = _update(d, o, out, (*target, *slices), d.at(updates, (*lead, *slices)))
+    )
+    if _summed(o):
+        return _scatter_columns(d, o, lead, target)
+    slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
+    write = _update(d, o, *d.place(out, (*target, *slices)), d.at(updates, (*lead, *slices)))
     return (*_sequential(_copy(d, x, out)), *_bind([*lead, *slices], write))
+
+
+def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) -> tuple[Stmt, ...]:
+    """Sums of whole slices, 16 columns of x at a time: they go to f64, take their updates and are rounded."""
+    x, _, updates = o.inputs
+    counts, rest = x.type.shape[: len(target)], x.type.shape[len(target) :]
+    outer = [Axis(f"s{i}", dim_expr(n), PARALLEL) for i, n in enumerate(rest[:-1])]
+    chunks = [Axis("chunk", (dim_expr(n) + (LANES - 1)) // LANES, PARALLEL) for n in rest[-1:]]
+    places = tuple(dim_expr(n) for n in counts)
+    columns = Buffer("columns", DType.f64, (*places, const(LANES if rest else 1)), space=SCRATCH)
+
+    def across(axes: list[Axis], body: Callable[[Index, Index], Stmt]) -> tuple[Stmt, ...]:
+        """``body`` at the slice's index and the place among the columns, for every column, inside sequential loops."""
+        if not rest:
+            return _bind(axes, body((), (const(0),)))
+        lane = Axis("lane", LANES, VECTOR)
+        at = chunks[0] * LANES + lane
+        return _bind(axes, For(lane, (body((*outer, at), (lane,)),), at < dim_expr(rest[-1])))
+
+    fill, empty = ([Axis(f"{name}{i}", n, SEQ) for i, n in enumerate(places)] for name in ("fill", "empty"))
+    return _bind(
+        [*outer, *chunks],
+        *across(fill, lambda at, lane: Store(columns, (*fill, *lane), cast(d.at(x, (*fill, *at)), DType.f64))),
+        *across(lead, lambda at, lane: _update(d, o, columns, (*target, *lane), cast(d.at(updates, (*lead, *at)), DType.f64))),
+        *across(empty, lambda at, lane: _write(d, o.result, (*empty, *at), cast(Load(columns, (*empty, *lane)), o.result.type.dtype))),
+    )
 
 
 def _sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
