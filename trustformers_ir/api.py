@@ -13,6 +13,7 @@ from trustformers_ir.runtime.executable import Executable
 
 if TYPE_CHECKING:
     from trustformers_ir.ir.core import Module
+    from trustformers_ir.passes.manager import Report
 
 
 def compile(
@@ -88,12 +89,11 @@ def to_module(model: Any) -> Module:
     return compiler.to_module(model)
 
 
-def run_passes(module: Module, pipeline: str) -> Module:
-    """Run passes by name, ``"canonicalize,fuse{max_ops=8}"``, or those of a target, ``"cpu"``; changes the module and returns it."""
+def run_passes(module: Module, pipeline: str) -> Report:
+    """Run passes by name, ``"canonicalize,fuse{max_ops=8}"``, or those of a target, ``"cpu"``; changes the module. Says what each pass did."""
     from trustformers_ir import compiler
 
-    compiler.run_passes(module, pipeline)
-    return module
+    return compiler.run_passes(module, pipeline)
 
 
 def list_passes() -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
+from trustformers_ir.ir.abi import TOKENIZER_KEY
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -33,12 +34,11 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
+from trustformers_ir.passes.manager import Pass, PassManager, Report, option_text, parse_pipeline
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 
-TOKENIZER = "tokenizer.json"  # the key of an artifact's metadata under which the tokenizer travels
 _LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
 _LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
 
@@ -227,7 +227,7 @@ def _tokenizer(model: Any) -> dict[str, str]:
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         text = tokenizer_text(model)
         if text is not None:
-            return {TOKENIZER: text}
+            return {TOKENIZER_KEY: text}
     return {}
 
 
@@ -243,9 +243,15 @@ def run_passes(module: Module, pipeline: str) -> Report:
 
 def list_passes() -> Iterator[str]:
     """One line per pass."""
-    width = max(map(len, PASSES), default=0)
+    texts = {name: name + _options(kind) for name, kind in PASSES.items()}
+    width = max(map(len, texts.values()), default=0)
     for name, kind in PASSES.items():
-        yield f"{name:<{width}}  {kind.summary}"
+        yield f"{texts[name]:<{width}}  {kind.summary}"
+
+
+def _options(kind: type[Pass]) -> str:
+    options = ",".join(f"{f.name}={option_text(f.default)}" for f in fields(kind))
+    return f"{{{options}}}" if options else ""
 
 
 def emit(executable: Executable, stage: str) -> str:

@@ -18,15 +18,19 @@ from trustformers_ir.ir.ops.index import Embedding, Gather
 from trustformers_ir.ir.ops.shape import MovementOp
 
 LARGEST_DIM = 12
+LONG_DIM = 130  # past the blocks of the kernels: 64 keys of attention, 96 rows of a matrix product
 
 
-def draw_dims(module: Module, random: np.random.Generator, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A value for every dim symbol of the module."""
+def draw_dims(module: Module, random: np.random.Generator, given: Mapping[str, int] | None = None, long: bool = False) -> dict[str, int]:
+    """A value for every dim symbol of the module, up to 12; with ``long`` the last one (sequences come last) is about 130."""
     dims = {}
-    for name, fact in module.facts.symbols.items():
+    symbols = module.facts.symbols
+    for name, fact in symbols.items():
+        stretched = long and name == next(reversed(symbols))
         first = -(-max(fact.low, 1) // fact.divisor) * fact.divisor
-        high = min(max(first, LARGEST_DIM), fact.high if fact.high is not None else 1 << 30)
-        dims[name] = first + fact.divisor * int(random.integers(0, (high - first) // fact.divisor + 1))
+        high = min(max(first, LONG_DIM if stretched else LARGEST_DIM), fact.high if fact.high is not None else 1 << 30)
+        steps = (high - first) // fact.divisor
+        dims[name] = first + fact.divisor * int(random.integers(steps * 3 // 4 if stretched else 0, steps + 1))
     return dims | {k: v for k, v in (given or {}).items() if k in dims}
 
 

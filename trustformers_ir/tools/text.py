@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer
+from trustformers_ir.ir.abi import TOKENIZER_KEY
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
-
-TOKENIZER_KEY = "tokenizer.json"  # of the metadata of an artifact
 
 
 def tokenizer_of(model: str, metadata: Mapping[str, str]) -> TextTokenizer:

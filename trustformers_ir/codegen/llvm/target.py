@@ -1,7 +1,7 @@
 """Targets: which machine the code is for.
 
-``host`` is this machine; ``cpu:avx2`` and ``cpu:avx512`` are the levels x86-64-v3 and x86-64-v4 by their familiar names; any CPU name that
-LLVM knows can follow ``cpu:``. Names are checked against LLVM's own list first: given an unknown one, LLVM only warns and then aborts the
+``cpu`` (or ``host``) is this machine; ``cpu:avx2`` and ``cpu:avx512`` are the levels x86-64-v3 and x86-64-v4 by their familiar names; any CPU
+name that LLVM knows can follow ``cpu:``. Names are checked against LLVM's own list first: given an unknown one, LLVM only warns and then aborts the
 process.
 """
 
@@ -80,7 +80,7 @@ def host() -> Target:
     """This machine."""
     llvm = binding()
     features = tuple(sorted(name for name, on in llvm.get_host_cpu_features().items() if on))
-    target = Target("host", llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+    target = Target("cpu", llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
     if target.triple.startswith("x86_64") and "fma" not in features:
         raise TargetError("this machine has no FMA instruction; code needs at least x86-64-v3")
     return target

@@ -19,7 +19,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench.limits import fma_peak
 from trustformers_ir.tools.bench.rivals import RIVALS, rival
-from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads
+from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads, check_options_of_artifact
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 OURS = "trustformers_ir"
@@ -49,6 +49,7 @@ def bench(
     with console.progress("benchmark"):
         started = time.perf_counter()
         if model.endswith(".tfc"):
+            check_options_of_artifact(model, target, quantize, dtype)
             executable = tfir.load(model, threads=threads)
         else:
             executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)

@@ -52,6 +52,8 @@ def compile(
         raise console.not_built(f"--emit {emit.value}", f"the stages are {', '.join(s.value for s in BUILT)}")
     if output is not None:
         check_writable(output)
+        if emit is None and not output.endswith(".tfc"):
+            raise console.usage(f"'{output}' is no .tfc file", "-o OUT.tfc; `tfc export` writes other formats")
     started = time.perf_counter()
     with console.progress("compiling"):
         dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
@@ -66,6 +68,7 @@ def compile(
             assert output is not None
             executable.save(output)
     seconds = time.perf_counter() - started
-    console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {target}, in {seconds:.2f} s")
+    built = executable.manifest.target.name
+    console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
     if json:
-        console.print_json({"model": model, "output": output, "target": target, "seconds": seconds, "report": executable.report()})
+        console.print_json({"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()})

@@ -17,7 +17,8 @@ def opt(
     ] = None,
     passes: Annotated[str, typer.Option(metavar="A,B{K=1}", help="The passes to run, in order, with their options.")] = "",
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT.tfir", help="Where to write the text; stdout by default.")] = None,
-    list: Annotated[bool, typer.Option("--list", help="List the passes.")] = False,
+    list: Annotated[bool, typer.Option("--list", help="List the passes and their options.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Say on stderr what each pass did, and what it did not and why.")] = False,
 ) -> None:
     """Run passes over FILE and print the result."""
     if list:
@@ -30,7 +31,9 @@ def opt(
         check_writable(output)
     module = tfir.api.to_module(file)
     with console.progress("optimising"):
-        module = tfir.api.run_passes(module, passes)
+        done = tfir.api.run_passes(module, passes)
+    if report:
+        console.say(str(done))
     if output is None:
         print(module)
     else:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -19,3 +21,11 @@ Quantize = Annotated[str | None, typer.Option(metavar="R", help="A quantization 
 Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout, and nothing else there.")]
+
+
+def check_options_of_artifact(model: str, target: str, quantize: str | None, dtype: str | None) -> None:
+    """Raises ``USAGE`` when something is asked of an artifact that could only be chosen when it was compiled."""
+    asked = [name for name, given in (("--target", target != "cpu"), ("--quantize", quantize), ("--dtype", dtype)) if given]
+    if asked:
+        message = f"'{model}' is compiled already: {', '.join(asked)} cannot be chosen any more"
+        raise CompilerError.of(Code.USAGE, message, Where(file=model), "compile the model itself")

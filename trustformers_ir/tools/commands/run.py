@@ -17,7 +17,7 @@ from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads
+from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads, check_options_of_artifact
 from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
 
@@ -26,6 +26,9 @@ def run(
     text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to read; give it again for more.")] = None,
     text_file: Annotated[str | None, typer.Option(metavar="FILE", help="A file with a text on each line.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="A prompt to continue.")] = None,
+    length: Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, metavar="T", help="Randomness of generated tokens; 0 takes the likeliest.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show tokens as they are generated.")] = False,
     input: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE.npy", help="An input array; give it again for more.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Where to write the outputs.")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="B", help="How many texts are run at once.")] = 32,
@@ -39,8 +42,8 @@ def run(
 ) -> None:
     """Run MODEL, compiling it first unless it is an artifact."""
     texts = [(t, Where()) for t in text or []] + (_lines(text_file) if text_file is not None else [])
-    if prompt is not None:
-        raise console.not_built("generation (--prompt)")
+    if prompt is not None or length is not None or temperature is not None or stream:
+        raise console.not_built("generation (--prompt, -n, --temperature, --stream)")
     if texts and input:
         raise console.usage("--text and --input exclude each other", "give texts, or arrays")
     if output is not None:
@@ -50,6 +53,7 @@ def run(
     arrays = _arrays(input or [])
     with console.progress("loading" if model.endswith(".tfc") else "compiling"):
         if model.endswith(".tfc"):
+            check_options_of_artifact(model, target, quantize, dtype)
             executable = tfir.load(model, threads=threads)
         else:
             executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
