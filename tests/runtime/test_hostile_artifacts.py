@@ -110,9 +110,9 @@ CASES: dict[str, Case] = {
     "bytes between weights": (lambda: _with_gap_between_weights(), CORRUPT, "between two weights"),
     "empty manifest": (lambda: packed(b""), MANIFEST, "not JSON"),
     "the graph is not UTF-8": (lambda: packed(graph=b"module \xff"), MANIFEST, "not UTF-8"),
-    "no object code": (lambda: packed(code=b""), Code.ARTIFACT_CODE, "linked"),
-    "other object code": (lambda: packed(code=b"\x7fELF" + bytes(2000)), Code.ARTIFACT_CODE, "linked"),
-    "half the object code": (lambda: packed(code=parts(good_file())[2][:5000]), Code.ARTIFACT_CODE, "linked"),
+    "no object code": (lambda: packed(code=b""), Code.ARTIFACT_CODE, "linking"),
+    "other object code": (lambda: packed(code=b"\x7fELF" + bytes(2000)), Code.ARTIFACT_CODE, "linking"),
+    "half the object code": (lambda: packed(code=parts(good_file())[2][:5000]), Code.ARTIFACT_CODE, "linking"),
     # the manifest as JSON
     "invalid UTF-8": (text_of_manifest(b"encoder", b"enc\xff\xfeer"), MANIFEST, "M1: it is not UTF-8"),
     "no JSON": (lambda: packed(b'{"manifest":'), MANIFEST, "M1: it is not JSON"),
@@ -175,7 +175,7 @@ CASES: dict[str, Case] = {
     "a name of control characters": (set_in(*MAIN, "inputs", 0, "name", value="\x1b[2J"), MANIFEST, "M3"),
     "a symbol of the C library": (set_in(*MAIN, "symbol", value="system"), MANIFEST, "M4"),
     "a symbol that is no identifier": (set_in(*MAIN, "symbol", value="tfir_entry_main; rm"), MANIFEST, "M4"),
-    "a symbol that is not there": (set_in(*MAIN, "symbol", value="tfir_entry_other"), Code.ARTIFACT_CODE, "linked"),
+    "a symbol that is not there": (set_in(*MAIN, "symbol", value="tfir_entry_other"), Code.ARTIFACT_CODE, "linking"),
     # weights
     "a weight twice": (twice("manifest", "weights"), MANIFEST, "M3"),
     "overlapping weights": (set_in(*WEIGHT, "offset", value=0), MANIFEST, "overlaps"),
