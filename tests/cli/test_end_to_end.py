@@ -171,9 +171,16 @@ def test_opt_runs_passes(capsys: pytest.CaptureFixture[str]) -> None:
     fused = done(capsys, "opt", "m", "--passes", "canonicalize,decompose,fuse")
     assert "= fused" in fused
     listed = [line.split()[0] for line in done(capsys, "opt", "--list").splitlines()]
-    assert {"canonicalize", "constant_fold", "cse", "dce", "decompose", "pack_weights", "fuse"} <= set(listed)
-    for name in listed[:4]:
-        assert done(capsys, "opt", "m", "--passes", name).startswith("module @m {")
+    names = {"canonicalize", "constant_fold", "cse", "dce", "decompose", "fold_weights", "pack_weights", "fuse"}
+    assert names <= {text.partition("{")[0] for text in listed}
+    for text in listed:  # with its options at their defaults
+        assert done(capsys, "opt", "m", "--passes", text).startswith("module @m {")
+
+
+def test_opt_reports_what_the_passes_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["opt", "m", "--passes", "canonicalize,fuse", "--report"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("module @m {") and "fused into a contraction" in told.err and "not fused: " in told.err
 
 
 def test_verify_accepts_what_was_compiled(capsys: pytest.CaptureFixture[str]) -> None:
