@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "codegen": {"passes", "ir"},
     "runtime": {"ir"},
     "compiler": {"ir", "models", "frontend", "passes", "codegen", "runtime"},
-    "api": {"ir", "runtime", "compiler", ""},
+    "api": {"ir", "runtime", "compiler", "passes", ""},  # of the last two the type of a report, and the version
     "tools": {"ir", "models", "frontend", "passes", "codegen", "runtime", "api", ""},
     "": {"ir", "api"},  # trustformers_ir/__init__.py
 }
