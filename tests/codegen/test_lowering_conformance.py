@@ -10,12 +10,14 @@ import pytest
 from accuracy import check_case, same_bytes
 from lowering_harness import Runner, compile_modules
 
+from trustformers_ir.ir import ops
 from trustformers_ir.ir.conformance import Case, cases, edge_values
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.ir.dims import Facts
+from trustformers_ir.ir.dims import Facts, SymbolFact, evaluate
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops import elementwise, unary
-from trustformers_ir.ir.schema import OPS, FusionKind
+from trustformers_ir.ir.schema import OPS, FusionKind, Op
+from trustformers_ir.ir.types import TensorType
 
 #: no values of their own
 STRUCTURE = frozenset(m for m, kind in OPS.items() if kind.fusion is FusionKind.STRUCTURE) | {"weight"}
@@ -139,3 +141,32 @@ def test_an_index_out_of_range_is_reported(mnemonic: str, how: str) -> None:
             run(bad.inputs, bad.dims)
         tried += 1
     assert tried
+
+
+INTO_NOTHING: list[tuple[Op, tuple[TensorType, ...]]] = [
+    (ops.Gather(0), (DType.f32["z", 4], DType.i64["n"])),
+    (ops.GatherElements(0), (DType.f32["z", 4], DType.i64["n", 4])),
+    (ops.GatherNd(), (DType.f32["z", 4], DType.i64["n", 1])),
+    (ops.Embedding(), (DType.f32["z", 4], DType.i64["n"])),
+    *((ops.ScatterElements(0, r), (DType.f32["z", 4], DType.i64["n", 4], DType.f32["n", 4])) for r in ops.ScatterReduce),
+    *((ops.ScatterNd(r), (DType.f32["z", 4], DType.i64["n", 1], DType.f32["n", 4])) for r in ops.ScatterReduce),
+]
+
+
+@pytest.mark.parametrize("target", ["host", "cpu:avx2"])
+def test_an_index_into_nothing_is_reported(target: str) -> None:
+    """Index 0 of an axis of size 0 is out of range too, and the empty table is not touched: it ends at a forbidden page."""
+    facts = Facts({"z": SymbolFact(0, None), "n": SymbolFact(0, None)})
+    found = [Case(op, types, facts, {}, ()) for op, types in INTO_NOTHING]
+    for case, run in zip(found, compile_modules([c.module() for c in found], target), strict=True):
+        for n in (0, 1, 37):
+            dims = {"z": 0, "n": n}
+            arrays = tuple(np.zeros([d if isinstance(d, int) else evaluate(d, dims) for d in t.shape], t.dtype.numpy) for t in case.types if t)
+            bad = dataclasses.replace(case, dims=dims, arrays=arrays)
+            if n == 0:
+                check_case(bad, run(bad.inputs, dims))
+                continue
+            with pytest.raises(IndexError):
+                bad.expected()
+            with pytest.raises(IndexError, match=case.op.mnemonic):
+                run(bad.inputs, dims)

@@ -172,8 +172,26 @@ def test_checked_indices(kind: AxisKind) -> None:
         status = compiled([table, bad, np.zeros((37, 4), np.float32)], {"n": 37, "m": 9})
         assert status.tolist() == [7, wrong]
         check(gather(kind), [table, bad, np.zeros((37, 4), np.float32)], {"n": 37, "m": 9}, compiled=compiled)
-    empty = compiled([np.zeros((0, 4), np.float32), good, np.ones((37, 4), np.float32)], {"n": 37, "m": 0})
-    assert empty[0] == 7
+    for ids in (good, good % 9, good * 0):  # into nothing, index 0 is wrong as well
+        empty = [np.zeros((0, 4), np.float32), ids, np.ones((37, 4), np.float32)]
+        assert compiled(empty, {"n": 37, "m": 0}).tolist() == [7, ids[0]]
+        check(gather(kind), empty, {"n": 37, "m": 0}, compiled=compiled)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.value)
+def test_stores_into_nothing_are_reported_and_skipped(kind: AxisKind) -> None:
+    """A checked index, also below another load, of a store into a dimension of size 0."""
+    y, ids, t = Buffer("y", f32, (M, N)), Buffer("ids", i64, (N,), readonly=True), Buffer("t", i64, (M,), readonly=True)
+    i = Axis("i", N, kind)
+    for at in (CheckedIndex(ids[i], M, 6), CheckedIndex(t[CheckedIndex(ids[i], M, 6)], M + 1, 7)):
+        k = kernel("k", [y, ids, t], For(i, (store(y, (at, i), cast(i, f32)),)))
+        compiled = Compiled(k)
+        for m in (0, 1, 5):
+            rng = np.random.default_rng(m)
+            index = rng.integers(0, max(m, 1), 37)
+            arrays = [np.zeros((m, 37), np.float32), index, rng.integers(0, max(m, 1), m)]
+            check(k, arrays, {"n": 37, "m": m}, compiled=compiled)
+            assert compiled(arrays, {"n": 37, "m": m})[0] == (0 if m else 7)
 
 
 def test_checks_obey_conditions() -> None:

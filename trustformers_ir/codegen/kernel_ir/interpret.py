@@ -19,7 +19,7 @@ import numpy as np
 from trustformers_ir.codegen import math as functions
 from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.codegen.kernel_ir.depth import deep
-from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk
 from trustformers_ir.codegen.kernel_ir.nodes import (
     LANES,
     VECTOR,
@@ -97,13 +97,22 @@ class _Environment:
         for s in body:
             if isinstance(s, Store):
                 x = self.value(s.value)
-                self.memory[s.buffer][self.offset(s.buffer, s.index)] = x
+                if self.exists(s.index):
+                    self.memory[s.buffer][self.offset(s.buffer, s.index)] = x
                 self.folds = {k: v for k, v in self.folds.items() if s.buffer not in k[0].loads}
             elif isinstance(s, For):
                 for i in range(int(self.value(s.axis.extent))):
                     self.axes[s.axis] = i
                     if s.guard is None or self.value(s.guard):
                         self.statements(s.body)
+
+    def exists(self, index: tuple[Expr, ...]) -> bool:
+        """Evaluates an index; False when it picks from a dimension of size 0, which is reported: then no memory is touched."""
+        for i in index:
+            if i.checked:
+                self.value(i)
+        checks = {n for i in index if i.checked for n in walk(i) if isinstance(n, CheckedIndex)}
+        return all(int(self.value(c.bound)) > 0 for c in checks)
 
     def offset(self, b: Buffer, index: tuple[Expr, ...]) -> int:
         at = 0
@@ -160,18 +169,15 @@ class _Environment:
         raise TypeError(f"cannot interpret {type(e).__name__}")
 
     def _load(self, e: Load) -> Any:
-        for i in e.index:
-            if isinstance(i, CheckedIndex) and int(self.value(i.bound)) <= 0:
-                self.value(i)  # reports
-                return e.dtype.numpy.type(0)
+        if not self.exists(e.index):
+            return e.dtype.numpy.type(0)
         return self.memory[e.buffer][self.offset(e.buffer, e.index)]
 
     def _checked(self, index: int, bound: int, site: int) -> Any:
         n = index + bound if index < 0 else index
-        clamped = max(min(n, bound - 1), 0)
-        if clamped != n and self.status[0] == 0:
+        if not 0 <= n < bound and self.status[0] == 0:
             self.status[0], self.status[1] = site + 1, index
-        return np.int64(clamped)
+        return np.int64(max(min(n, bound - 1), 0))
 
     def _reduce(self, e: Reduce) -> Any:
         laned = e.axes[-1].kind is VECTOR

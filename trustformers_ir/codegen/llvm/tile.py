@@ -14,6 +14,7 @@ Memo entries live in scopes: a loop body opens one, since what it computes does 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
@@ -220,8 +221,7 @@ class Evaluator:
                 m = self.mask(point)
                 if m is not None:
                     parts.append(m)
-        for c in self.addressing.checked(index):
-            parts.append(self.ops.compare("gt", self.eval(c.bound, point), literal(0, DType.i64)))
+        parts.extend(self._holes(index, point))
         for part in parts:
             if part.literal == 1:
                 continue
@@ -232,6 +232,10 @@ class Evaluator:
             else:
                 scalar = part if scalar is None else self.ops.logic("and", scalar, part)
         return Condition(scalar, lanes)
+
+    def _holes(self, index: tuple[Expr, ...], point: Point) -> list[Val]:
+        """For each checked index into a dimension that may have size 0: whether it has elements."""
+        return [self.ops.compare("gt", self.eval(c.bound, point), literal(0, DType.i64)) for c in self.addressing.checked(index)]
 
     def _load(self, e: Load, point: Point) -> Val:
         flat = self.addressing.flat(e.buffer, e.index)
@@ -263,11 +267,20 @@ class Evaluator:
         """Writes one element, or one per lane."""
         flat = self.addressing.flat(buffer, index)
         x = self.eval(value, point)
+        holes = self._holes(index, point)
+        if holes:  # an index into a dimension of size 0: reported, and nothing is written
+            self.vector_value(flat, point)
+            exists = functools.reduce(self._both, holes)
+            self.w.branch(exists, lambda: self.scoped(lambda: self._write(buffer, flat, x, point)))
+        else:
+            self._write(buffer, flat, x, point)
+
+    def _write(self, buffer: Buffer, flat: Expr, x: Val, point: Point) -> list[Val]:
         if self.vector is None or self.vector not in flat.free_axes:
             if x.lanes:
                 raise AssertionError(f"{buffer.name} is stored at an index that does not depend on {self.vector!r}")
             self.memory.store_scalar(buffer, self.eval(flat, point), x)
-            return
+            return []
         x = self.ops.splat(x, self.lanes)
         mask = self.mask(point)
         line = self.addressing.line(flat, self.vector)
@@ -277,6 +290,7 @@ class Evaluator:
             self.memory.store_vector(buffer, self.eval(line.rest, point), x, mask)
         else:
             self.memory.scatter(buffer, self.eval(line.rest, point), self._steps(line.slope, point), x, mask)
+        return []
 
     # -- conditions ----------------------------------------------------------------------------------------------------
 
@@ -341,7 +355,7 @@ class Evaluator:
         from_end = ops.choose(ops.compare("lt", index, zero), ops.binary("add", index, bound), index)
         last = ops.binary("sub", bound, literal(1, DType.i64))
         clamped = ops.extremum("max", ops.extremum("min", from_end, last), zero)
-        bad = ops.compare("ne", clamped, from_end)
+        bad = ops.compare("ge", ops.cast(from_end, DType.u64), ops.cast(bound, DType.u64))  # negative, too large, or into nothing
         mask = self.mask(point) if index.lanes or bound.lanes else None
         for c in [*self.conditions, *([] if mask is None else [mask])]:
             bad = ops.logic("and", bad, c if not c.lanes or bad.lanes else ops.any_lane(c))
