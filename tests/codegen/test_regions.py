@@ -40,6 +40,28 @@ REGIONS: dict[str, tuple[str, str, str]] = {
         %1 = reduce_sum(%0) {axes = [1]} : f32[s]""",
         "%1: f32[s]",
     ),
+    "sum, mean and deviation of squares": (
+        "%x: f32[b, s, 70]",
+        """%0 = mul(%x, %x) : f32[b, s, 70]
+        %1 = reduce_sum(%0) {axes = [2]} : f32[b, s]
+        %2 = reduce_mean(%0) {axes = [1]} : f32[b, 70]
+        %3 = reduce_std(%0) {axes = [2]} : f32[b, s]""",
+        "%1: f32[b, s], %2: f32[b, 70], %3: f32[b, s]",
+    ),
+    "norms of products": (
+        "%x: f32[b, s, 70], %y: f32[b, s, 70]",
+        """%0 = mul(%x, %y) : f32[b, s, 70]
+        %1 = layer_norm(%0, none, none) : f32[b, s, 70]
+        %2 = rms_norm(%0, none) : f32[b, s, 70]""",
+        "%1: f32[b, s, 70], %2: f32[b, s, 70]",
+    ),
+    "softmax and its logarithm of products": (
+        "%x: f32[b, s, t], %y: f32[b, s, t]",
+        """%0 = mul(%x, %y) : f32[b, s, t]
+        %1 = softmax(%0) {axis = 2} : f32[b, s, t]
+        %2 = log_softmax(%0) {axis = 1} : f32[b, s, t]""",
+        "%1: f32[b, s, t], %2: f32[b, s, t]",
+    ),
     "norm with a residual before it and a cast behind it": (
         "%x: f32[b, s, 48], %r: f32[b, s, 48], %w: f32[48], %c: f32[48]",
         """%0 = add(%x, %r) : f32[b, s, 48]
