@@ -105,6 +105,36 @@ def test_wide_integers_round_once_to_narrow_floats() -> None:
             check(kernel("narrow", [x, y], For(i, (store(y, i, cast(x[i], to)),))), [a, np.zeros(800, to.numpy)], {"n": 800})
 
 
+@pytest.mark.parametrize("to", [DType.f16, DType.bf16, DType.f32, DType.f64], ids=str)
+@pytest.mark.parametrize("source", [d for d in DTYPES if not d.is_float and d is not DType.bool], ids=str)
+def test_integers_beside_ties_round_once(source: DType, to: DType) -> None:
+    """At, just below and just above every tie next to every power of two, and the ends of the range, against exact arithmetic."""
+    digits = {DType.f16: 10, DType.bf16: 7, DType.f32: 23, DType.f64: 52}[to]
+    wanted = {0, source.max, source.max - 1, source.min, source.min + 1}
+    for e in range(digits + 1, source.bits):
+        step = 1 << (e - digits)
+        for tie in (2 * step * k + step // 2 for k in ((1 << e) // (2 * step), ((1 << e) + 40 * step) // (2 * step))):
+            for base in (tie, tie + step):  # to an even and to an odd neighbour
+                wanted |= {sign * (base + more) for more in (-1, 0, 1) for sign in (1, -1)}
+    a = np.array(sorted(v for v in wanted if source.min <= v <= source.max), source.numpy)
+    want = np.array([nearest(int(v), to) for v in a], to.numpy)
+    for kind in (SEQ, VECTOR):
+        n = Sym("n")
+        x, y, i = Buffer("x", source, (n,), readonly=True), Buffer("y", to, (n,)), Axis("i", n, kind)
+        k = kernel("narrow", [x, y], For(i, (store(y, i, cast(x[i], to)),)))
+        got = check(k, [a, np.zeros(len(a), to.numpy)], {"n": len(a)})[1]
+        assert got.tobytes() == want.tobytes(), [hex(v) for v, g, w in zip(a.tolist(), got, want, strict=True) if g != w]
+
+
+def nearest(value: int, to: DType) -> float:
+    """The float of ``to`` nearest to an integer, of two the even one, by integer arithmetic."""
+    digits, top = {DType.f16: (11, 1 << 16), DType.bf16: (8, 1 << 128), DType.f32: (24, 1 << 128), DType.f64: (53, 1 << 1024)}[to]
+    step = 1 << max(abs(value).bit_length() - digits, 0)
+    down, rest = divmod(abs(value), step)
+    rounded = (down + (2 * rest > step or (2 * rest == step and down % 2 == 1))) * step
+    return (-1.0 if value < 0 else 1.0) * (float(rounded) if rounded < top else float("inf"))
+
+
 def test_deep_expressions() -> None:
     """A fused chain of many operators."""
     n = Sym("n")

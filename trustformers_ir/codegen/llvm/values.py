@@ -340,11 +340,14 @@ class Ops:
         return Val(self.w.op(f"trunc {out.typed} to {vector_of('i16', x.lanes)}"), to, x.lanes)
 
     def _sticky(self, x: Val) -> Val:
-        """A 64-bit integer whose low 11 bits, where it has more than 53, are squeezed into one: exact in f64, and on the same
-        side of every rounding boundary of a narrow float."""
-        low = self._two("and", x, self.like(x, 2047))
-        squeezed = self._two("or", self._two("and", x, self.like(x, -2048)), self.like(x, 1024))
-        big = self._two("icmp ugt", self._two("add", x, self.like(x, 1 << 52)), self.like(x, 1 << 53), DType.bool)
+        """A 64-bit integer whose low 12 bits, where its magnitude is beyond 2^53, are squeezed into their highest: exact in f64 (which keeps
+        multiples of 2^11 below 2^64), and on the same side of every rounding boundary of a narrow float."""
+        low = self._two("and", x, self.like(x, 4095))
+        squeezed = self._two("or", self._two("and", x, self.like(x, -4096)), self.like(x, 2048))
+        if x.dtype.kind is Kind.UINT:
+            big = self.compare("gt", x, self.like(x, 1 << 53))
+        else:  # beyond 2^52 on either side in one comparison
+            big = self._two("icmp ugt", self._two("add", x, self.like(x, 1 << 52)), self.like(x, 1 << 53), DType.bool)
         some = self.compare("ne", low, self.like(low, 0))
         return self.choose(self.logic("and", big, some), squeezed, x)
 
