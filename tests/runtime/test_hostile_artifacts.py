@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtime_harness import encoder_inputs
 
+from trustformers_ir.ir.abi import ABI_VERSION
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import artifact
 
 TRUNCATED, CORRUPT, MANIFEST, VERSION = Code.ARTIFACT_TRUNCATED, Code.ARTIFACT_CORRUPT, Code.ARTIFACT_MANIFEST, Code.ARTIFACT_VERSION
 Case = tuple[Callable[[], bytes], Code, str]
+ABI = b'"abi":%d' % ABI_VERSION
 ROW, NAMES = 48, ("manifest", "graph", "code", "weights")
 
 
@@ -121,12 +123,12 @@ CASES: dict[str, Case] = {
     "null": (lambda: packed(b"null"), MANIFEST, "no object"),
     "deep JSON": (lambda: packed(b"[" * 200_000), MANIFEST, "nested too deeply"),
     "deep JSON, closed": (lambda: packed(b'{"a":' * 50_000 + b"1" + b"}" * 50_000), MANIFEST, "nested too deeply"),
-    "a huge number": (text_of_manifest(b'"abi":1', b'"abi":' + b"9" * 100_000), MANIFEST, "64 bits"),
-    "a large number": (text_of_manifest(b'"abi":1', b'"abi":18446744073709551616'), MANIFEST, "64 bits"),
-    "a float": (text_of_manifest(b'"abi":1', b'"abi":1.0'), MANIFEST, "no whole number"),
-    "an exponent": (text_of_manifest(b'"abi":1', b'"abi":1e400'), MANIFEST, "no whole number"),
-    "not a number": (text_of_manifest(b'"abi":1', b'"abi":NaN'), MANIFEST, "no whole number"),
-    "a key twice": (text_of_manifest(b'"abi":1', b'"abi":1,"abi":1'), MANIFEST, "twice"),
+    "a huge number": (text_of_manifest(ABI, b'"abi":' + b"9" * 100_000), MANIFEST, "64 bits"),
+    "a large number": (text_of_manifest(ABI, b'"abi":18446744073709551616'), MANIFEST, "64 bits"),
+    "a float": (text_of_manifest(ABI, b'"abi":1.0'), MANIFEST, "no whole number"),
+    "an exponent": (text_of_manifest(ABI, b'"abi":1e400'), MANIFEST, "no whole number"),
+    "not a number": (text_of_manifest(ABI, b'"abi":NaN'), MANIFEST, "no whole number"),
+    "a key twice": (text_of_manifest(ABI, ABI + b"," + ABI), MANIFEST, "twice"),
     "half a surrogate": (text_of_manifest(b'"name":"encoder"', b'"name":"\\ud800"'), MANIFEST, "surrogate"),
     # its fields
     "missing digests": (without("digests"), MANIFEST, "no 'digests'"),
@@ -192,7 +194,7 @@ CASES: dict[str, Case] = {
     "a digest that is none": (set_in("digests", "bias", value="0" * 63 + "g"), MANIFEST, "M7"),
     "another digest": (set_in("digests", "bias", value="0" * 64), CORRUPT, "weight 'bias'"),
     # machines and versions
-    "another calling convention": (set_in("manifest", "abi", value=2), VERSION, "version 2"),
+    "another calling convention": (set_in("manifest", "abi", value=ABI_VERSION + 1), VERSION, f"version {ABI_VERSION + 1}"),
     "a feature of another CPU": (set_in("manifest", "target", "features", value=["quantum"]), Code.ARTIFACT_TARGET, "quantum"),
     "another architecture": (set_in("manifest", "target", "triple", value="riscv64-unknown-linux-gnu"), Code.ARTIFACT_TARGET, "riscv64"),
     "another system": (set_in("manifest", "target", "triple", value="x86_64-pc-windows-msvc"), Code.ARTIFACT_TARGET, "windows"),

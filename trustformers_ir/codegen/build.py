@@ -18,7 +18,7 @@ from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.llvm import pool
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import EmittedFunction, emit_kernel, module_text
-from trustformers_ir.codegen.llvm.entry import emit_entry
+from trustformers_ir.codegen.llvm.entry import STAMP, STAMP_DECLARATION, emit_entry
 from trustformers_ir.codegen.llvm.target import Target, TargetError, parse
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
@@ -110,7 +110,8 @@ def llvm_text(lowered: Lowered) -> str:
         emit_entry(symbol, p, plan, [lowered.kernel_name(c.kernel) for c in p.calls], offsets, lowered.symbols, lowered.facts)
         for symbol, p, plan in zip(lowered.entry_symbols, lowered.programs, lowered.plans, strict=True)
     ]
-    return module_text(kernels, "\n\n".join([*entries, pool.pool_text(lowered.target)]), pool.pool_declarations(lowered.target))
+    declarations = (*pool.pool_declarations(lowered.target), STAMP_DECLARATION)
+    return module_text(kernels, "\n\n".join([STAMP, *entries, pool.pool_text(lowered.target)]), declarations)
 
 
 def stored_weights(lowered: Lowered) -> tuple[StoredWeight, ...]:

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.native import link
+from trustformers_ir.runtime.profile import Profile
 from trustformers_ir.runtime.workers import POOL_SYMBOLS, Workers, survive_fork, thread_count
 
 MAX_PLANS = 1024  # combinations of shapes remembered per entry
@@ -209,7 +211,13 @@ class Executable:
     def after_fork(self) -> None:
         self._preparing = threading.Lock()
 
-    def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int]) -> tuple[int, int]:
+    def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
+        """Calls ``entry`` once, as :meth:`run` does, and says when each worker did what."""
+        self.run(*inputs, entry=entry, **named)  # warms up, and raises what there is to raise
+        called = self._first if entry is None else self._calls[entry]
+        return called.profile(inputs, named)
+
+    def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int], profile: int = 0) -> tuple[int, int]:
         """One native call; gives the status words."""
         workers = self._workers or self.prepare()
         assert self._weights is not None
@@ -223,7 +231,7 @@ class Executable:
             plan.call[3:5] = [self._weights.address, self._arena.address]
             status = self._status
             status[0] = 0
-            plan.call[5] = self._status_address
+            plan.call[5:7] = [self._status_address, profile]
             workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
             return status[0], status[1]
 
@@ -241,7 +249,7 @@ class _Plan:
         self.dims = (ctypes.c_int64 * max(len(dims), 1))(*dims)
         self.inputs: Any = (ctypes.c_int64 * counts[0])()
         self.outputs: Any = (ctypes.c_int64 * counts[1])()
-        self.call: Any = (ctypes.c_int64 * 6)(*map(ctypes.addressof, (self.dims, self.inputs, self.outputs)))
+        self.call: Any = (ctypes.c_int64 * 7)(*map(ctypes.addressof, (self.dims, self.inputs, self.outputs)))
         self.address = ctypes.addressof(self.call)
         self.results: tuple[tuple[tuple[int, ...], Any], ...] = ()
         self.tensors = False
@@ -259,6 +267,28 @@ class _Callable:
         self.plans: dict[tuple[object, ...], _Plan] = {}
 
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        plan, inputs, arrays = self.prepared(given, named)
+        results, outputs = self.allocate(plan)
+        site, index = self.executable._run(self.entry, plan, inputs, outputs)
+        del arrays  # until here they had to live
+        if site:
+            raise self.out_of_range(site, index, plan)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def profile(self, given: tuple[Any, ...], named: dict[str, Any]) -> Profile:
+        plan, inputs, arrays = self.prepared(given, named)
+        results, outputs = self.allocate(plan)
+        workers = 1 if plan.alone else self.executable.threads
+        stamps = np.zeros((workers, len(self.entry.kernels), 3), np.int64)
+        started = time.perf_counter_ns()
+        self.executable._run(self.entry, plan, inputs, outputs, stamps.ctypes.data)
+        elapsed = time.perf_counter_ns() - started
+        del arrays, results
+        env = dict(zip((name for name, _ in self.executable.manifest.symbols), plan.dims, strict=False))
+        return Profile.of(self.entry, stamps, elapsed, env)
+
+    def prepared(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[_Plan, list[int], list[Array]]:
+        """What follows from the shapes, the addresses of the inputs, and the arrays that own them."""
         ports = self.entry.inputs
         if named or len(given) != len(ports):
             given = self.arranged(given, named)
@@ -276,12 +306,7 @@ class _Callable:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()
             self.plans[known] = plan
-        inputs = [x.ctypes.data if type(x) is np.ndarray else x.data_ptr() for x in arrays]
-        results, outputs = self.allocate(plan)
-        site, index = self.executable._run(self.entry, plan, inputs, outputs)
-        if site:
-            raise self.out_of_range(site, index, plan)
-        return results[0] if len(results) == 1 else tuple(results)
+        return plan, [x.ctypes.data if type(x) is np.ndarray else x.data_ptr() for x in arrays], arrays
 
     @functools.cached_property
     def costs(self) -> tuple[Dim, Dim]:

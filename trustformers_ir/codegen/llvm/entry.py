@@ -3,8 +3,9 @@
     void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *barrier, uint8_t *scratch)
 
 It loads the dims, evaluates the arena offsets, and for each kernel call writes the buffer pointers into a table on its stack. A call whose
-results may be empty is skipped when they are (other loops of the kernel might have many turns). Its text is linear in the number of calls;
-kernels are shared between calls, so a deep model has a long entry and few kernels.
+results may be empty is skipped when they are (other loops of the kernel might have many turns). With a profile buffer each worker notes the
+cycle counter around every call; without one that costs a comparison. The text is linear in the number of calls; kernels are shared between
+calls, so a deep model has a long entry and few kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,23 @@ from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, maximum, symbols_of
 from trustformers_ir.ir.dtypes import DType
 
 BARRIER = "declare void @tfir_barrier(ptr)"
-_FIELDS = ("dims", "inputs", "outputs", "weights", "arena", "status")
+_FIELDS = ("dims", "inputs", "outputs", "weights", "arena", "status", "profile")
+STAMPS = 3  # per kernel call: arrived, past the barrier, done
+STAMP = """
+define internal void @tfir_stamp(ptr %profile, i64 %at) noinline nounwind {
+entry:
+  %off = icmp eq ptr %profile, null
+  br i1 %off, label %out, label %on
+on:
+  %now = call i64 @llvm.readcyclecounter()
+  %slot = getelementptr i64, ptr %profile, i64 %at
+  store i64 %now, ptr %slot, align 8
+  br label %out
+out:
+  ret void
+}
+"""
+STAMP_DECLARATION = "declare i64 @llvm.readcyclecounter()"
 
 
 def emit_entry(
@@ -37,6 +54,7 @@ class _Entry:
         self.known = Facts({name: SymbolFact(low, high, divisor) for name, (low, high, divisor) in facts.items()})
         self.writer = Writer()
         self.fields: dict[str, str] = {}
+        self.base = ""
         self.dims: dict[str, Val] = {}
         self.pointers: dict[tuple[Storage, int | str], str] = {}
 
@@ -51,9 +69,12 @@ class _Entry:
             self.dims[name] = Val(w.op(f"load i64, ptr {slot}, align 8"), DType.i64)
         width = max((len(c.arguments) for c in self.program.calls), default=0)
         table = w.op(f"alloca [{max(width, 1)} x ptr], align 8")
+        self.base = w.op(f"mul i64 %worker, {len(self.program.calls) * STAMPS}")
         for i, call in enumerate(self.program.calls):
+            self.stamp(i, 0)
             if i in self.plan.barriers:
                 w.line("call void @tfir_barrier(ptr %barrier)")
+            self.stamp(i, 1)
             pointers = [self.pointer(ref) for ref in call.arguments]
             size = sizes[i]
             if size is not None:
@@ -68,9 +89,14 @@ class _Entry:
             if size is not None:
                 w.line(f"br label %{done}")
                 w.label(done)
+            self.stamp(i, 2)
         w.line("ret void")
         signature = f"define void @{symbol}(ptr %call, i64 %worker, i64 %workers, ptr %barrier, ptr %scratch)"
         return "\n".join([f"{signature} #0 {{", "entry:", *w.lines, "}"])
+
+    def stamp(self, call: int, which: int) -> None:
+        at = self.writer.op(f"add i64 {self.base}, {call * STAMPS + which}")
+        self.writer.line(f"call void @tfir_stamp(ptr {self.fields['profile']}, i64 {at})")
 
     def pointer(self, ref: BufferRef) -> str:
         w = self.writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import typer
 
 import trustformers_ir as tfir
-from trustformers_ir.ir.atomic import atomic_output, check_writable
+from trustformers_ir.ir.atomic import atomic_output, check_writable, write_text
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
@@ -34,6 +35,9 @@ def run(
     batch: Annotated[int, typer.Option(min=1, metavar="B", help="How many texts are run at once.")] = 32,
     pad: Annotated[bool, typer.Option(help="Run texts of different lengths together, padded; or each length by itself.")] = True,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long for the model.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(metavar="TRACE.json", help="Profile the largest batch: a table on stderr, a trace for Perfetto in the file.")
+    ] = None,
     target: Target = "cpu",
     quantize: Quantize = None,
     dtype: Dtype = None,
@@ -50,6 +54,8 @@ def run(
         if not output.endswith((".npz", ".npy")):
             raise console.usage(f"'{output}' is neither a .npz nor a .npy file", "--output FILE.npz")
         check_writable(output)
+    if profile is not None:
+        check_writable(profile)
     arrays = _arrays(input or [])
     with console.progress("loading" if model.endswith(".tfc") else "compiling"):
         if model.endswith(".tfc"):
@@ -58,8 +64,13 @@ def run(
         else:
             executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
     started = time.perf_counter()
-    results = _run_texts(executable, model, texts, batch, pad, truncate) if texts else _named(executable, executable(**arrays))
+    call = _Call(executable)
+    results = _run_texts(executable, call, model, texts, batch, pad, truncate) if texts else _named(executable, call(**arrays))
     seconds = time.perf_counter() - started
+    if profile is not None:
+        told = executable.profile(**call.largest)
+        write_text(profile, jsonlib.dumps(told.trace()))
+        console.say(f"{told}\n{profile}: open it in https://ui.perfetto.dev or chrome://tracing")
     if output is not None:
         _save(output, results)
         console.say(f"{output}: {', '.join(results)}; ran in {seconds * 1e3:.1f} ms")
@@ -70,11 +81,24 @@ def run(
         console.print_table(rows, ("output", "dtype", "shape", "min", "max", "mean"))
 
 
+class _Call:
+    """Calls the executable, and remembers the largest inputs for ``--profile``."""
+
+    def __init__(self, executable: Any) -> None:
+        self.executable = executable
+        self.largest: dict[str, Any] = {}
+
+    def __call__(self, **arrays: np.ndarray) -> Any:
+        if sum(a.size for a in arrays.values()) >= sum(a.size for a in self.largest.values()):
+            self.largest = arrays
+        return self.executable(**arrays)
+
+
 Texts = list[tuple[str, Where]]
 """Texts, and where each comes from."""
 
 
-def _run_texts(executable: Any, model: str, texts: Texts, batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
+def _run_texts(executable: Any, call: _Call, model: str, texts: Texts, batch: int, pad: bool, truncate: bool) -> dict[str, np.ndarray]:
     """Every text once, in batches; outputs are joined in the order of the texts, with zeros where a text has no token."""
     ports = {p.name: p.type for p in executable.inputs}
     if "input_ids" not in ports:
@@ -95,7 +119,7 @@ def _run_texts(executable: Any, model: str, texts: Texts, batch: int, pad: bool,
         feed = {"input_ids": ids[group, :width], "attention_mask": mask[group, :width]}
         feed["token_type_ids"] = np.zeros_like(feed["input_ids"])
         typed = {name: np.ascontiguousarray(array, ports[name].dtype.numpy) for name, array in feed.items() if name in ports}
-        for name, array in _named(executable, executable(**typed)).items():
+        for name, array in _named(executable, call(**typed)).items():
             shape = (len(texts), ids.shape[1], *array.shape[2:]) if per_token[name] else (len(texts), *array.shape[1:])
             whole = joined.setdefault(name, np.zeros(shape, array.dtype))
             if per_token[name]:
