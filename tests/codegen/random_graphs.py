@@ -4,6 +4,9 @@ A graph is grown op by op from the samples of the ops: operands are earlier valu
 evaluated as it is made, several times over: once as it is, and with the results of every inexact op moved within the bounds of
 ``accuracy.py`` (all up, all down, at random). How far those runs spread is what rounding errors can grow to on the way; an op that makes
 them grow without measure, or that is no continuous function of an inexact operand (a comparison, ``floor``, ``argmax`` …), is not taken.
+
+A *wild* graph has NaN and infinities in its inputs, on their way through all ops; where they are must not depend on rounding. It comes besides
+with huge inputs, for which f32 overflows where the reference does not: there only regions are compared with single ops.
 """
 
 from __future__ import annotations
@@ -31,9 +34,14 @@ from trustformers_ir.ir.types import TensorType
 JUMPS = (CompareOp, PredicateOp, ArgReduceOp, ops.TopK, ops.Floor, ops.Ceil, ops.Round, ops.Trunc, ops.Sign, ops.Mod, ops.FloorDiv)
 #: where a path may be wide or narrow: vectors of 16, their neighbours, and small numbers
 SIZES = (1, 1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 33)
+#: around one and two blocks of keys
+LONG_SIZES = (1, 5, 16, 63, 64, 65, 97, 130)
 LARGEST = 1e4  # values beyond are not built upon
 SPREAD = 1e-2  # relative to the largest element
 MOST_ELEMENTS = 20_000
+FEWEST = 0.25  # the part of a wild value that is finite; values with less are not built upon
+WILD = (np.nan, np.inf, -np.inf)
+HUGE = (*WILD, 1e38, -1e38, 3e38, 1e30, -1e20, 6e4, 1e-30, -1e-42, 0.0, -0.0)
 RUNS = 4  # perturbed runs beside the plain one
 
 
@@ -44,6 +52,7 @@ def _native(sample: Sample) -> bool:
 
 _LEFT_OUT = (ops.WeightOp, ops.Einsum, ops.Pack, ops.MakeComplex)
 _FAMILIES = [k for k in OPS.values() if k.fusion is not FusionKind.STRUCTURE and k not in _LEFT_OUT]
+OF_ANY_SIZE = [s for s in ops.Attention.samples() if any(t is not None and not t.is_static for t in s.types)]
 SAMPLES = [family for family in ([s for s in kind.samples() if _native(s)] for kind in _FAMILIES) if family]
 
 
@@ -97,13 +106,16 @@ class Graph:
 
     module: Module
     bindings: list[Binding]
+    huge: list[tuple[dict[str, int], list[np.ndarray]]]
 
 
 class Grower:
     """Grows one graph from a seed."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng([seed, 0x6772])
+    def __init__(self, seed: int, wild: bool = False) -> None:
+        self.rng = np.random.default_rng([seed, 0x6772, *([1] if wild else [])])
+        self.wild = wild
+        self.sizes = LONG_SIZES if seed % 3 == 0 else SIZES
         self.block = Block()
         self.module = Module(f"random{seed}", Facts({}))
         self.module.add_function(Function("main", self.block))
@@ -127,7 +139,8 @@ class Grower:
         bindings = [self.binding(self.dims, self.values, numbers)]
         if self.dims:
             bindings += self.again(numbers)
-        return Graph(self.module, bindings)
+        huge = [(b.dims, [sprinkled(a, HUGE, 0.1, self.rng) for a in b.inputs]) for b in bindings] if self.wild else []
+        return Graph(self.module, bindings, huge)
 
     def binding(self, dims: dict[str, int], values: Sequence[Traced], outputs: Sequence[int]) -> Binding:
         arguments = {a: n for n, a in enumerate(self.block.args)}
@@ -139,7 +152,7 @@ class Grower:
 
     def again(self, outputs: Sequence[int]) -> list[Binding]:
         """The same graph with other sizes, where its ops allow them."""
-        dims = {n: size_of(self.module.facts.symbols[n], self.rng) for n in self.dims}
+        dims = {n: size_of(self.module.facts.symbols[n], self.sizes, self.rng) for n in self.dims}
         values: dict[int, Traced] = {}
         steps = iter(self.steps)
         try:
@@ -147,7 +160,7 @@ class Grower:
                 if n in values:
                     continue
                 if v.value.producer is None:
-                    array = random_array(v.value.type, dims, self.rng, *v.range)
+                    array = self.array(v.value.type, dims, v.range)
                     values[n] = Traced(v.value, [array] * (RUNS + 1), exact=True)
                     continue
                 step = next(steps)
@@ -159,7 +172,9 @@ class Grower:
         return [self.binding(dims, [values[n] for n in range(len(self.values))], outputs)]
 
     def draw(self) -> Sample:
-        """A sample of a random op, preferably one whose first operand may be a value that some op has made."""
+        """A sample of a random op, preferably one whose first operand may be a value that some op has made. Long graphs begin with an attention."""
+        if self.sizes is LONG_SIZES and not self.steps:
+            return OF_ANY_SIZE[int(self.rng.integers(len(OF_ANY_SIZE)))]
         made = {(v.value.type.dtype, v.value.type.rank) for v in self.values if v.value.producer is not None}
         for _ in range(int(self.rng.integers(1, 8))):
             family = SAMPLES[int(self.rng.integers(len(SAMPLES)))]
@@ -176,7 +191,7 @@ class Grower:
         if any(known.get(n, f) != f for n, f in facts.items()):
             raise Misfit
         merged = Facts({**known, **facts})
-        dims = {**self.dims, **{n: size_of(f, self.rng) for n, f in facts.items() if n not in self.dims}}
+        dims = {**self.dims, **{n: size_of(f, self.sizes, self.rng) for n, f in facts.items() if n not in self.dims}}
         chosen = self.operands(sample, merged)
         types = tuple(c.value.type if isinstance(c, Traced) else c for c in chosen)
         results = infer_types(sample.op, types, InferContext(merged, {}))
@@ -233,8 +248,12 @@ class Grower:
     def fresh(self, sample: Sample, position: int, type: TensorType, dims: Mapping[str, int]) -> Traced:
         name = sample.op.operands[min(position, len(sample.op.operands) - 1)].name
         bounds = sample.low.get(name), sample.high.get(name)
-        array = random_array(type, dims, self.rng, *bounds)
+        array = self.array(type, dims, bounds)
         return Traced(Value(type), [array] * (RUNS + 1), exact=True, range=bounds)
+
+    def array(self, type: TensorType, dims: Mapping[str, int], bounds: tuple[float | None, float | None]) -> np.ndarray:
+        array = random_array(type, dims, self.rng, *bounds)
+        return sprinkled(array, WILD, 0.02, self.rng) if self.wild else array
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -275,19 +294,30 @@ class Grower:
         return out
 
     def judge(self, arrays: list[np.ndarray], exact: bool) -> None:
-        base = wide(arrays[0])
-        if not np.isfinite(base).all() or np.abs(base).max(initial=0.0) > LARGEST:
+        runs = [wide(a) for a in arrays]
+        finite = np.isfinite(runs[0])
+        if finite.sum() < (FEWEST if self.wild else 1.0) * finite.size or np.abs(runs[0][finite]).max(initial=0.0) > LARGEST:
             raise Misfit
         if not exact:
-            spread = max(np.abs(wide(a) - base).max(initial=0.0) for a in arrays[1:])
+            if any(not np.isfinite(r[finite]).all() or not np.array_equal(r[~finite], runs[0][~finite], equal_nan=True) for r in runs[1:]):
+                raise Misfit
+            spread = max(np.abs(r[finite] - runs[0][finite]).max(initial=0.0) for r in runs[1:])
             narrow = DType.from_numpy(arrays[0].dtype) in (DType.f16, DType.bf16)
-            if not spread <= (0.1 if narrow else SPREAD) * np.abs(base).max(initial=0.0):
+            if not spread <= (0.1 if narrow else SPREAD) * np.abs(runs[0][finite]).max(initial=0.0):
                 raise Misfit
 
 
-def size_of(fact: SymbolFact, rng: np.random.Generator) -> int:
+def sprinkled(array: np.ndarray, values: Sequence[float], part: float, rng: np.random.Generator) -> np.ndarray:
+    """Floats with some of the values in random places; anything else as it is."""
+    if array.dtype.kind in "biu":
+        return array
+    with np.errstate(over="ignore"):
+        return np.where(rng.random(array.shape) < part, rng.choice(values, array.shape), array).astype(array.dtype)
+
+
+def size_of(fact: SymbolFact, sizes: Sequence[int], rng: np.random.Generator) -> int:
     """A size that the fact admits."""
-    fitting = [s for s in SIZES if fact.admits(s)] or [s for s in range(fact.low, fact.low + 4 * fact.divisor) if fact.admits(s)]
+    fitting = [s for s in sizes if fact.admits(s)] or [s for s in range(fact.low, fact.low + 4 * fact.divisor) if fact.admits(s)]
     return int(fitting[int(rng.integers(len(fitting)))])
 
 

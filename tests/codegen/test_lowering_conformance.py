@@ -15,7 +15,6 @@ from trustformers_ir.ir.conformance import Case, cases, edge_values
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Facts, SymbolFact, evaluate
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.ops import elementwise, unary
 from trustformers_ir.ir.schema import OPS, FusionKind, Op
 from trustformers_ir.ir.types import TensorType
 
@@ -70,8 +69,8 @@ def test_every_op_is_accounted_for() -> None:
 
 # --- edges -------------------------------------------------------------------------------------------------------------------------------
 
-EDGE_OPS = [m for m in NATIVE if issubclass(OPS[m], (unary.UnaryOp, elementwise.BinaryOp, elementwise.Cast, elementwise.Clamp))]
-
+EDGE_OPS = [m for m in NATIVE if OPS[m].fusion is FusionKind.ELEMENTWISE]
+MOST_EDGES = 2000  # combinations tried at once, of a grid that three operands may make large
 
 #: finite magnitudes beyond which results are not compared
 REACH = {
@@ -81,20 +80,21 @@ REACH = {
 
 
 def at_edges(case: Case) -> Case:
-    """The op on every combination of the edge values of its operands' dtypes."""
+    """The op on every combination of the edge values of its operands' dtypes, or on so many at random."""
     values = [edge_values(t.dtype) for t in case.types if t is not None]
     reach = REACH.get((case.op.mnemonic, DType.from_numpy(values[0].dtype)))
     if reach is not None:
         values = [v[~(np.abs(v.astype(np.float64)) > reach) | np.isinf(v)] for v in values]
-    grid = np.meshgrid(*values, indexing="ij")
-    arrays = [np.ascontiguousarray(g.reshape(-1)) for g in grid]
+    grid = [g.reshape(-1) for g in np.meshgrid(*values, indexing="ij")]
+    picked = np.sort(np.random.default_rng(0).permutation(len(grid[0]))[:MOST_EDGES])
+    arrays = [g[picked] for g in grid]
     types = tuple(DType.from_numpy(a.dtype)[len(a)] for a in arrays)
     return Case(case.op, types, Facts({}), {}, tuple(arrays))
 
 
 @pytest.mark.parametrize("mnemonic", EDGE_OPS)
 def test_edge_values(mnemonic: str) -> None:
-    """Zeros of both signs, infinities, NaN, the largest, the smallest, halves: every pair of them at every dtype."""
+    """Zeros of both signs, infinities, NaN, the largest, the smallest, halves: every combination at every dtype."""
     found = {(c.op, tuple(t.dtype for t in c.types if t is not None)): at_edges(c) for c in native(mnemonic)}
     mine = list(found.values())
     for case, run in zip(mine, compile_modules([c.module() for c in mine]), strict=True):
