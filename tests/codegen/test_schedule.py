@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from trustformers_ir.codegen.kernel_ir.interpret import interpret
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, nest, store
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, Buffer, Sym, maximum, minimum, reduce
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Collapse, Move, Reorder, ScheduleError, Split, Tag, apply
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, Buffer, Expr, Sym, const, maximum, minimum, reduce
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Reorder, ScheduleError, Split, Tag, apply
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import parse
+from trustformers_ir.codegen.lower.indexing import expr_dim
+from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
 
 f32 = DType.f32
@@ -100,8 +103,10 @@ def test_random_schedules_keep_every_bit(data: st.DataObject) -> None:
     draw = data.draw
     columns, depth, m = draw(st.sampled_from([5, 16, 33, 48])), draw(st.sampled_from([1, 6, 16])), draw(st.integers(0, 11))
     naive = gemm(columns, depth)
+    chunked = draw(st.booleans())
+    size = draw(st.sampled_from([1, 2, 3, 4]))
     moves: list[Move] = [
-        Split("i", draw(st.sampled_from([1, 2, 3, 4])), draw(st.sampled_from([GUARD, CLAMP]))),
+        Chunk("i", size) if chunked else Split("i", size, draw(st.sampled_from([GUARD, CLAMP]))),
         Split("j", draw(st.sampled_from([4, 5, 16, 32, 40])), GUARD),
     ]
     if draw(st.booleans()):
@@ -111,7 +116,7 @@ def test_random_schedules_keep_every_bit(data: st.DataObject) -> None:
     order = draw(st.permutations(["i.o", "j.o"])) + draw(st.permutations(["i.i", "j.i"]))
     moves.append(Reorder(tuple(order)))
     for name in ("i.i", "j.i"):
-        moves.append(Tag(name, draw(st.sampled_from([SEQ, UNROLL] if name == "i.i" else [SEQ, UNROLL, VECTOR]))))
+        moves.append(Tag(name, draw(st.sampled_from(([SEQ] if chunked else [SEQ, UNROLL]) if name == "i.i" else [SEQ, UNROLL, VECTOR]))))
     if draw(st.booleans()):
         moves += [Tag("i.o", PARALLEL), Tag("j.o", PARALLEL)]
         if draw(st.booleans()):
@@ -132,6 +137,23 @@ def test_random_schedules_keep_every_bit(data: st.DataObject) -> None:
     interpret(scheduled, small, {"m": m})
     interpret(naive, again, {"m": m})
     np.testing.assert_array_equal(small[3].view(np.int32), again[3].view(np.int32))
+
+
+@pytest.mark.parametrize(("m", "sizes"), [(0, []), (1, [1]), (12, [12]), (13, [6, 7]), (16, [8, 8]), (25, [8, 8, 9])])
+def test_chunks_are_fair(m: int, sizes: list[int]) -> None:
+    naive = gemm(16, 2)
+    chunked = apply(naive, (Chunk("i", 12),))
+    outer = chunked.body[0]
+    assert isinstance(outer, For) and isinstance(outer.body[0], For)
+    extents = {"m": m}
+    count = evaluate(expr_dim(outer.axis.extent), extents)
+    found = [evaluate_at(outer.body[0].axis.extent, outer.axis, b, extents) for b in range(count)]
+    assert [n for n in found if n] == sizes
+
+
+def evaluate_at(extent: Expr, axis: Axis, value: int, dims: dict[str, int]) -> int:
+    """An extent at one turn of the loop around it."""
+    return evaluate(expr_dim(Substitution({axis: const(value)})(extent)), dims)
 
 
 def test_all_targets_give_the_same_bits() -> None:
@@ -160,6 +182,9 @@ def test_illegal_moves_say_why() -> None:
     cases: list[tuple[tuple[Move, ...], str]] = [
         ((Split("z", 2),), "no axis is called 'z'"),
         ((Split("i", 0),), "by 0"),
+        ((Chunk("i", 0),), "chunks of 0"),
+        ((Chunk("k", 3),), "reduced over"),
+        ((Split("j", 5), Chunk("j.i", 3)), "guarded"),
         ((Split("k", 3, CLAMP),), "cannot be computed twice"),
         ((Tag("j", PARALLEL),), "K4"),
         ((Tag("i", UNROLL),), "K5"),

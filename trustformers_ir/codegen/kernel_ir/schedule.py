@@ -29,6 +29,8 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Expr,
     Load,
     Reduce,
+    const,
+    maximum,
     minimum,
 )
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, with_body
@@ -60,6 +62,17 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """``axis`` becomes ``axis.o``, as few chunks of at most ``most`` points as there can be, and ``axis.i``, the points of one chunk.
+
+    Chunks differ by at most one point, so that cutting them over workers is fair: 16 points make 8 + 8 where ``Split(…, 12)`` makes 12 + 4.
+    """
+
+    axis: str
+    most: int
+
+
+@dataclass(frozen=True)
 class Reorder:
     """Puts the loops of a perfect nest into this order, outermost first."""
 
@@ -81,7 +94,7 @@ class Collapse:
     axes: tuple[str, ...]
 
 
-Move = Split | Reorder | Tag | Collapse
+Move = Split | Chunk | Reorder | Tag | Collapse
 
 
 @deep
@@ -99,6 +112,8 @@ def apply(kernel: Kernel, moves: Sequence[Move], facts: SymbolFacts | None = Non
 def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
     if isinstance(move, Split):
         body = _split(kernel, move, facts)
+    elif isinstance(move, Chunk):
+        body = _chunk(kernel, move, facts)
     elif isinstance(move, Reorder):
         body = _reorder(kernel, move)
     elif isinstance(move, Tag):
@@ -189,6 +204,23 @@ def _split(kernel: Kernel, move: Split, facts: SymbolFacts | None) -> tuple[Stmt
     both = old_guard if guard is None else guard if old_guard is None else guard & old_guard
     inner_loop = For(inner, tuple(sub.stmt(s) for s in loop.body), both)
     return _swap(kernel.body, loop, For(outer, (inner_loop,)))
+
+
+def _chunk(kernel: Kernel, move: Chunk, facts: SymbolFacts | None) -> tuple[Stmt, ...]:
+    """Chunk b of c holds the points from ``n * b // c`` to ``n * (b + 1) // c``."""
+    axis = find_axis(kernel, move.axis)
+    loop = _find_loop(kernel.body, axis)
+    if move.most < 1:
+        raise ScheduleError(f"cannot cut {axis.name} into chunks of {move.most}")
+    if loop is None or loop.guard is not None:
+        raise ScheduleError(f"{axis.name} is {'reduced over' if loop is None else 'guarded'}: only plain loops are cut into chunks")
+    simplifier = Simplifier(facts)
+    count = simplifier(maximum((axis.extent + (move.most - 1)) // move.most, const(1)))
+    outer = Axis(f"{axis.name}.o", count, axis.kind if axis.kind is PARALLEL else SEQ)
+    start, stop = axis.extent * outer // count, axis.extent * (outer + 1) // count
+    inner = Axis(f"{axis.name}.i", simplifier(stop - start), SEQ)
+    sub = Substitution({axis: start + inner})
+    return _swap(kernel.body, loop, For(outer, (For(inner, tuple(sub.stmt(s) for s in loop.body)),)))
 
 
 def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: Expr, guard: Expr | None) -> tuple[Stmt, ...]:

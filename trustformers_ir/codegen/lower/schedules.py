@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, UNROLL, VECTOR
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Move, Reorder, Split, Tag
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Reorder, Split, Tag
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class MachineShape:
 def gemm_schedule(machine: MachineShape, panel: int) -> tuple[Move, ...]:
     """Register tiles for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
 
-    The loops are, outermost first: blocks of rows that keep A in L2 (``m.o``), panels of B (``n.o``), tiles of rows in the block (``m.i.o``),
-    then the register tile: rows x vectors of the panel x 16 lanes. Both outer loops are cut over the workers.
-    Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
+    The loops are, outermost first: fair chunks of rows (``m.o.o``), panels of B (``n.o``), tiles of rows in the chunk (``m.o.i``), then the
+    register tile: rows x vectors of the panel x 16 lanes. A panel of B stays in L2 while the tiles of A go by. The two outer loops together are cut
+    over the workers: with few rows there is one chunk, and every worker reads its own share of B, once; with many rows each worker has
+    chunks of its own. Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
     """
     rows, vectors = machine.tile_rows, -(-panel // LANES)
     return (
         Split("m", rows, CLAMP),
-        Split("m.o", ROW_BLOCK // rows, GUARD),
+        Chunk("m.o", ROW_BLOCK // rows),
         Split("n", panel, GUARD),
         *((Split("n.i", LANES, GUARD),) if vectors > 1 else ()),
         Reorder(("m.o.o", "n.o", "m.o.i", "m.i", *(("n.i.o", "n.i.i") if vectors > 1 else ("n.i",)))),
@@ -68,4 +69,4 @@ def gemm_schedule(machine: MachineShape, panel: int) -> tuple[Move, ...]:
     )
 
 
-ROW_BLOCK = 96  # rows of A that stay in L2 while the panels stream past: 96 x 3072 x 4 bytes is 1.2 MB; a multiple of both tile heights
+ROW_BLOCK = 128  # most rows of a chunk: 128 x 1536 x 4 bytes of A are 0.8 MB, and stay in L2 while the panels stream past
