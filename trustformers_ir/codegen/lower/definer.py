@@ -11,8 +11,9 @@ stored, so fusing never changes a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, binary, cast
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, binary, cast, const, reduce
 from trustformers_ir.codegen.kernel_ir.optable import SUPPORTED
 from trustformers_ir.codegen.lower.indexing import Flattening, Index, broadcast_index, dim_expr, expr_dim
 from trustformers_ir.ir.abi import Site
@@ -22,6 +23,9 @@ from trustformers_ir.ir.dims import Dim, Facts, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schema import Op
 from trustformers_ir.ir.types import Panels
+
+#: Steps of 16 lanes (last dimension) or of one element (others) that an f32 sum takes before it is added to a sum in f64.
+FOLD_STEPS = 256
 
 Rule = Callable[["Definer", Operation, Index, int], Expr]
 RULES: dict[type[Op], Rule] = {}
@@ -63,6 +67,20 @@ def _place(operation: Operation, region: Operation) -> Where:
     loc = operation.loc or region.loc
     mnemonic = None if operation.op.terminator else operation.op.mnemonic
     return Where(file=loc.file if loc else None, line=loc.line if loc else None, op=mnemonic)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The axes of a fold: those of a short one inside, those around it, and the index of each folded dimension."""
+
+    outer: tuple[Axis, ...]
+    inner: tuple[Axis, ...]
+    places: dict[int, Expr]
+
+    def sum(self, body: Expr) -> Expr:
+        """The sum of ``body``. Sums of f32 over blocks are added up in f64: a rounding error grows with the size of a block, not of the array."""
+        part = reduce("sum", self.inner, body)
+        return cast(reduce("sum", self.outer, cast(part, DType.f64)), part.dtype) if self.outer else part
 
 
 class Sites:
@@ -171,6 +189,34 @@ class Definer:
         """Fresh axes for a fold over ``axes`` of an array of ``shape``: the last dimension folds in 16 lanes, the others in order."""
         last = len(shape) - 1
         return {a: Axis(f"r{a}", dim_expr(shape[a]), VECTOR if a == last else SEQ) for a in sorted(axes)}
+
+    def blocked_axes(self, shape: Sequence[Dim], axes: Sequence[int], dtype: DType) -> Blocks:
+        """Fresh axes for a sum over ``axes`` of an array of ``shape``; for f32 cut so that the fold inside takes at most ``FOLD_STEPS`` steps."""
+        whole = self.reduce_axes(shape, axes)
+        if dtype is not DType.f32:
+            return Blocks((), tuple(whole.values()), dict(whole))
+        inner: list[Axis] = []
+        outer: list[Axis] = []
+        places: dict[int, Expr] = {}
+        room = FOLD_STEPS
+        for a, axis in reversed(whole.items()):
+            lanes = LANES if axis.kind is VECTOR else 1
+            most = self.facts.bounds(shape[a])[1]
+            if not outer and most <= room * lanes:
+                inner.append(axis)
+                room //= max(-(-int(most) // lanes), 1)
+                places[a] = axis
+            elif not outer and room * lanes > 1:
+                size = room * lanes
+                block = Axis(f"b{a}", (axis.extent + (size - 1)) // size, SEQ)
+                part = Axis(axis.name, binary("min", const(size), axis.extent - block * size), axis.kind)
+                inner.append(part)
+                outer.append(block)
+                places[a] = block * size + part
+            else:
+                outer.append(axis)
+                places[a] = axis
+        return Blocks(tuple(reversed(outer)), tuple(reversed(inner)), places)
 
     def count(self, dims: Sequence[Dim], dtype: DType) -> Expr:
         """The product of ``dims`` as a number of ``dtype``."""

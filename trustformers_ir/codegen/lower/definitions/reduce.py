@@ -1,16 +1,17 @@
 """Pointwise definitions of reductions: one fold per output element.
 
-The last dimension folds in 16 lanes and a fixed tree, the others in order; that is part of the meaning, not of the schedule, so the bits
-do not depend on threads, batch split or vector width.
+The last dimension folds in 16 lanes and a fixed tree, the others in order. A sum of f32 takes at most 256 such steps at a time; what those give
+is added up in f64. That is part of the meaning, not of the schedule, so the bits do not depend on threads, batch split or vector width, and
+the error does not grow with the number of terms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import Axis, Binary, Const, Expr, cast, const, fma, reduce, select, unary
-from trustformers_ir.codegen.lower.definer import Definer, define
+from trustformers_ir.codegen.kernel_ir.nodes import Binary, Const, Expr, cast, const, fma, reduce, select, unary
+from trustformers_ir.codegen.lower.definer import Definer, compute_dtype, define
 from trustformers_ir.codegen.lower.indexing import Index
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
@@ -22,25 +23,27 @@ from trustformers_ir.ir.schema import Op
 def fold(d: Definer, kind: str, x: Value, axes: Sequence[int], index: Index, dtype: DType | None = None) -> Expr:
     """Fold ``x`` over ``axes``; ``index`` has one entry per dimension of x, those of the folded axes being ignored."""
 
-
     def build() -> Expr:
-        bound, body = elements(d, x, axes, index)
-        return reduce(kind, bound, body if dtype is None else cast(body, dtype))
+        if kind == "sum" and dtype is None:
+            return total(d, x, axes, index, lambda element: element)
+        bound = d.reduce_axes(x.type.shape, axes)
+        body = d.lifted(x, tuple(bound.get(i, e) for i, e in enumerate(index)))
+        return reduce(kind, tuple(bound.values()), body if dtype is None else cast(body, dtype))
 
     return d.once((kind, x, *_outside(axes, index), dtype), build)
 
 
-def elements(d: Definer, x: Value, axes: Sequence[int], index: Index) -> tuple[tuple[Axis, ...], Expr]:
-    """Fresh fold axes and the element of ``x`` that they walk.
+def total(d: Definer, x: Value, axes: Sequence[int], index: Index, body: Callable[[Expr], Expr]) -> Expr:
+    """The sum of ``body`` of each element of ``x`` over ``axes``.
 
     A product that is inlined here is rounded before it is added, as if it had been stored: ``fma(a, b, -0)`` is exactly that, where a bare
     product under a sum would become a chain of fused multiply-adds and fusing would change bits.
     """
-    bound = d.reduce_axes(x.type.shape, axes)
-    element = d.lifted(x, tuple(bound.get(i, e) for i, e in enumerate(index)))
+    blocks = d.blocked_axes(x.type.shape, axes, compute_dtype(x.type.dtype))
+    element = d.lifted(x, tuple(blocks.places.get(i, e) for i, e in enumerate(index)))
     if isinstance(element, Binary) and element.op == "mul" and element.dtype.is_float:
         element = fma(element.a, element.b, -0.0)
-    return tuple(bound.values()), element
+    return blocks.sum(body(element))
 
 
 def _outside(axes: Sequence[int], index: Index) -> tuple[tuple[int, ...], Index]:
@@ -91,25 +94,23 @@ def _mean(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 
 
 def mean(d: Definer, x: Value, axes: Sequence[int], index: Index) -> Expr:
-    total = fold(d, "sum", x, axes, index)
-    return total / d.count([x.type.shape[a] for a in axes], total.dtype)
+    added = fold(d, "sum", x, axes, index)
+    return added / d.count([x.type.shape[a] for a in axes], added.dtype)
 
 
 def variance(d: Definer, x: Value, axes: Sequence[int], index: Index, correction: int = 0) -> Expr:
     """Mean squared distance from the mean, in two passes (the one-pass formula cancels)."""
 
-
-    def squares() -> Expr:
-        bound, element = elements(d, x, axes, index)
+    def square(element: Expr) -> Expr:
         distance = element - mean(d, x, axes, index)
-        return reduce("sum", bound, distance * distance)
+        return distance * distance
 
-    total = d.once(("squares", x, *_outside(axes, index)), squares)
-    count = d.count([x.type.shape[a] for a in axes], total.dtype)
+    squares = d.once(("squares", x, *_outside(axes, index)), lambda: total(d, x, axes, index, square))
+    count = d.count([x.type.shape[a] for a in axes], squares.dtype)
     if correction:
         count = count - float(correction)
         count = select(count > 0, count, Const(0, count.dtype))
-    return total / count
+    return squares / count
 
 
 @define(ops.ReduceVar, ops.ReduceStd)
@@ -122,8 +123,8 @@ def _var_std(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 @define(ops.ReduceLogSumExp)
 def _logsumexp(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     full = spread(o, _axes(o), _keepdims(o), index)
-    top, total = shifted_exp_sum(d, o.inputs[0], _axes(o), full)
-    return d.finish(o, result, top + unary("log", total))
+    top, weights = shifted_exp_sum(d, o.inputs[0], _axes(o), full)
+    return d.finish(o, result, top + unary("log", weights))
 
 
 def shifted_exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index) -> tuple[Expr, Expr]:
@@ -135,12 +136,8 @@ def shifted_exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index) -> 
 
 def exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index, shift: Expr) -> Expr:
     """``sum exp(x - shift)`` over the axes."""
-
-    def build() -> Expr:
-        bound, element = elements(d, x, axes, index)
-        return reduce("sum", bound, unary("exp", element - shift))
-
-    return d.once(("exp_sum", x, *_outside(axes, index), shift), build)
+    key = ("exp_sum", x, *_outside(axes, index), shift)
+    return d.once(key, lambda: total(d, x, axes, index, lambda element: unary("exp", element - shift)))
 
 
 @define(ops.ArgMax, ops.ArgMin)
@@ -157,9 +154,9 @@ def _softmax(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     x = o.inputs[0]
     axis: int = o.op.axis % x.type.rank  # type: ignore[attr-defined]
     top = fold(d, "max", x, (axis,), index)
-    total = exp_sum(d, x, (axis,), index, top)
+    weights = exp_sum(d, x, (axis,), index, top)
     shifted = d.lifted(x, index) - top
-    value = shifted - unary("log", total) if isinstance(o.op, ops.LogSoftmax) else unary("exp", shifted) / total
+    value = shifted - unary("log", weights) if isinstance(o.op, ops.LogSoftmax) else unary("exp", shifted) / weights
     return d.finish(o, result, value)
 
 
@@ -187,14 +184,8 @@ def _rms_norm(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     x, weight = o.operands
     assert x is not None
     axes = _normalised_axes(o)
-
-
-    def squares() -> Expr:
-        bound, element = elements(d, x, axes, index)
-        return reduce("sum", bound, element * element)
-
-    total = d.once(("mean_square", x, *_outside(axes, index)), squares)
-    square = total / d.count([x.type.shape[a] for a in axes], total.dtype)
+    squares = d.once(("mean_square", x, *_outside(axes, index)), lambda: total(d, x, axes, index, lambda element: element * element))
+    square = squares / d.count([x.type.shape[a] for a in axes], squares.dtype)
     value = d.lifted(x, index) * unary("recip", unary("sqrt", square + o.op.eps))
     if weight is not None:
         gain = cast(d.lifted(weight, index[x.type.rank - len(axes) :]), value.dtype)
