@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from accuracy import differs
 from lowering_harness import compile_modules
+from random_graphs import wrap
 
+from trustformers_ir.ir.conformance import random_array
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
@@ -112,3 +114,35 @@ def test_a_score_that_overflows_makes_its_row_nan(dtype: DType) -> None:
         (got,) = run(list(given.values()), {"d": FEATURES, "s": QUERIES, "t": KEYS})
         nan = np.isnan(got.astype(np.float64))
         assert nan[ROW].all() and nan.sum() == FEATURES
+
+
+BEHIND = {
+    "a rope, which reads pairs of features": (
+        "%g: f32[2, 1, s, 4], %h: f32[2, 1, s, 4]",
+        "%1 = rope(%0, %g, %h) : f32[2, 8, s, 8]",
+    ),
+    "its own flip": (
+        "%g: f32[2, 8, s, 8], %h: f32[s, 8]",
+        """%2 = flip(%0) {axis = 1} : f32[2, 8, s, 8]
+    %1 = sub(%0, %2) : f32[2, 8, s, 8]""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_regions_that_read_attention_at_other_places(name: str) -> None:
+    """The loops over blocks of keys have each element once, so the plain definition serves."""
+    arguments, behind = BEHIND[name]
+    source = (
+        "module @behind {\n  symbol s : [1, inf]\n  symbol t : [1, inf]\n"
+        f"  func @main(%q: f32[2, 8, s, 8], %k: f32[2, 4, t, 8], %v: f32[2, 4, t, 8], {arguments}) -> (f32[2, 8, s, 8]) {{\n"
+        f"    %0 = attention(%q, %k, %v, none, none) : f32[2, 8, s, 8]\n    {behind}\n    return %1\n  }}\n}}\n"
+    )
+    whole = parse_module(source)
+    wrap([o for o in whole.main.body if not o.op.terminator])
+    (run,) = compile_modules([whole])
+    for dims in ({"s": 1, "t": 1}, {"s": 17, "t": 70}):
+        inputs = [random_array(t, dims, np.random.default_rng(1)) for t in whole.main.input_types]
+        want = evaluate(parse_module(source), *inputs, dims=dims)
+        assert isinstance(want, np.ndarray)
+        np.testing.assert_allclose(run(inputs, dims, 2)[0], want, rtol=0, atol=5e-6)

@@ -131,6 +131,10 @@ def _without(body: tuple[Stmt, ...], dropped: frozenset[Buffer]) -> tuple[Stmt, 
     return tuple(s for s in kept if not (isinstance(s, Store) and s.buffer in dropped))
 
 
+class _ReadElsewhere(Exception):
+    """What stands behind a template reads its value at another place than the one being computed."""
+
+
 def _lower_group(region: Operation, body: Block, anchor: Operation | None, group: list[_Output], ctx: LoweringContext) -> LoweredKernel:
     d = _definer(body, [o.target for o in group], ctx)
     shape = group[0].core.type.shape
@@ -139,14 +143,22 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
     def emit(index: Index) -> list[Store]:
         return [o.place(d, index, d.at(o.core, index)) for o in group]
 
+    def emit_at(known: Value, index: Index, value: Expr) -> Store:
+        """The one store of a nest that computes ``known`` at ``index`` and nowhere else."""
+
+        def override(at: Index) -> Expr:
+            if any(a is not i and size != 1 for a, i, size in zip(at, index, known.type.shape, strict=True)):
+                raise _ReadElsewhere
+            return value
+
+        d.overrides[known] = override
+        return emit(index)[0]
+
     if anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and shape == anchor.result.type.shape and len(group) == 1:
-
-        def emit_one(index: Index, value: Expr) -> Store:
-            d.overrides[anchor.result] = lambda _: value
-            return emit(index)[0]
-
-        statements = attention_nest(d, anchor, emit_one, ctx.machine)
-        return _finish(d, statements, label, ctx)
+        try:
+            return _finish(d, attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), ctx.machine), label, ctx)
+        except _ReadElsewhere:
+            d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
     panel = _gemm_panel(anchor, shape)
     if panel is not None:
         m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
