@@ -10,6 +10,7 @@ import pytest
 from accuracy import check_case, same_bytes
 from lowering_harness import Runner, compile_modules
 
+from trustformers_ir.codegen.lower.definer import RULES
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.conformance import Case, cases, edge_values
 from trustformers_ir.ir.diagnostics import Code, CompilerError
@@ -114,6 +115,16 @@ def test_complex_numbers_are_refused(mnemonic: str) -> None:
             assert problem.code is Code.UNSUPPORTED_DTYPE
             assert problem.where.op == mnemonic
             return
+
+
+def test_an_op_without_native_code_says_where_to_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RULES, ops.Gelu)
+    with pytest.raises(CompilerError) as caught:
+        compile_modules([native("gelu")[0].module()])
+    (problem,) = caught.value.diagnostics
+    assert problem.code is Code.UNSUPPORTED_OP
+    assert problem.message == "'gelu' has no native code"
+    assert "codegen/lower/definitions/" in problem.help and "tfir.evaluate" in problem.help
 
 
 # --- indices out of range ------------------------------------------------------------------------------------------------------------------

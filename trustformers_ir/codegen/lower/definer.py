@@ -129,8 +129,8 @@ class Definer:
         assert operation is not None, "a region argument has a buffer"
         rule = RULES.get(type(operation.op))
         if rule is None:
-            what = f"'{operation.op.mnemonic}' has no pointwise definition"
-            raise unsupported(operation, what, "it runs in a region of its own, or a pass takes it apart first")
+            help = "give it a definition in codegen/lower/definitions/ (CONTRIBUTING.md), or run the module with tfir.evaluate"
+            raise unsupported(operation, f"'{operation.op.mnemonic}' has no native code", help)
         out = rule(self, operation, index, value.index)
         assert out.dtype is value.type.dtype, f"{operation.op.mnemonic}: defined as {out.dtype}, typed {value.type.dtype}"
         return out
