@@ -23,11 +23,6 @@ def print_kernel(kernel: Kernel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def print_expr(e: Expr) -> str:
-    """One expression on one line, without names for shared parts."""
-    return describe(e)
-
-
 def _buffer(b: Buffer) -> str:
     shape = ", ".join(map(describe, b.shape))
     flags = "".join(f" {name}" for name, on in (("readonly", b.readonly), ("may_alias", not b.noalias)) if on)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, walk
-from trustformers_ir.codegen.kernel_ir.nodes import Axis, Buffer, CheckedIndex, Expr, Load, const
+from trustformers_ir.codegen.kernel_ir.nodes import Axis, Buffer, CheckedIndex, Expr, const
 from trustformers_ir.codegen.kernel_ir.simplify import Poly, Simplifier
 from trustformers_ir.codegen.llvm.text import Val, literal, memory_type, suffix, vector_of
 from trustformers_ir.codegen.llvm.values import Ops
@@ -212,8 +212,3 @@ class Memory:
         m = self.ops.splat(literal(1, DType.bool), x.lanes) if mask is None else mask
         p = self._addresses(b, offset, steps)
         self.masked(name, "void", [f"{t} {text}", f"<{x.lanes} x ptr> align {b.dtype.itemsize} {p}", f"<{x.lanes} x i1> {m.text}"])
-
-
-def needs_condition(load: Load, addressing: Addressing) -> bool:
-    """Whether the access must obey masks and Select conditions."""
-    return not addressing.safe(load.buffer, load.index)

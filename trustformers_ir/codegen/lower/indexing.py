@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.nodes import Binary, Const, Expr, Sym, binary, const
-from trustformers_ir.ir.dims import Atom, Dim, Facts, SymExpr, floordiv, maximum, minimum, mod, product, symbol
+from trustformers_ir.ir.dims import Atom, Dim, Facts, floordiv, maximum, minimum, mod, product, symbol
 
 Index = tuple[Expr, ...]
 
@@ -154,7 +154,3 @@ def broadcast_index(index: Index, shape: Sequence[Dim], out_shape: Sequence[Dim]
     """The index into an operand of ``shape`` that numpy broadcasting to ``out_shape`` reads at ``index``."""
     offset = len(out_shape) - len(shape)
     return tuple(const(0) if d == 1 else index[offset + i] for i, d in enumerate(shape))
-
-
-def is_symbolic(dim: Dim) -> bool:
-    return isinstance(dim, SymExpr)
