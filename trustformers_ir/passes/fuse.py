@@ -16,7 +16,7 @@ After::
 
 Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen et al. 2018, section 3) with the kinds of ``ir/schema.py``:
 
-1. *attention* takes in the views (reshape, transpose) of its operands and of its result;
+1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result;
 2. *contractions* take in the elementwise operations after them that have their shape, and views of the result;
 3. *reductions* take in cheap operations before them and elementwise ones after them;
 4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
@@ -177,7 +177,7 @@ class _Fusion:
     def views_before(self, group: _Group, operation: Operation) -> None:
         for value in operation.inputs:
             o = value.producer
-            if o is not None and isinstance(o.op, VIEWS) and self.only_here(o, group) and self.add(group, o):
+            if o is not None and isinstance(o.op, (*VIEWS, ops.Slice)) and self.only_here(o, group) and self.add(group, o):
                 self.views_before(group, o)
 
     def grow_up(self, group: _Group) -> None:

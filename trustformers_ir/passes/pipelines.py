@@ -10,6 +10,7 @@ from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
+from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
 
 
@@ -22,6 +23,7 @@ def cpu(panel: int = 48) -> list[Pass]:
         Decompose(),
         Canonicalize(),  # what decomposition left behind
         FoldWeights(),
+        MergeLinears(),
         PackWeights(width=panel),
         Dce(),  # weights in the form that nothing reads any more
         Fuse(),

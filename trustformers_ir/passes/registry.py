@@ -10,8 +10,9 @@ from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
+from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
 
-ALL: tuple[type[Pass], ...] = (Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, PackWeights, Fuse)
+ALL: tuple[type[Pass], ...] = (Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, MergeLinears, PackWeights, Fuse)
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}

@@ -1,0 +1,123 @@
+"""Products that read one activation and feed one attention become a single product: queries, keys and values at once.
+
+Before::
+
+    %q = linear(%x, %wq, %bq) : f32[batch, seq, 384]
+    %k = linear(%x, %wk, %bk) : f32[batch, seq, 384]
+    %v = linear(%x, %wv, %bv) : f32[batch, seq, 384]
+
+After::
+
+    %w = weight {name = "query.weight+key.weight+value.weight"} : f32[1152, 384]
+    %b = weight {name = "query.bias+key.bias+value.bias"} : f32[1152]
+    %y = linear(%x, %w, %b) : f32[batch, seq, 1152]
+    %q = slice(%y) {axis = 2, start = 0, stop = 384} : f32[batch, seq, 384]
+    …
+
+The activation is read once, and there is one kernel and one barrier instead of three. Attention reads its operands through the slices, so they
+cost nothing; elsewhere a slice would be a copy, so other products are left alone. Every output column is the same sum as before, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.builder import Builder
+from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.types import ROW_MAJOR, TensorType
+from trustformers_ir.passes.manager import Pass, PassLog
+
+VIEWS = (ops.Reshape, ops.Transpose)
+
+
+@dataclass(frozen=True)
+class MergeLinears(Pass):
+    """Horizontal fusion of the projections in front of attention."""
+
+    name = "merge_linears"
+    summary = "compute queries, keys and values in one product"
+    requires = frozenset({"flat"})
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Rewrites every attention whose projections read the same value."""
+        for function in module.functions.values():
+            for attention in function.body:
+                if isinstance(attention.op, ops.Attention):
+                    reason = _merge(module, attention)
+                    if reason is None:
+                        log.count("attention with one projection")
+                    else:
+                        log.miss("merged", f"projections of an attention: {reason}")
+
+
+def _merge(module: Module, attention: Operation) -> str | None:
+    """Merge the projections of one attention; or the reason why not."""
+    found: dict[Operation, None] = {}
+    for value in attention.inputs[:3]:
+        projection = _projection(value)
+        if projection is not None:
+            found[projection] = None
+    groups: dict[Value, list[Operation]] = {}
+    for projection in found:
+        groups.setdefault(projection.inputs[0], []).append(projection)
+    linears = max(groups.values(), key=len, default=[])
+    if len(linears) < 2:
+        return "no two of them are products of the same value"
+    biased = {o.operands[2] is not None for o in linears}
+    if len(biased) > 1:
+        return "one has a bias and another has none"
+    parts = [[v.op_as(ops.WeightOp) for v in o.inputs[1:]] for o in linears]
+    if any(p is None for row in parts for p in row) or any(o.inputs[1].type.layout != ROW_MAJOR for o in linears):
+        return "a weight is computed"
+    if not rewriting.allowed():
+        return "TFIR_STOP_AFTER has been reached"
+    first = min(linears, key=lambda o: list(o.block or ()).index(o))
+    builder = Builder.before(module, first)
+    merged = [builder(ops.WeightOp(_joined(module, [_weight(module, row[i]) for row in parts]).name)) for i in range(len(parts[0]))]
+    result = builder(ops.Linear(), first.inputs[0], merged[0], merged[1] if len(merged) > 1 else None)
+    start = 0
+    slices = []
+    for o in linears:
+        width = o.result.type.shape[-1]
+        assert isinstance(width, int)
+        slices.append(builder(ops.Slice(result.type.rank - 1, start, start + width), result))
+        start += width
+    for o, part in zip(linears, slices, strict=True):
+        o.replace_with([part])
+    return None
+
+
+def _projection(value: Value) -> Operation | None:
+    """The product behind the views of an operand, when nothing else reads it."""
+    while value.producer is not None and isinstance(value.producer.op, VIEWS) and value.has_one_use:
+        value = value.producer.inputs[0]
+    o = value.producer
+    return o if o is not None and isinstance(o.op, ops.Linear) and value.has_one_use and isinstance(value.type.shape[-1], int) else None
+
+
+def _weight(module: Module, operation: Operation | None) -> Weight:
+    assert operation is not None and isinstance(operation.op, ops.WeightOp)
+    return module.weights[operation.op.name]
+
+
+def _joined(module: Module, weights: Sequence[Weight]) -> Weight:
+    """The weights one below the other, made when first asked for."""
+    name = "+".join(w.name for w in weights)
+    if name not in module.weights:
+        rows = sum(_rows(w) for w in weights)
+        module.add_weight(Weight(name, TensorType((rows, *weights[0].type.shape[1:]), weights[0].type.dtype), _joiner(list(weights))))
+    return module.weights[name]
+
+
+def _rows(weight: Weight) -> int:
+    rows = weight.type.shape[0]
+    assert isinstance(rows, int)
+    return rows
+
+
+def _joiner(weights: list[Weight]) -> Callable[[], np.ndarray]:
+    return lambda: np.concatenate([w.data for w in weights])
