@@ -1,4 +1,4 @@
-"""Sums of many f32: the error does not grow with the number of terms, and the bits depend on nothing but the shape."""
+"""Sums of f32: the error does not grow with the number of terms, the bits depend on nothing but the shape, and how far the range reaches."""
 
 from __future__ import annotations
 
@@ -94,3 +94,21 @@ def test_a_fold_of_folds(fold: AxisKind, around: AxisKind) -> None:
     for size in (0, 1, block - 1, block, block + 1, 3 * block + 17):
         a = np.random.default_rng(size).uniform(-1, 1, (size, 19)).astype(np.float32)
         check(k, [a, np.zeros(19, np.float32)], {"n": size, "m": 19} if around is not UNROLL else {"n": size})
+
+
+@pytest.mark.parametrize("size", [8, 1000, 4096])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "reduce_var", "reduce_std"])
+def test_squares_stay_in_the_range_of_f32(name: str, size: int) -> None:
+    """docs/kernels.md promises agreement with the reference for numbers of these sizes; beyond, squares overflow or vanish."""
+    results = {"layer_norm": ", none, none) {eps = 0.0", "rms_norm": ", none) {eps = 0.0"}
+    tail, kept = (results[name], f"[2, {size}]") if name in results else (") {axes = [1]", "[2]")
+    body = f"    %0 = {name}(%x{tail}}} : f32{kept}\n    return %0\n"
+    source = f"module @range {{\n  func @main(%x: f32[2, {size}]) -> (f32{kept}) {{\n{body}  }}\n}}\n"
+    (run,) = compile_modules([parse_module(source)])
+    unit = np.random.default_rng(size).uniform(-1, 1, (2, size))
+    unit[:, :2] = 1, -1
+    for largest in (1e-18, 1.0, 0.99e19 / np.sqrt(size)):
+        x = (unit * largest).astype(np.float32)
+        want = evaluate(parse_module(source), x)
+        assert isinstance(want, np.ndarray)
+        np.testing.assert_allclose(run([x], {})[0], want, rtol=1e-5, atol=1e-6 if name in results else 0)
