@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models_harness import ours, output_names, saved_model, theirs
 from transformers import BertConfig
 
 from trustformers_ir.frontend.checkpoint import load_checkpoint, open_checkpoint
@@ -33,15 +33,9 @@ HEADS = ["MaskedLM", "NextSentencePrediction", "PreTraining", "QuestionAnswering
 
 
 def saved(folder: Path, kind: str = "BertModel", dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
-    """A random model of transformers, saved into the folder; its parameters are large enough to matter."""
-    torch.manual_seed(0)
-    model = getattr(transformers, kind)(BertConfig(**TINY | fields, attn_implementation="eager")).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(1.0 if p.ndim == 1 else 0.0, 0.3)
-    model = model.to(dtype)
-    model.save_pretrained(folder)
-    return model
+    """A random model of transformers, saved into the folder."""
+    config = BertConfig(**TINY | fields, attn_implementation="eager")
+    return saved_model(lambda: getattr(transformers, kind)(config), folder, dtype)
 
 
 def draw(batch: int = 3, length: int = 7, seed: int = 0) -> dict[str, np.ndarray]:
@@ -54,26 +48,12 @@ def draw(batch: int = 3, length: int = 7, seed: int = 0) -> dict[str, np.ndarray
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": random.integers(0, 2, (batch, length))}
 
 
-def theirs(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    with torch.no_grad():
-        out = copy.deepcopy(model).double()(**{k: torch.tensor(v) for k, v in inputs.items()})
-    return [t.numpy() for t in out.to_tuple()]
-
-
 def compare(module: Module, model: Any, inputs: dict[str, np.ndarray], tolerance: float = 1e-5) -> None:
     """All outputs, evaluated in float64 on both sides. States of padding are nobody's business."""
-    results = evaluate(module, wide=True, **inputs)
-    results = results if isinstance(results, tuple) else (results,)
-    expected = theirs(model, inputs)
-    assert len(results) == len(expected)
-    for have, want in zip(results, expected, strict=True):
+    for have, want in zip(ours(module, inputs), theirs(model, inputs), strict=True):
         assert have.shape == want.shape
         rows = inputs["attention_mask"] > 0 if want.shape[:2] == inputs["attention_mask"].shape else slice(None)
         np.testing.assert_allclose(have[rows], want[rows], rtol=0, atol=tolerance * max(1.0, float(np.abs(want).max())))
-
-
-def output_names(module: Module) -> list[str]:
-    return [v.name for v in module.main.outputs]
 
 
 def test_encoder(tmp_path: Path) -> None:

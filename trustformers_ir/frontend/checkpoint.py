@@ -81,6 +81,9 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
     parameters = Parameters(available=stored)
     model = family.architectures[chosen](config, Scope(parameters, dtype=dtype or DType.f32))
     ignored = _compare(parameters, stored, family, folder, problems)
+    if settings is not None and "attention_mask" not in model.inputs:
+        message = f"a {family.model_type} reads no tokens, so there are none to pool into a sentence embedding"
+        problems.add(Code.UNSUPPORTED_CONFIG, message, Where(file=folder.shown("modules.json")), "load it with sentence=False")
     problems.check()
     weights = {p.name: Weight(p.name, stored[p.name].entry.type, stored[p.name].array()) for p in parameters}
     metadata = {"model_type": family.model_type, "architecture": chosen}

@@ -1,7 +1,8 @@
 """Models with random weights: ``random:bert?hidden_size=96&num_hidden_layers=2``. For tests and benchmarks of shapes that nobody has trained.
 
-The fields are those of a config.json; the others have the values of the family's published base model. Besides, ``seed`` (0), ``architecture``
-(the one without a task) and ``dtype`` (f32; how the weights are stored) are understood. Equal texts give equal weights.
+The fields are those of a config.json; the others have the values of the family's published base model, or of its size that ``preset`` names:
+``random:vit?preset=large``. Besides, ``seed`` (0), ``architecture`` (the one without a task) and ``dtype`` (f32; how the weights are stored) are
+understood. Equal texts give equal weights.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from difflib import get_close_matches
-from math import prod
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,7 +28,7 @@ from trustformers_ir.models.registry import FAMILIES, find_family
 
 PREFIX = "random:"
 MAX_BYTES = 64 << 30
-_OWN = ("seed", "architecture", "dtype")
+_OWN = ("preset", "seed", "architecture", "dtype")
 
 
 def random_model(spec: str, dtype: DType | None = None) -> Module:
@@ -36,21 +37,22 @@ def random_model(spec: str, dtype: DType | None = None) -> Module:
     family = find_family(model_type, code=Code.RANDOM_MODEL)
     own = {name: fields.pop(name) for name in _OWN if name in fields}
     problems = Collector()
-    reader = Fields({"model_type": model_type, **family.base, **fields}, problems, code=Code.RANDOM_MODEL)
+    settings = Fields(own, problems, code=Code.RANDOM_MODEL)
+    preset = family.presets.get(settings.choice("preset", ("base", *family.presets), "base"), {})
+    reader = Fields({"model_type": model_type, **family.base, **preset, **fields}, problems, code=Code.RANDOM_MODEL)
     config = family.read_config(reader)
     for name in fields:
         if name not in reader.asked:
             near = get_close_matches(name, [*sorted(reader.asked), *_OWN], 1)
             help = f"did you mean '{near[0]}'?" if near else f"the fields are {', '.join(sorted(reader.asked))}"
             problems.add(Code.RANDOM_MODEL, f"a {model_type} has no field '{name}'", help=help)
-    settings = Fields(own, problems, code=Code.RANDOM_MODEL)
     seed = settings.whole("seed", 0, low=0)
     architecture = settings.choice("architecture", family.architectures, family.backbone)
     stored = DType.parse(settings.choice("dtype", ("f16", "bf16", "f32", "f64"), "f32"))
     problems.check()
     parameters = Parameters()
     model = family.architectures[architecture](config, Scope(parameters, dtype=dtype or DType.f32))
-    size = sum(prod(p.shape) for p in parameters) * stored.itemsize
+    size = sum(math.prod(p.shape) for p in parameters) * stored.itemsize
     if size > MAX_BYTES:
         raise CompilerError.of(Code.RANDOM_MODEL, f"the model has {size >> 30} GiB of weights, more than the {MAX_BYTES >> 30} that are allowed")
     weights = {p.name: Weight(p.name, p.type.with_dtype(stored), _filled(p, seed, stored)) for p in parameters}
@@ -78,12 +80,19 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false; everything else is text."""
+    """A number, true, false or a list; everything else is text."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, (bool, int, float)) else text
+    return value if isinstance(value, (bool, int, float, list)) else text
+
+
+def _scale(shape: tuple[int, ...]) -> float:
+    """One over the root of the number of terms of a product: of ``[outputs, inputs…]``, or of a table in a batch of one, ``[1, rows, features]``."""
+    if len(shape) < 2:
+        return 0.05
+    return 1 / math.sqrt((math.prod(shape[1:]) if shape[0] > 1 else shape[-1]) or 1)
 
 
 def _filled(parameter: Parameter, seed: int, dtype: DType) -> Any:
@@ -94,8 +103,7 @@ def _filled(parameter: Parameter, seed: int, dtype: DType) -> Any:
         digest = hashlib.sha256(f"{seed}:{parameter.name}".encode()).digest()
         random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
         values = random.standard_normal(parameter.shape, np.float32)
-        scale = parameter.shape[-1] ** -0.5 if len(parameter.shape) > 1 else 0.05
-        values *= np.float32(scale)
+        values *= np.float32(_scale(parameter.shape))
         if len(parameter.shape) == 1 and parameter.name.endswith(".weight"):
             values += np.float32(1)
         values.setflags(write=False)

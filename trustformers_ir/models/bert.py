@@ -23,12 +23,11 @@ from trustformers_ir.models.blocks import (
     LearnedPositions,
     Linear,
     MultiHeadAttention,
+    Pooler,
     padding_mask,
 )
 from trustformers_ir.models.config import Fields
-from trustformers_ir.models.family import Family
-
-MAX_BATCH = 1 << 20
+from trustformers_ir.models.family import MAX_BATCH, Family, transformer_size
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class BertConfig:
     @classmethod
     def read(cls, fields: Fields) -> BertConfig:
         """The config of a ``config.json``; problems go to the fields' collector."""
-        labels = fields.raw.get("id2label")
         config = cls(
             vocab_size=fields.whole("vocab_size"),
             hidden_size=fields.whole("hidden_size"),
@@ -61,11 +59,10 @@ class BertConfig:
             type_vocab_size=fields.whole("type_vocab_size", 2),
             hidden_act=fields.choice("hidden_act", ACTIVATIONS, "gelu"),
             layer_norm_eps=fields.number("layer_norm_eps", 1e-12),
-            num_labels=fields.whole("num_labels", len(labels) if isinstance(labels, dict) and labels else 2),
+            num_labels=fields.labels(),
             tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         )
-        if fields.right("hidden_size", "num_attention_heads") and config.hidden_size % config.num_attention_heads:
-            fields.fail("num_attention_heads", f"is {config.num_attention_heads}, which does not divide hidden_size {config.hidden_size}")
+        fields.divides("num_attention_heads", "hidden_size")
         fields.choice("position_embedding_type", ["absolute"], "absolute")
         for name in ("is_decoder", "add_cross_attention"):
             if fields.flag(name, False):
@@ -115,16 +112,6 @@ class BertLayer:
         return self.output_norm(x + self.feed_forward(x))
 
 
-class BertPooler:
-    """A projection of the first token's state, the ``[CLS]`` token, for tasks on whole texts."""
-
-    def __init__(self, config: BertConfig, scope: Scope) -> None:
-        self.dense = Linear(scope.child("dense"), config.hidden_size, config.hidden_size)
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return self.dense(hidden[:, 0]).tanh()
-
-
 class Bert:
     """The encoder: token ids to one hidden state per token. Padding (``attention_mask`` 0) has no influence on the states of tokens."""
 
@@ -134,7 +121,8 @@ class Bert:
         self.config = config
         self.embeddings = BertEmbeddings(config, scope.child("embeddings"))
         self.layers = [BertLayer(config, scope.child("encoder", "layer", i)) for i in range(config.num_hidden_layers)]
-        self.pooler = BertPooler(config, scope.child("pooler")) if pooler else None
+        h = config.hidden_size
+        self.pooler = Pooler(Linear(scope.child("pooler", "dense"), h, h), F.tanh) if pooler else None
 
     @property
     def inputs(self) -> Mapping[str, TensorType]:
@@ -282,6 +270,14 @@ FAMILY = Family(
         "intermediate_size": 3072,
         "max_position_embeddings": 512,
         "type_vocab_size": 2,
+    },
+    presets={  # Turc et al., "Well-Read Students Learn Better" (2019), table 1; Devlin et al., section 3; Wang et al., section 4
+        "tiny": transformer_size(2, 128, 2),
+        "mini": transformer_size(4, 256, 4),
+        "small": transformer_size(4, 512, 8),
+        "medium": transformer_size(8, 512, 8),
+        "large": transformer_size(24, 1024, 16),
+        "minilm": transformer_size(6, 384, 12),
     },
     renames=((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias")),
     parts=("pooler", "cls.predictions", "cls.seq_relationship", "classifier", "qa_outputs"),

@@ -127,6 +127,17 @@ class FeedForward:
         return self.outer(self.activation(self.inner(x)))
 
 
+class Pooler:
+    """One vector for the whole input: the state of the first token, ``[CLS]``, projected (Devlin et al. 2019)."""
+
+    def __init__(self, dense: Linear, activation: Activation) -> None:
+        self.dense = dense
+        self.activation = activation
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden[:, 0]))
+
+
 def padding_mask(attention_mask: Tensor) -> Tensor:
     """``[batch, length]`` with 1 for tokens and 0 for padding, to a mask of keys for attention."""
     return (attention_mask != 0)[:, None, None, :]

@@ -69,6 +69,27 @@ class Fields:
         self.fail(name, f"is {_shown(value)}, not true or false")
         return bool(default)
 
+    def pair(self, name: str) -> tuple[int, int]:
+        """Two positive integers; a single one stands for both. Required."""
+        value = self._take(name, None)
+        if value is None:
+            return (1, 1)
+        both = value if isinstance(value, list) else [value, value]
+        if len(both) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= LARGEST for v in both):
+            self.fail(name, f"is {_shown(value)}, not a whole number of at least 1 or a list of two")
+            return (1, 1)
+        return (both[0], both[1])
+
+    def labels(self, low: int = 1) -> int:
+        """How many labels a classifier has: ``num_labels``, else as many as ``id2label`` names, else 2."""
+        names = self.raw.get("id2label")
+        return self.whole("num_labels", len(names) if isinstance(names, dict) and len(names) >= low else 2, low)
+
+    def divides(self, part: str, of: str) -> None:
+        """Report a field that does not divide another one; both are required and have been read."""
+        if self.right(part, of) and self.raw[of] % self.raw[part]:
+            self.fail(part, f"is {self.raw[part]}, which does not divide {of} {self.raw[of]}")
+
     def choice(self, name: str, among: Iterable[str], default: str | None = None) -> str:
         """One of the names in ``among``; a name that is not is reported as not supported."""
         known = sorted(among)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trustformers_ir.ir.dims import SymbolFact
@@ -12,6 +12,8 @@ from trustformers_ir.ir.parameters import Parameters, Scope
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.models.config import Fields
+
+MAX_BATCH = 1 << 20  # what is known of the dim ``batch`` of every model
 
 
 class Model(Protocol):
@@ -40,7 +42,8 @@ class Family:
     ``architectures`` maps the class names of ``config["architectures"]`` to builders; the first is the one without a task.
     ``prefix`` is what task checkpoints put before the names of that one. ``renames`` are names of older checkpoints (pattern,
     replacement). ``parts`` are the optional parts: a part that the architecture does not use is ignored when the checkpoint holds it.
-    ``ignorable`` are patterns of names without meaning: buffers, copies of tied weights. ``base`` is the config of the published base model.
+    ``ignorable`` are patterns of names without meaning: buffers, copies of tied weights. ``base`` is the config of the published base model;
+    ``presets`` are other sizes by name, as the fields in which they differ from it.
     """
 
     model_type: str
@@ -48,6 +51,7 @@ class Family:
     architectures: Mapping[str, Callable[[Any, Scope], Model]]
     prefix: str
     base: Mapping[str, Any]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
     parts: tuple[str, ...] = ()
     ignorable: tuple[str, ...] = ()
@@ -68,6 +72,11 @@ class Family:
         if any(re.fullmatch(pattern, name) for pattern in self.ignorable):
             return True
         return any(_under(name, part) and not any(_under(p.name, part) for p in expected) for part in self.parts)
+
+
+def transformer_size(layers: int, width: int, heads: int) -> dict[str, int]:
+    """Fields of a preset; the feed-forward network is four times as wide as the states, as in all published sizes."""
+    return {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
 
 
 def _under(name: str, part: str) -> bool:

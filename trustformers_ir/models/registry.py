@@ -10,6 +10,8 @@ from trustformers_ir.models.family import Family
 
 FAMILIES = {
     "bert": "trustformers_ir.models.bert",
+    "deit": "trustformers_ir.models.deit",
+    "vit": "trustformers_ir.models.vit",
 }
 """``model_type`` -> the module that has its ``FAMILY``."""
 

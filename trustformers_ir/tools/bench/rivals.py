@@ -80,7 +80,7 @@ def _onnx_file(folder: Path, example: Mapping[str, np.ndarray], threads: int, in
 
     model = _torch_model(folder, threads)(list(example))
     path = str(Path(into) / "model.onnx")
-    axes = {name: {0: "batch", 1: "seq"} for name in example}
+    axes = {name: {0: "batch", 1: "seq"} if array.ndim == 2 else {0: "batch"} for name, array in example.items()}  # tokens; images
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of every Python branch in the model
         tensors = tuple(map(torch.from_numpy, example.values()))
