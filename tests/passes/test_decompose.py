@@ -9,6 +9,7 @@ import pytest
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen import build
+from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.clone import clone_module
@@ -175,6 +176,13 @@ def test_native_results_keep_their_bits(name: str, dtype: DType) -> None:
     random = np.random.default_rng(0)
     arrays = draw_inputs(module, {"b": 3}, random)
     np.testing.assert_array_equal(native(module, True)(**arrays), native(module, False)(**arrays))
+
+
+def test_native_results_of_a_packed_weight_keep_their_bits() -> None:
+    module = random_model("random:vit?num_hidden_layers=0&hidden_size=80&num_attention_heads=1&image_size=[48,33]")
+    arrays = draw_inputs(module, {"batch": 3}, np.random.default_rng(0))
+    for packed, plain in zip(native(module, True)(**arrays), native(module, False)(**arrays), strict=True):
+        np.testing.assert_array_equal(packed, plain)
 
 
 def native(module: Module, decompose: bool) -> Any:
