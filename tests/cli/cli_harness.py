@@ -16,12 +16,13 @@ import trustformers_ir as tfir
 from trustformers_ir.tools.cli import main
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the a cat dog sat ran on under mat tree and or very old new".split()]
+LAYERS = 2
 CONFIG = {
     "architectures": ["BertModel"],
     "model_type": "bert",
     "vocab_size": len(WORDS),
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": LAYERS,
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "max_position_embeddings": 16,
