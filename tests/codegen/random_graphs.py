@@ -142,6 +142,10 @@ class Grower:
         huge = [(b.dims, [sprinkled(a, HUGE, 0.1, self.rng) for a in b.inputs]) for b in bindings] if self.wild else []
         return Graph(self.module, bindings, huge)
 
+    def affordable(self, types: Sequence[TensorType | None], dims: Mapping[str, int]) -> None:
+        if any(t is not None and np.prod(t.concrete(dims), dtype=np.int64) > MOST_ELEMENTS for t in types):
+            raise Misfit
+
     def binding(self, dims: dict[str, int], values: Sequence[Traced], outputs: Sequence[int]) -> Binding:
         arguments = {a: n for n, a in enumerate(self.block.args)}
         inputs: list[np.ndarray] = [np.empty(0)] * len(arguments)
@@ -164,6 +168,7 @@ class Grower:
                     values[n] = Traced(v.value, [array] * (RUNS + 1), exact=True)
                     continue
                 step = next(steps)
+                self.affordable((*step.results, *step.types), dims)
                 operands = [None if k is None else values[k] for k in step.operands]
                 made = self.evaluate(step.op, operands, step.types, step.results, self.module.facts, dims)
                 values.update(enumerate(made, n))
@@ -195,8 +200,7 @@ class Grower:
         chosen = self.operands(sample, merged)
         types = tuple(c.value.type if isinstance(c, Traced) else c for c in chosen)
         results = infer_types(sample.op, types, InferContext(merged, {}))
-        if any(np.prod(t.concrete(dims), dtype=np.int64) > MOST_ELEMENTS for t in (*results, *(t for t in types if t is not None))):
-            raise Misfit
+        self.affordable((*results, *types), dims)
         operands = [self.fresh(sample, i, t, dims) if isinstance(t, TensorType) else t for i, t in enumerate(chosen)]
         made = self.evaluate(sample.op, operands, types, results, merged, dims)
         known.update(facts)
