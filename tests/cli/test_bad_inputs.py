@@ -458,7 +458,8 @@ def test_an_interrupted_compilation_leaves_nothing(stage: str) -> None:
     """Ctrl-C while the compiler works, and while the artifact is being written."""
     write_checkpoint("m")
     Path("slow.py").write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background start with it ignored
         "from trustformers_ir.ir.progress import watching\n"
         "from trustformers_ir.tools.cli import main\n"
         "def show(stage, done, total):\n"

@@ -201,6 +201,7 @@ def test_weights_are_known_by_digest_and_resolved() -> None:
     digest = module.weights["w"].digest
     assert f"weight @w : f32[2, 3] = {digest}" in text
     asked: list[tuple[str, TensorType]] = []
+    data.flags.writeable = False  # as a mapped file gives it; what its owner could still change is copied
 
     def resolve(wanted: str, type: TensorType) -> np.ndarray | None:
         asked.append((wanted, type))
