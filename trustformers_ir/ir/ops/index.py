@@ -164,13 +164,12 @@ def _scatter(x: np.ndarray, where: tuple[np.ndarray, ...], updates: np.ndarray, 
     """Updates applied one after another in row-major order; each entry of ``where`` has one element per leading position of updates."""
     out = np.array(x, order="C")
     if reduce is ScatterReduce.NONE:  # numpy promises no order for repeated positions, so only the last write of each is made
-        flat = np.ravel_multi_index(where, x.shape[: len(where)]).reshape(-1) if where else np.zeros(1, np.int64)
+        flat = np.ravel_multi_index(where, x.shape[: len(where)]).reshape(-1)
         position, back = np.unique(flat[::-1], return_index=True)
         rows = out.reshape(-1, *x.shape[len(where) :])
         rows[position] = updates.reshape(len(flat), *x.shape[len(where) :])[len(flat) - 1 - back]
         return out
-    everything: Any = ...
-    _COMBINE[reduce].at(out, where if where else everything, updates)
+    _COMBINE[reduce].at(out, where, updates)
     return out
 
 
@@ -259,6 +258,8 @@ class ScatterNd(ScatterOp):
         return (x,)
 
     def reference(self, ctx: EvalContext, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> Any:
+        if not indices.shape[-1]:  # every update is of the whole: that of an axis of size 1 put before it
+            return _scatter(x[None], (np.zeros(indices.shape[:-1], np.int64),), updates, self.reduce)[0]
         where = tuple(resolve_indices(self, indices[..., j], x.shape[j]) for j in range(indices.shape[-1]))
         return _scatter(x, where, updates, self.reduce)
 
@@ -267,6 +268,7 @@ class ScatterNd(ScatterOp):
         for reduce in ScatterReduce:
             yield Sample(cls(reduce), (DType.f32[5, 4], DType.i64[7, 1], DType.f32[7, 4]), {"indices": -5}, {"indices": 4})
             yield Sample(cls(reduce), (DType.i64[3, 4, "n"], DType.i32[2, 3, 2], DType.i64[2, 3, "n"]), {"indices": 0}, {"indices": 2})
+            yield Sample(cls(reduce), (DType.f32[3], DType.i64[4, 0], DType.f32[4, 3]))
         yield Sample(cls(), (DType.bool[6], DType.u8["n", 1], DType.bool["n"]), {"indices": 0}, {"indices": 5})
         yield Sample(cls(ScatterReduce.ADD), (DType.f16[2, 2], DType.i64[8, 2], DType.f16[8]), {"indices": -2}, {"indices": 1})
 
