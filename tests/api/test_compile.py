@@ -155,10 +155,14 @@ def test_an_index_out_of_range_names_op_and_line() -> None:
 
 
 def test_the_report_says_what_was_done() -> None:
-    report: Any = tfir.compile(SMALL).report()
+    exe = tfir.compile(SMALL)
+    report: Any = exe.report()
     assert {"seconds", "passes", "entries", "weight_bytes"} <= set(report)
     assert any(p["name"] == "fuse" and p["misses"] for p in report["passes"])
-    assert report["entries"]["main"]["kernels"][0]["label"]
+    assert report["entries"]["main"]["kernels"][0]["label"] and report["entries"]["main"]["last_call_ms"] is None
+    exe(np.ones((1, 5), np.int64))
+    measured: Any = exe.report(dims={"batch": 1, "seq": 5})
+    assert measured["entries"]["main"]["last_call_ms"] > 0 and isinstance(measured["entries"]["main"]["arena_bytes"], int)
 
 
 def test_stages_can_be_read() -> None:

@@ -65,6 +65,7 @@ class Executable:
         self._scratch = memory.Growing("the scratch space")
         self._status = (ctypes.c_int64 * 2)()
         self._addresses: dict[str, int] = {}
+        self._lasted: dict[str, int] = {}  # nanoseconds of the last native call of each entry
         self._calls = {e.name: _Callable(self, e) for e in compiled.manifest.entries}
         if not self._calls:
             raise InternalError.of(Code.INTERNAL, "a compiled module without an entry")
@@ -141,6 +142,7 @@ class Executable:
                 "barriers": e.barriers,
                 "arena_bytes": shown(e.arena_bytes),
                 "scratch_bytes_per_thread": shown(e.scratch_bytes),
+                "last_call_ms": self._lasted[e.name] / 1e6 if e.name in self._lasted else None,
             }
         return {
             **self.compiled.report,
@@ -232,7 +234,9 @@ class Executable:
             status = self._status
             status[0] = 0
             plan.call[5:7] = [self._status_address, profile]
+            started = time.perf_counter_ns()
             workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
+            self._lasted[entry.name] = time.perf_counter_ns() - started
             return status[0], status[1]
 
     @functools.cached_property
