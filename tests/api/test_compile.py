@@ -79,6 +79,14 @@ def test_inputs_with_defaults_may_be_left_out() -> None:
         exe(attention_mask=np.ones_like(ids))
 
 
+def test_everything_that_is_wrong_with_a_call_is_told_together() -> None:
+    exe = tfir.compile(softmax_of_product, (f32["n", 8], f32[8, "m"]))
+    with pytest.raises(tfir.CompilerError) as caught:
+        exe(np.zeros((2, 9)), normal(7, 3))
+    told = str(caught.value)
+    assert "dtype f64" in told and "input 'x': axis 1 has size 8" in told and "input 'y': axis 0 has size 8" in told
+
+
 def test_torch_in_torch_out() -> None:
     exe = tfir.compile(lambda x: (x * 2.0, x.sum(-1)), f32["n", 4])
     x = torch.randn(3, 4)

@@ -334,7 +334,7 @@ INPUTS: list[Case] = [
     ("rank", lambda: arrays(input_ids=np.zeros(4, np.int64)), Code.INPUT_SHAPE, 'tensor "input_ids"'),
     ("other lengths", lambda: arrays(input_ids=np.zeros((1, 5), np.int64)), Code.DIM_CONFLICT, 'tensor "attention_mask"'),
     ("no such token", lambda: arrays(input_ids=np.array([[2, 5, 99, 3]])), Code.INDEX_OUT_OF_RANGE, "op embedding"),
-    ("too many tokens", lambda: arrays(**dict.fromkeys(NAMES, np.ones((1, 17), np.int64))), Code.DIM_RANGE, "tfc run"),
+    ("too many tokens", lambda: arrays(**dict.fromkeys(NAMES, np.ones((1, 17), np.int64))), Code.DIM_RANGE, 'tensor "input_ids"'),
     ("array with a lying header", lambda: arrays(input_ids=lying_array()), Code.BAD_ARRAY, "input_ids.npy"),
     ("array of objects", lambda: arrays(input_ids=np.array([{}, None])), Code.BAD_ARRAY, "input_ids.npy"),
     ("array nested", lambda: arrays(input_ids=b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000), Code.BAD_ARRAY, "input_ids.npy"),

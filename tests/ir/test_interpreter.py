@@ -90,7 +90,7 @@ def test_unnamed_arguments_are_numbered() -> None:
         (Code.INPUT_DTYPE, (np.array([["a"]]),), {}, "no tensor"),
         (Code.INPUT_SHAPE, (np.zeros(3, np.float32),), {}, r"'x': has rank 2, \[n, 3\]; an array of shape \[3\]"),
         (Code.INPUT_SHAPE, (np.zeros((2, 4), np.float32),), {}, "axis 1 has size 3"),
-        (Code.DIM_RANGE, (np.zeros((3, 3), np.float32),), {}, r"the dim 'n' is 3; it was declared as \[1, 8\] % 2"),
+        (Code.DIM_RANGE, (np.zeros((3, 3), np.float32),), {}, r"the dim 'n' is 3 by axis 0 of input '.*'; it was declared as \[1, 8\] % 2"),
         (Code.DIM_RANGE, (np.zeros((10, 3), np.float32),), {}, "the dim 'n' is 10"),
     ],
 )

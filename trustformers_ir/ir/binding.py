@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dims import Dim, Facts, evaluate, substitute, symbols_of
 
 
@@ -21,34 +21,58 @@ class Shaped:
 def bind_dims(tensors: Sequence[Shaped], facts: Facts, given: Mapping[str, int] | None = None) -> dict[str, int]:
     """The values of the symbols that the shapes determine; every declared dim is checked against the actual size.
 
-    Raises ``CompilerError``. Each dim is an equation. Those with one unknown symbol that occurs linearly are solved until none is left;
-    the others are then checked.
+    Raises ``CompilerError`` with every contradiction. Each dim is an equation. Those with one unknown symbol that occurs linearly are solved
+    until none is left; the others are then checked.
     """
     env: dict[str, int] = dict(given or {})
+    problems = Collector()
     pending: list[tuple[Shaped, int]] = []
     for t in tensors:
-        if len(t.declared) != len(t.actual):
-            raise _error(
-                Code.INPUT_SHAPE, t, f"has rank {len(t.declared)}, {_text(t.declared)}; an array of shape {_text(t.actual)} was given"
-            )
-        pending.extend((t, axis) for axis in range(len(t.declared)))
+        if len(t.declared) == len(t.actual):
+            pending.extend((t, axis) for axis in range(len(t.declared)))
+        else:
+            message = f"has rank {len(t.declared)}, {_text(t.declared)}; an array of shape {_text(t.actual)} was given"
+            problems.extend(_error(Code.INPUT_SHAPE, t, message).diagnostics)
+    learned: dict[str, tuple[Shaped, int]] = {}  # where the value of a symbol comes from
     while pending:
-        rest = [(t, axis) for t, axis in pending if not _settle(t, axis, env)]
+        rest: list[tuple[Shaped, int]] = []
+        for t, axis in pending:
+            known = len(env)
+            try:
+                settled = _settle(t, axis, env)
+            except CompilerError as error:
+                problems.extend(error.diagnostics)
+                settled = True
+            if not settled:
+                rest.append((t, axis))
+            elif len(env) > known:
+                learned[next(reversed(env))] = (t, axis)
         if len(rest) == len(pending):
+            problems.check()  # what is wrong elsewhere may be why nothing more is known
             t, axis = rest[0]
             unknown = ", ".join(sorted(symbols_of(t.declared[axis]) - env.keys()))
             raise _error(Code.INPUT_SHAPE, t, f"axis {axis} is {t.declared[axis]}, from which {unknown} cannot be computed")
         pending = rest
-    check_facts(env, facts)
+    _check_facts(env, facts, learned, problems)
+    problems.check()
     return env
 
 
 def check_facts(env: Mapping[str, int], facts: Facts) -> None:
-    """``DIM_RANGE`` when a value contradicts what the module declares of its symbol."""
+    """``DIM_RANGE`` for every value that contradicts what the module declares of its symbol."""
+    with Collector() as problems:
+        _check_facts(env, facts, {}, problems)
+
+
+def _check_facts(env: Mapping[str, int], facts: Facts, learned: Mapping[str, tuple[Shaped, int]], problems: Collector) -> None:
     for name, value in env.items():
         fact = facts.symbols.get(name)
         if value < 0 or (fact is not None and not fact.admits(value)):
-            raise CompilerError.of(Code.DIM_RANGE, f"the dim '{name}' is {value}; it was declared as {fact or 'not negative'}")
+            place, where = "", Where()
+            if name in learned:
+                t, axis = learned[name]
+                place, where = f" by axis {axis} of input '{t.name}'", Where(tensor=t.name)
+            problems.add(Code.DIM_RANGE, f"the dim '{name}' is {value}{place}; it was declared as {fact or 'not negative'}", where)
 
 
 def _settle(t: Shaped, axis: int, env: dict[str, int]) -> bool:

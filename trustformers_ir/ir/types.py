@@ -82,9 +82,6 @@ class TensorType:
     def symbols(self) -> set[str]:
         return symbols_of(*self.shape)
 
-    def with_shape(self, shape: Iterable[Dim]) -> TensorType:
-        return TensorType(tuple(shape), self.dtype, self.layout)
-
     def with_dtype(self, dtype: DType) -> TensorType:
         return TensorType(self.shape, dtype, self.layout)
 

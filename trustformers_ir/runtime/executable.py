@@ -362,10 +362,10 @@ class _Callable:
                 if dtype_of(array) is not port.type.dtype:
                     message = f"input '{port.name}' has the dtype {dtype_of(array) or array.dtype}; {port.type.dtype} is taken"
                     problems.add(Code.INPUT_DTYPE, message, Where(tensor=port.name), f"convert it first; the input is declared as {port.type}")
-        shapes = [Shaped(p.name, p.type.shape, tuple(a.shape)) for p, a in zip(entry.inputs, arrays, strict=True)]
-        fixed = {name: fact.low for name, fact in self.facts.symbols.items() if fact.low == fact.high}
+            shapes = [Shaped(p.name, p.type.shape, tuple(a.shape)) for p, a in zip(entry.inputs, arrays, strict=True)]
+            bound = bind_dims(shapes, self.facts)
         try:
-            env = fixed | bind_dims(shapes, self.facts)
+            env = {name: fact.low for name, fact in self.facts.symbols.items() if fact.low == fact.high} | bound
             results = [(p.type.concrete(env), p.type.dtype) for p in entry.outputs]
             arena, scratch = evaluate(entry.arena_bytes, env), evaluate(entry.scratch_bytes, env)
             cost = max(evaluate(d, env) for d in self.costs)
