@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from codegen_harness import guarded
 
+from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import parse
@@ -84,7 +85,7 @@ def compile_modules(modules: Sequence[Module], target: str = "host", machine: Ma
     for n, module in enumerate(modules):
         program = lower_function(module, module.main, shape)
         symbols = sorted(module.facts.symbols)
-        facts = {s: (f.low, f.high, f.divisor) for s, f in module.facts.symbols.items()}
+        facts = symbol_facts(module.facts)
         mine = [f"tfir_kernel_{n}_{k}" for k in range(len(program.calls))]
         functions += [emit_kernel(c.kernel, symbols, name, facts) for name, c in zip(mine, program.calls, strict=True)]
         programs.append(program)

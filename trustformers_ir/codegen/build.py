@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel
-from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
+from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.llvm import pool
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import EmittedFunction, emit_kernel, module_text
@@ -41,11 +41,28 @@ class Lowered:
 
     module: Module
     target: Target
-    symbols: tuple[str, ...]
-    facts: SymbolFacts
     programs: tuple[Program, ...]
     plans: tuple[Plan, ...]
     sites: Sites
+
+    @functools.cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """The dim symbols in the order of the ABI's ``dims``."""
+        return tuple(sorted(self.module.facts.symbols))
+
+    @functools.cached_property
+    def weights(self) -> tuple[StoredWeight, ...]:
+        """Weights that some kernel reads, in order of first use, page aligned."""
+        names = dict.fromkeys(str(r.key) for p in self.programs for c in p.calls for r in c.arguments if r.storage is Storage.WEIGHT)
+        out: list[StoredWeight] = []
+        offset = 0
+        for name in names:
+            type = self.module.weights[name].type
+            size = type.bytes
+            assert isinstance(size, int), "weights are static"
+            out.append(StoredWeight(name, type, offset, size))
+            offset += -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+        return tuple(out)
 
     @functools.cached_property
     def kernels(self) -> Mapping[str, Kernel]:
@@ -86,46 +103,32 @@ def machine_shape(target: Target) -> MachineShape:
 
 def lower(module: Module, target: Target, names: Mapping[str, Sequence[str]] | None = None) -> Lowered:
     """Every function of the module as a planned program. ``names`` gives the names of each function's outputs."""
-    sites = Sites()
+    sites, shape = Sites(), machine_shape(target)
     programs: list[Program] = []
     plans: list[Plan] = []
     for function in module.functions.values():
-        program = lower_function(module, function, machine_shape(target), tuple((names or {}).get(function.name, ())), sites)
+        program = lower_function(module, function, shape, tuple((names or {}).get(function.name, ())), sites)
         plan = plan_arena(program, module.facts)
         verify_plan(program, plan, module.facts)
         programs.append(program)
         plans.append(plan)
-    facts = {n: (f.low, f.high, f.divisor) for n, f in module.facts.symbols.items()}
-    return Lowered(module, target, tuple(sorted(module.facts.symbols)), facts, tuple(programs), tuple(plans), sites)
+    return Lowered(module, target, tuple(programs), tuple(plans), sites)
 
 
 def llvm_text(lowered: Lowered) -> str:
     """The LLVM text of everything: kernels, entries and the worker pool."""
     kernels: list[EmittedFunction] = []
+    facts = symbol_facts(lowered.module.facts)
     for i, (name, kernel) in enumerate(lowered.kernels.items()):
         note("emit", i, len(lowered.kernels))
-        kernels.append(emit_kernel(kernel, lowered.symbols, name, lowered.facts))
-    offsets = {w.name: w.offset for w in stored_weights(lowered)}
+        kernels.append(emit_kernel(kernel, lowered.symbols, name, facts))
+    offsets = {w.name: w.offset for w in lowered.weights}
     entries = [
-        emit_entry(symbol, p, plan, [lowered.kernel_name(c.kernel) for c in p.calls], offsets, lowered.symbols, lowered.facts)
+        emit_entry(symbol, p, plan, [lowered.kernel_name(c.kernel) for c in p.calls], offsets, lowered.symbols, lowered.module.facts)
         for symbol, p, plan in zip(lowered.entry_symbols, lowered.programs, lowered.plans, strict=True)
     ]
     declarations = (*pool.pool_declarations(lowered.target), STAMP_DECLARATION)
     return module_text(kernels, "\n\n".join([STAMP, *entries, pool.pool_text(lowered.target)]), declarations)
-
-
-def stored_weights(lowered: Lowered) -> tuple[StoredWeight, ...]:
-    """Weights that some kernel reads, in order of first use, page aligned."""
-    names = dict.fromkeys(str(r.key) for p in lowered.programs for c in p.calls for r in c.arguments if r.storage is Storage.WEIGHT)
-    out: list[StoredWeight] = []
-    offset = 0
-    for name in names:
-        type = lowered.module.weights[name].type
-        size = type.bytes
-        assert isinstance(size, int), "weights are static"
-        out.append(StoredWeight(name, type, offset, size))
-        offset += -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
-    return tuple(out)
 
 
 def build(
@@ -138,13 +141,12 @@ def build(
 
     ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest.
     """
-    _check_dtypes(module)
     note("lower")
     lowered = lower(module, target, names)
     text = llvm_text(lowered)
     note("compile")
     code = compile_object(text, target)
-    weights = {w.name: _loader(module, w.name) for w in stored_weights(lowered)}
+    weights = {w.name: _loader(module, w.name) for w in lowered.weights}
     about = manifest(lowered)
     return CompiledModule(replace(about, metadata={**about.metadata, **(metadata or {})}), code, print_module(module), weights)
 
@@ -152,18 +154,6 @@ def build(
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:
     weight = module.weights[name]
     return lambda: weight.data
-
-
-def _check_dtypes(module: Module) -> None:
-    for o in module.walk():
-        for v in (*o.inputs, *o.results):
-            if v.type.dtype.is_complex:
-                message = f"'{o.op.mnemonic}' works on {v.type.dtype}, for which the CPU backend has no code"
-                raise CompilerError.of(
-                    Code.UNSUPPORTED_DTYPE,
-                    message + (f" ({o.loc})" if o.loc else ""),
-                    help="tfir.evaluate() runs complex arithmetic in the interpreter",
-                )
 
 
 def manifest(lowered: Lowered) -> Manifest:
@@ -185,7 +175,7 @@ def manifest(lowered: Lowered) -> Manifest:
         target=TargetInfo(target.name, target.triple, target.cpu, target.features),
         symbols=tuple((s, facts.symbols[s]) for s in lowered.symbols),
         entries=tuple(entries),
-        weights=stored_weights(lowered),
+        weights=lowered.weights,
         sites=tuple(lowered.sites.rows),
         compiler=VERSION,
         metadata=dict(lowered.module.metadata),

@@ -204,15 +204,11 @@ def _verify_sharing(program: Program, plan: Plan) -> None:
 
 
 def _verify_sizes(program: Program, plan: Plan, facts: Facts) -> None:
-    for ref in program.arena:
-        if int(ref.key) in plan.slot_of:
-            slot = plan.slots[plan.slot_of[int(ref.key)]]
-            if not facts.is_less_equal(ref.type.bytes, slot.size):
-                _fail("P3", f"buffer {ref.key} has {ref.type.bytes} bytes, its slot {slot.size}")
-    for call in program.calls:  # other views of a buffer
-        for ref in call.arguments:
-            if ref.storage is Storage.ARENA and not facts.is_less_equal(ref.type.bytes, plan.slots[plan.slot_of[int(ref.key)]].size):
-                _fail("P3", f"buffer {ref.key} is seen as {ref.type}, its slot has {plan.slots[plan.slot_of[int(ref.key)]].size} bytes")
+    seen = [r for c in program.calls for r in c.arguments if r.storage is Storage.ARENA]  # also other views of a buffer
+    for ref in dict.fromkeys([*(b for b in program.arena if int(b.key) in plan.slot_of), *seen]):
+        slot = plan.slots[plan.slot_of[int(ref.key)]]
+        if not facts.is_less_equal(ref.type.bytes, slot.size):
+            _fail("P3", f"buffer {ref.key} is seen as {ref.type}, its slot has {slot.size} bytes")
     end: Dim = 0
     for i, slot in enumerate(plan.slots):
         if not facts.is_less_equal(end, slot.offset) or not _is_aligned(slot.offset, facts):

@@ -32,10 +32,16 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     const,
 )
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, with_body
+from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
 
 #: What is known of each symbol: lowest value, highest value (None: unbounded), divisor.
 SymbolFacts = Mapping[str, tuple[int, int | None, int]]
+
+
+def symbol_facts(facts: Facts) -> SymbolFacts:
+    """What the graph knows of its symbols, as kernel IR takes it: low, high and divisor of each."""
+    return {name: (f.low, f.high, f.divisor) for name, f in facts.symbols.items()}
 Interval = tuple[int | None, int | None]
 Monomial = tuple[Expr, ...]
 Poly = dict[Monomial, int]

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
+from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.llvm.emit import emit_expr
 from trustformers_ir.codegen.llvm.text import Val, Writer
 from trustformers_ir.codegen.lower.indexing import dim_expr
 from trustformers_ir.codegen.plan import Plan
 from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
-from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, maximum, symbols_of
+from trustformers_ir.ir.dims import Dim, Facts, maximum, symbols_of
 from trustformers_ir.ir.dtypes import DType
 
-BARRIER = "declare void @tfir_barrier(ptr)"
 _FIELDS = ("dims", "inputs", "outputs", "weights", "arena", "status", "profile")
 STAMPS = 3  # per kernel call: arrived, past the barrier, done
 STAMP = """
@@ -42,16 +41,16 @@ STAMP_DECLARATION = "declare i64 @llvm.readcyclecounter()"
 
 
 def emit_entry(
-    symbol: str, program: Program, plan: Plan, kernels: Sequence[str], weights: Mapping[str, int], symbols: Sequence[str], facts: SymbolFacts
+    symbol: str, program: Program, plan: Plan, kernels: Sequence[str], weights: Mapping[str, int], symbols: Sequence[str], facts: Facts
 ) -> str:
     """LLVM text of the entry ``symbol``: ``kernels[i]`` is the function of call i, ``weights`` the offset of each weight's bytes."""
     return _Entry(program, plan, weights, symbols, facts).run(symbol, kernels)
 
 
 class _Entry:
-    def __init__(self, program: Program, plan: Plan, weights: Mapping[str, int], symbols: Sequence[str], facts: SymbolFacts) -> None:
+    def __init__(self, program: Program, plan: Plan, weights: Mapping[str, int], symbols: Sequence[str], facts: Facts) -> None:
         self.program, self.plan, self.weights, self.symbols, self.facts = program, plan, weights, symbols, facts
-        self.known = Facts({name: SymbolFact(low, high, divisor) for name, (low, high, divisor) in facts.items()})
+        self.kernel_facts = symbol_facts(facts)
         self.writer = Writer()
         self.fields: dict[str, str] = {}
         self.base = ""
@@ -63,7 +62,7 @@ class _Entry:
         for n, field in enumerate(_FIELDS):
             slot = w.op(f"getelementptr ptr, ptr %call, i64 {n}")
             self.fields[field] = w.op(f"load ptr, ptr {slot}, align 8")
-        sizes = [_size(c, self.known) for c in self.program.calls]
+        sizes = [_size(c, self.facts) for c in self.program.calls]
         for name in sorted(symbols_of(*(s.offset for s in self.plan.slots), *(s for s in sizes if s is not None))):
             slot = w.op(f"getelementptr i64, ptr {self.fields['dims']}, i64 {self.symbols.index(name)}")
             self.dims[name] = Val(w.op(f"load i64, ptr {slot}, align 8"), DType.i64)
@@ -121,7 +120,7 @@ class _Entry:
         return self.pointers[place]
 
     def value(self, dim: Dim) -> str:
-        return emit_expr(self.writer, dim_expr(dim), self.dims, self.facts).text
+        return emit_expr(self.writer, dim_expr(dim), self.dims, self.kernel_facts).text
 
 
 def _size(call: KernelCall, facts: Facts) -> Dim | None:

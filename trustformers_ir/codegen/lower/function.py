@@ -14,7 +14,9 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.abi import Port
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes.fuse import outline
 
 
 def lower_function(module: Module, function: Function, machine: MachineShape, names: tuple[str, ...] = (), sites: Sites | None = None) -> Program:
@@ -40,7 +42,7 @@ class _FunctionLowering:
             self.refs[a] = BufferRef(Storage.INPUT, i, a.type)
         for operation in function.body.operations:
             if not isinstance(operation.op, (ops.Fused, ops.WeightOp)) and not operation.op.terminator:
-                wrap(operation)
+                outline({operation}, RegionKind.LOOP)
         outputs = function.outputs
         for operation in function.body:
             if not operation.op.terminator:
@@ -130,21 +132,6 @@ def region_flops(region: Operation) -> Dim:
     for o in region.body:
         total = total + o.op.flops(o.operand_types, [r.type for r in o.results])
     return total
-
-
-def wrap(operation: Operation) -> Operation:
-    """Put one operation that fusion left alone into a region of its own, in its place."""
-    body = Block([v.type for v in operation.inputs])
-    args = iter(body.args)
-    operands = [None if v is None else next(args) for v in operation.operands]
-    inner = Operation(operation.op, operands, [r.type for r in operation.results], operation.loc)
-    body.append(inner)
-    body.append(Operation(ops.Yield(), list(inner.results), []))
-    region = Operation(ops.Fused(), operation.inputs, [r.type for r in operation.results], operation.loc, body)
-    assert operation.block is not None
-    operation.block.insert_before(operation, region)
-    operation.replace_with(list(region.results))
-    return region
 
 
 def _distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:

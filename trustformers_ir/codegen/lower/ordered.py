@@ -89,8 +89,6 @@ def _scan(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     emit = _write(d, out, index, cast(running[const(0)], dtype))
     body = (emit, add) if o.op.exclusive else (add, emit)
     start = store(running, const(0), Const(1 if product else 0, wide))
-    if not outer:
-        return (start, For(step, body))
     return _bind(outer, start, For(step, body))
 
 
@@ -128,8 +126,6 @@ def _top_k(d: Definer, o: Operation) -> tuple[Stmt, ...]:
             store(taken, got, Const(1, DType.i32)),
         ),
     )
-    if not outer:
-        return (fill, rounds)
     return _bind(outer, fill, rounds)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
 from trustformers_ir.codegen.kernel_ir.schedule import apply
-from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel
+from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
@@ -50,7 +50,7 @@ class LoweringContext:
 
     @property
     def symbol_facts(self) -> SymbolFacts:
-        return {name: (f.low, f.high, f.divisor) for name, f in self.facts.symbols.items()}
+        return symbol_facts(self.facts)
 
 
 @dataclass(frozen=True)
