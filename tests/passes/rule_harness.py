@@ -65,8 +65,10 @@ class Graph:
         return bool(self.rng.random() < 0.5)
 
     def pick(self, choices: Iterable[Any]) -> Any:
-        """One of the choices (a set of dtypes or op classes is put in order first)."""
-        ordered = list(choices) if not isinstance(choices, frozenset | set) else sorted(choices, key=str)
+        """One of the choices. Sets, and dtypes (lists of them are made from sets), are put in order first: one seed is one graph in every process."""
+        ordered = list(choices)
+        if isinstance(choices, frozenset | set) or all(isinstance(c, DType) for c in ordered):
+            ordered.sort(key=str)
         return ordered[int(self.rng.integers(len(ordered)))]
 
     def symbol(self, name: str) -> Dim:
