@@ -28,7 +28,6 @@ import numpy as np
 from trustformers_ir.ir import rewriting
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value
-from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate_operation
 from trustformers_ir.ir.ops import Constant, DimSize, Expand, Iota, Literal, WeightOp
 from trustformers_ir.ir.rewriting import constant_of, erase_dead, splat_of
@@ -111,8 +110,5 @@ class ConstantFold(Pass):
 
 def _written(build: Builder, array: np.ndarray, type: TensorType) -> Value:
     """The constant: one element repeated where all are alike, bit for bit."""
-    data = np.ascontiguousarray(array).tobytes()
-    size = DType.from_numpy(array.dtype).itemsize
-    if data and data == data[:size] * (len(data) // size):
-        return constant_of(build, array.reshape(-1)[0], type)
-    return build(Constant(Literal.of(array)))
+    literal = Literal.of(array)
+    return build(Constant(literal)) if literal.splat is None else constant_of(build, array.reshape(-1)[0], type)

@@ -25,6 +25,7 @@ from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Weight
 from trustformers_ir.ir.interpreter import evaluate_operation
 from trustformers_ir.passes.manager import Pass, PassLog
+from trustformers_ir.passes.weights import derived, weight_of
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,11 @@ class FoldWeights(Pass):
         for function in module.functions.values():
             for operation in function.body:
                 name = _name(operation)
-                source = operation.inputs[0].op_as(ops.WeightOp) if name else None
-                if source is None or not operation.result.type.is_static or not rewriting.allowed():
+                weight = weight_of(module, operation.inputs[0]) if name else None
+                if weight is None or not operation.result.type.is_static or not rewriting.allowed():
                     continue
-                assert isinstance(source.op, ops.WeightOp)
-                weight = module.weights[source.op.name]
-                folded = f"{weight.name}.{name}"
-                if folded not in module.weights:
-                    module.add_weight(Weight(folded, operation.result.type, _folder(weight, operation)))
-                value = Builder.before(module, operation)(ops.WeightOp(folded))
-                operation.replace_with([value])
+                folded = derived(module, f"{weight.name}.{name}", operation.result.type, _folder(weight, operation))
+                operation.replace_with([Builder.before(module, operation)(ops.WeightOp(folded.name))])
                 log.count(f"{operation.op.mnemonic} of a weight")
 
 

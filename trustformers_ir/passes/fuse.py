@@ -91,7 +91,6 @@ class _Fusion:
         self.function, self.max_ops, self.log = function, max_ops, log
         self.group_of: dict[Operation, _Group] = {}
         self.groups: list[_Group] = []
-        self.order = {o: i for i, o in enumerate(function.body)}
 
     def run(self) -> None:
         operations = [o for o in self.function.body if not isinstance(o.op, (ops.Fused, ops.WeightOp)) and not o.op.terminator]

@@ -20,7 +20,7 @@ cost nothing; elsewhere a slice would be a copy, so other products are left alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,11 @@ import numpy as np
 from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.types import ROW_MAJOR, TensorType
+from trustformers_ir.passes.fuse import VIEWS
 from trustformers_ir.passes.manager import Pass, PassLog
-
-VIEWS = (ops.Reshape, ops.Transpose)
+from trustformers_ir.passes.weights import derived, weight_of
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,18 @@ class MergeLinears(Pass):
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every attention whose projections read the same value."""
         for function in module.functions.values():
+            order = {o: i for i, o in enumerate(function.body)}
             for attention in function.body:
                 if isinstance(attention.op, ops.Attention):
-                    reason = _merge(module, attention)
+                    reason = _merge(module, attention, order)
                     if reason is None:
                         log.count("attention with one projection")
                     else:
                         log.miss("merged", f"projections of an attention: {reason}")
 
 
-def _merge(module: Module, attention: Operation) -> str | None:
-    """Merge the projections of one attention; or the reason why not."""
+def _merge(module: Module, attention: Operation, order: Mapping[Operation, int]) -> str | None:
+    """Merge the projections of one attention; or the reason why not. ``order`` numbers the operations as they stand."""
     found: dict[Operation, None] = {}
     for value in attention.inputs[:3]:
         projection = _projection(value)
@@ -70,14 +72,14 @@ def _merge(module: Module, attention: Operation) -> str | None:
     biased = {o.operands[2] is not None for o in linears}
     if len(biased) > 1:
         return "one has a bias and another has none"
-    parts = [[v.op_as(ops.WeightOp) for v in o.inputs[1:]] for o in linears]
-    if any(p is None for row in parts for p in row) or any(o.inputs[1].type.layout != ROW_MAJOR for o in linears):
+    parts = [[w for v in o.inputs[1:] if (w := weight_of(module, v)) is not None and w.type.layout == ROW_MAJOR] for o in linears]
+    if any(len(row) < len(o.inputs) - 1 for row, o in zip(parts, linears, strict=True)):
         return "a weight is computed"
     if not rewriting.allowed():
         return "TFIR_STOP_AFTER has been reached"
-    first = min(linears, key=lambda o: list(o.block or ()).index(o))
+    first = min(linears, key=order.__getitem__)
     builder = Builder.before(module, first)
-    merged = [builder(ops.WeightOp(_joined(module, [_weight(module, row[i]) for row in parts]).name)) for i in range(len(parts[0]))]
+    merged = [builder(ops.WeightOp(_joined(module, column).name)) for column in zip(*parts, strict=True)]
     result = builder(ops.Linear(), first.inputs[0], merged[0], merged[1] if len(merged) > 1 else None)
     start = 0
     slices = []
@@ -99,25 +101,10 @@ def _projection(value: Value) -> Operation | None:
     return o if o is not None and isinstance(o.op, ops.Linear) and value.has_one_use and isinstance(value.type.shape[-1], int) else None
 
 
-def _weight(module: Module, operation: Operation | None) -> Weight:
-    assert operation is not None and isinstance(operation.op, ops.WeightOp)
-    return module.weights[operation.op.name]
-
-
 def _joined(module: Module, weights: Sequence[Weight]) -> Weight:
     """The weights one below the other, made when first asked for."""
-    name = "+".join(w.name for w in weights)
-    if name not in module.weights:
-        rows = sum(_rows(w) for w in weights)
-        module.add_weight(Weight(name, TensorType((rows, *weights[0].type.shape[1:]), weights[0].type.dtype), _joiner(list(weights))))
-    return module.weights[name]
-
-
-def _rows(weight: Weight) -> int:
-    rows = weight.type.shape[0]
-    assert isinstance(rows, int)
-    return rows
-
-
-def _joiner(weights: list[Weight]) -> Callable[[], np.ndarray]:
-    return lambda: np.concatenate([w.data for w in weights])
+    rows: Dim = 0
+    for w in weights:
+        rows = rows + w.type.shape[0]
+    type = TensorType((rows, *weights[0].type.shape[1:]), weights[0].type.dtype)
+    return derived(module, "+".join(w.name for w in weights), type, lambda: np.concatenate([w.data for w in weights]))

@@ -27,6 +27,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.contract import pack_panels
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
 from trustformers_ir.passes.manager import Pass, PassLog
+from trustformers_ir.passes.weights import derived, weight_of
 
 LANES = 16  # panels are whole vectors of 16 columns
 PACKED = (DType.f32, DType.f16, DType.bf16)
@@ -54,17 +55,16 @@ class PackWeights(Pass):
         x, right = operation.inputs[:2]
         if right.type.layout != ROW_MAJOR:
             return
-        source = right.op_as(ops.WeightOp)
-        if source is None:
+        weight = weight_of(module, right)
+        if weight is None:
             log.miss("packed", f"{operation.op.mnemonic}: the right side is computed")
             return
-        assert isinstance(source.op, ops.WeightOp)
         if right.type.rank != 2 or right.type.dtype not in PACKED or x.type.rank < 2 or 0 in right.type.shape:
             log.miss("packed", f"{operation.op.mnemonic}: {x.type} by {right.type} has no panel kernel")
             return
         if not rewriting.allowed():
             return
-        packed = self._packed(module, module.weights[source.op.name], isinstance(operation.op, ops.MatMul))
+        packed = self._packed(module, weight, isinstance(operation.op, ops.MatMul))
         builder = Builder.before(module, operation)
         bias = operation.operands[2] if isinstance(operation.op, ops.Linear) else None
         result = builder(ops.Linear(), x, builder(ops.WeightOp(packed.name)), bias)
@@ -77,10 +77,7 @@ class PackWeights(Pass):
         assert isinstance(n, int)
         width = min(self.width, -(-n // LANES) * LANES)
         name = f"{weight.name}.{'transposed.' if transposed else ''}panels{width}"
-        if name not in module.weights:
-            type = TensorType((n, k), weight.type.dtype, Panels(width))
-            module.add_weight(Weight(name, type, _packer(weight, transposed, width)))
-        return module.weights[name]
+        return derived(module, name, TensorType((n, k), weight.type.dtype, Panels(width)), _packer(weight, transposed, width))
 
 
 def _packer(weight: Weight, transposed: bool, width: int) -> Callable[[], np.ndarray]:
