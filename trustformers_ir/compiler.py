@@ -38,6 +38,7 @@ from trustformers_ir.passes.manager import Pass, PassManager, Report, option_tex
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.memory import typed_view
 
 _LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
 _LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
@@ -145,8 +146,7 @@ def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None
             for name in file:
                 array = file.array(name)
                 found[Weight(name, file[name].type, array).digest] = array
-        stored = TensorType(type.layout.storage(type.shape), type.dtype).concrete({})
-        return found[digest].view(type.dtype.numpy).reshape(stored) if digest in found else None
+        return typed_view(found[digest], type) if digest in found else None
 
     return resolve
 

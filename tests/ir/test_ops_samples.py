@@ -12,7 +12,6 @@ from trustformers_ir.ir.conformance import Case, cases, edge_values
 from trustformers_ir.ir.dims import SymExpr, evaluate
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate as run
-from trustformers_ir.ir.interpreter import storage_shape
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.ir.schema import OPS, FusionKind, Op, widen
 
@@ -34,7 +33,7 @@ def test_results_have_the_inferred_types(mnemonic: str) -> None:
     for case in cases_of(mnemonic):
         for array, type in zip(case.expected(), case.results, strict=True):
             assert array.dtype == type.dtype.numpy, str(case)
-            assert array.shape == tuple(evaluate(d, case.dims) for d in storage_shape(type)), str(case)
+            assert array.shape == tuple(evaluate(d, case.dims) for d in type.stored.shape), str(case)
 
 
 @pytest.mark.parametrize("mnemonic", KINDS)

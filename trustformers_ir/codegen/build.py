@@ -148,7 +148,7 @@ def build(
     code = compile_object(text, target)
     weights = {w.name: _loader(module, w.name) for w in lowered.weights}
     about = manifest(lowered)
-    return CompiledModule(replace(about, metadata={**about.metadata, **(metadata or {})}), code, print_module(module), weights)
+    return CompiledModule(replace(about, metadata={**about.metadata, **(metadata or {})}), code, functools.partial(print_module, module), weights)
 
 
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:

@@ -18,6 +18,7 @@ pointer is 64-byte aligned except inputs and outputs, which are aligned to their
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -112,10 +113,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class CompiledModule:
-    """A build in memory: the manifest, the object code, the optimised graph as text and the bytes of each weight (produced on demand)."""
+    """A build in memory: the manifest, the object code, and, made when they are first asked for, the optimised graph as text and the bytes
+    of each weight. (The text names every weight by its digest, so printing it reads them all.)"""
 
     manifest: Manifest
     code: bytes
-    graph: str
+    print_graph: Callable[[], str]
     weights: Mapping[str, Callable[[], np.ndarray]]
     report: Mapping[str, object] = field(default_factory=dict)
+
+    @functools.cached_property
+    def graph(self) -> str:
+        """The text of the optimised graph."""
+        return self.print_graph()

@@ -14,7 +14,6 @@ import numpy as np
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
-from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dims import evaluate as evaluate_dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.data import WeightOp
@@ -44,7 +43,7 @@ def evaluate(
     names_and_args = list(zip(argument_names(target), target.args, strict=True))
     given = _match(names_and_args, inputs, named)
     arrays = [_argument(name, a.type.dtype, x, wide) for (name, a), x in zip(names_and_args, given, strict=True)]
-    shaped = [Shaped(name, storage_shape(a.type), x.shape) for (name, a), x in zip(names_and_args, arrays, strict=True)]
+    shaped = [Shaped(name, a.type.stored.shape, x.shape) for (name, a), x in zip(names_and_args, arrays, strict=True)]
     env = bind_dims(shaped, module.facts, dims)
     results = run_block(target.body, arrays, env, module.weights, wide)
     return results[0] if len(results) == 1 else tuple(results)
@@ -94,14 +93,14 @@ def run_block(
     raise InternalError.of(Code.INTERNAL, "a block without a terminator was run")
 
 
-def storage_shape(type: TensorType) -> tuple[Dim, ...]:
-    """The dims of the array that holds a tensor: the padded, reordered ones of a packed layout."""
-    return type.layout.storage(type.shape)
-
-
 def argument_names(function: Function) -> list[str]:
     """The names under which arguments can be given: their own, or ``arg<i>``."""
     return [a.name or f"arg{i}" for i, a in enumerate(function.args)]
+
+
+def result_names(function: Function) -> list[str]:
+    """The names of the results: their own, or ``output<i>``."""
+    return [v.name or f"output{i}" for i, v in enumerate(function.outputs)]
 
 
 def _match(arguments: list[tuple[str, Value]], inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
@@ -169,7 +168,7 @@ def _widest(dtype: DType) -> DType:
 
 def _finish(op: Op, result: Any, type: TensorType, dims: Mapping[str, int], wide: bool) -> np.ndarray:
     array = round_to(result, _widest(type.dtype) if wide else type.dtype)
-    expected = tuple(evaluate_dim(d, dims) for d in storage_shape(type))
+    expected = tuple(evaluate_dim(d, dims) for d in type.stored.shape)
     if array.shape != expected:
         message = f"{op.mnemonic} gave shape {list(array.shape)} where {type} = {list(expected)} was inferred"
         raise InternalError.of(Code.INTERNAL, message)

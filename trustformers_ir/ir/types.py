@@ -82,6 +82,11 @@ class TensorType:
     def symbols(self) -> set[str]:
         return symbols_of(*self.shape)
 
+    @property
+    def stored(self) -> TensorType:
+        """The bytes as an ordinary row-major tensor: panels are axes, their padding is elements."""
+        return TensorType(self.layout.storage(self.shape), self.dtype)
+
     def with_dtype(self, dtype: DType) -> TensorType:
         return TensorType(self.shape, dtype, self.layout)
 

@@ -190,7 +190,7 @@ class _Verifier:
             return
         if weight.has_data and weight._digest is None:  # hashed when it is asked for; here only the type is looked at
             if isinstance(weight._data, np.ndarray):
-                shape = weight.type.layout.storage(weight.type.shape)
+                shape = weight.type.stored.shape
                 if weight._data.dtype != weight.type.dtype.numpy or weight._data.shape != shape:
                     found = f"{weight._data.dtype}{list(weight._data.shape)}"
                     self._add("V11", f"the bytes of weight '{weight.name}' are {found}, its type is {weight.type}", weight)

@@ -119,7 +119,7 @@ class Artifact:
     def compiled(self) -> CompiledModule:
         """The module as the compiler made it; its weights are views of the file."""
         makers = {w.name: functools.partial(stored_view, self.weights, w) for w in self.manifest.weights}
-        return CompiledModule(self.manifest, self.code, self.graph, makers)
+        return CompiledModule(self.manifest, self.code, lambda: self.graph, makers)
 
     def _part(self, name: str) -> bytes:
         section = self.sections[name]

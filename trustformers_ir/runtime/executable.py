@@ -334,7 +334,7 @@ class _Callable:
             if missing:
                 problems.add(Code.INPUT_COUNT, f"{len(missing)} of {len(ports)} inputs are missing: {', '.join(missing)}", help=takes)
         found = {p.name: x for p, x in zip(ports, given, strict=False)} | dict(named)
-        return tuple(found.get(p.name) if p.name in found else self.filled(p, found) for p in ports)
+        return tuple(found[p.name] if p.name in found else self.filled(p, found) for p in ports)
 
     @functools.cached_property
     def defaults(self) -> dict[str, int]:

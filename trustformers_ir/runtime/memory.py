@@ -71,8 +71,8 @@ def stored_view(section: np.ndarray, weight: StoredWeight) -> np.ndarray:
 
 
 def typed_view(raw: np.ndarray, type: TensorType) -> np.ndarray:
-    """``u8[bytes]`` as an array of a static type, in the shape of its storage."""
-    return raw.view(type.dtype.numpy).reshape(TensorType(type.layout.storage(type.shape), type.dtype).concrete({}))
+    """Contiguous bytes (``u8[bytes]``, or an array of the same dtype) as an array of a static type, in the shape of its storage."""
+    return raw.view(type.dtype.numpy).reshape(type.stored.concrete({}))
 
 
 def weight_bytes(weight: StoredWeight, make: Callable[[], np.ndarray]) -> np.ndarray:

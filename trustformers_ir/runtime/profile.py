@@ -13,11 +13,10 @@ from trustformers_ir.ir.dims import evaluate
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel call: seconds that the slowest worker computed, that all workers together computed and waited, and the work done."""
+    """One kernel call: seconds that the slowest worker computed and that all workers together waited, and the work done."""
 
     kernel: KernelInfo
     seconds: float
-    busy: float
     waited: float
     flops: int
     bytes: int
@@ -35,7 +34,7 @@ class Profile:
     @classmethod
     def of(cls, entry: Entry, stamps: np.ndarray, elapsed_ns: int, dims: Mapping[str, int]) -> Profile:
         """From cycle counts: the whole call, as the clock saw it, gives the length of a cycle."""
-        counts = stamps.astype(np.float64) - stamps[:, :1, :1].min(initial=np.iinfo(np.int64).max) if stamps.size else stamps.astype(np.float64)
+        counts = (stamps - stamps[:, :1].min() if stamps.size else stamps).astype(np.float64)
         seconds = elapsed_ns * 1e-9
         cycles = counts.max(initial=0.0)
         return cls(entry, counts * (seconds / cycles if cycles else 0.0), seconds, dims)
@@ -47,16 +46,17 @@ class Profile:
         for i, kernel in enumerate(self.entry.kernels):
             arrived, began, ended = self.times[:, i].T
             flops, size = evaluate(kernel.flops, self.dims), evaluate(kernel.bytes, self.dims)
-            out.append(Row(kernel, float((ended - began).max()), float((ended - began).sum()), float((began - arrived).sum()), flops, size))
+            out.append(Row(kernel, float((ended - began).max()), float((began - arrived).sum()), flops, size))
         return out
 
     def trace(self) -> dict[str, object]:
         """The trace in the format of ``chrome://tracing`` and Perfetto (Trace Event Format): a thread per worker, microseconds."""
         events: list[dict[str, object]] = []
+        rows = self.rows
         for worker in range(self.times.shape[0]):
             name = {"name": "thread_name", "ph": "M", "pid": 0, "tid": worker, "args": {"name": f"worker {worker}"}}
             events.append(name)
-            for row, (arrived, began, ended) in zip(self.rows, self.times[worker], strict=True):
+            for row, (arrived, began, ended) in zip(rows, self.times[worker], strict=True):
                 if began > arrived:
                     events.append({"name": "wait", "ph": "X", "pid": 0, "tid": worker, "ts": arrived * 1e6, "dur": (began - arrived) * 1e6})
                 about = {"symbol": row.kernel.symbol, "source": row.kernel.location, "flops": row.flops, "bytes": row.bytes}
@@ -67,13 +67,14 @@ class Profile:
     def __str__(self) -> str:
         """Kernels of one label together, the dearest first."""
         groups: dict[str, list[Row]] = {}
-        for row in self.rows:
+        rows = self.rows
+        for row in rows:
             groups.setdefault(row.kernel.label, []).append(row)
         lines = [f"{'ms':>9} {'calls':>6} {'wait ms':>8} {'GFLOP/s':>8} {'GB/s':>7}  kernel"]
-        for label, rows in sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])):
-            seconds, waited = sum(r.seconds for r in rows), sum(r.waited for r in rows)
-            rate, traffic = (sum(getattr(r, what) for r in rows) / seconds / 1e9 if seconds else 0.0 for what in ("flops", "bytes"))
-            lines.append(f"{seconds * 1e3:9.3f} {len(rows):6} {waited * 1e3:8.3f} {rate:8.1f} {traffic:7.1f}  {label}")
-        computed = sum(r.seconds for r in self.rows)
+        for label, same in sorted(groups.items(), key=lambda item: -sum(r.seconds for r in item[1])):
+            seconds, waited = sum(r.seconds for r in same), sum(r.waited for r in same)
+            rate, traffic = (sum(getattr(r, what) for r in same) / seconds / 1e9 if seconds else 0.0 for what in ("flops", "bytes"))
+            lines.append(f"{seconds * 1e3:9.3f} {len(same):6} {waited * 1e3:8.3f} {rate:8.1f} {traffic:7.1f}  {label}")
+        computed = sum(r.seconds for r in rows)
         lines.append(f"{self.seconds * 1e3:9.3f}        the whole call, {computed * 1e3:.3f} in kernels")
         return "\n".join(lines)

@@ -19,7 +19,7 @@ import typer
 
 import trustformers_ir as tfir
 from trustformers_ir.ir import env
-from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError, InternalError, Where
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, DiagnosticError, InternalError, Where
 
 # typer carries its own copy of click or depends on it, by version: its usage errors share the base of its BadParameter.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -113,8 +113,12 @@ def explain(error: Exception) -> DiagnosticError:
 
 def placed(failure: DiagnosticError, words: Sequence[str]) -> DiagnosticError:
     """The same problems; those that lie in no file are in the request itself."""
-    request = Where(request=_cut(shlex.join(["tfc", *words])))
-    return type(failure)(*(d if str(d.where) else replace(d, where=request) for d in failure.diagnostics))
+    request = _cut(shlex.join(["tfc", *words]))
+    return type(failure)(*(_asked_by(request, d) for d in failure.diagnostics))
+
+
+def _asked_by(request: str, d: Diagnostic) -> Diagnostic:
+    return d if d.where.file is not None or d.where.line is not None else replace(d, where=replace(d.where, request=request))
 
 
 def _cut(text: str) -> str:

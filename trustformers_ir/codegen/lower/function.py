@@ -113,7 +113,7 @@ class _FunctionLowering:
 
     def copy(self, value: Value, target: BufferRef) -> None:
         """Hand out a value that lies elsewhere: an input, a weight, or an output returned twice."""
-        stored = TensorType(value.type.layout.storage(value.type.shape), value.type.dtype)  # padding of a packed layout is copied too
+        stored = value.type.stored  # padding of a packed layout is copied too
         body = Block([stored])
         result = Operation(ops.Reshape(stored.shape), [body.args[0]], [stored])
         body.append(result)

@@ -261,7 +261,7 @@ class _Parser:
     def _bytes(self, name: str, type: TensorType, digest: Token) -> Any:
         data = None if self.resolve is None else self.resolve(digest.text, type)
         if data is not None:
-            shape = type.layout.storage(type.shape)
+            shape = type.stored.shape
             if data.dtype != type.dtype.numpy or data.shape != shape:
                 message = f"the bytes of weight '{shorten(name)}' are {data.dtype}{list(data.shape)} where {_shown(type)} is stored as {list(shape)}"
                 self.reader.fail(message, digest, Code.BAD_DIGEST)

@@ -54,22 +54,21 @@ def _torch_model(folder: Path, threads: int) -> Any:
 def _eager(folder: Path, example: Mapping[str, np.ndarray], threads: int) -> Call:
     import torch
 
-    model = _torch_model(folder, threads)(list(example))
-
-    def call(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with torch.inference_mode():
-            return np.asarray(model(*map(torch.from_numpy, inputs.values())).numpy())
-
-    return call
+    return _caller(_torch_model(folder, threads)(list(example)), torch.inference_mode)
 
 
 def _inductor(folder: Path, example: Mapping[str, np.ndarray], threads: int) -> Call:
     import torch
 
-    model = torch.compile(_torch_model(folder, threads)(list(example)))
+    return _caller(torch.compile(_torch_model(folder, threads)(list(example))), torch.no_grad)
+
+
+def _caller(model: Any, mode: Callable[[], Any]) -> Call:
+    """A torch module as a function of arrays, called in the mode without gradients that suits it."""
+    import torch
 
     def call(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        with torch.no_grad():
+        with mode():
             return np.asarray(model(*map(torch.from_numpy, inputs.values())).numpy())
 
     return call

@@ -5,6 +5,7 @@ All contestants run in turn, round after round, with a pause before each call so
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -60,7 +61,7 @@ def bench(
         contestants: dict[str, Callable[[], np.ndarray]] = {OURS: lambda: _first(executable(**arrays))}
         for name in rivals:
             note(f"preparing {name}")
-            contestants[name] = _bound(rival(name, model, arrays, executable.threads), arrays)
+            contestants[name] = functools.partial(rival(name, model, arrays, executable.threads), arrays)
         difference = _differences(contestants)
         times = _interleaved(contestants, repeat)
         peak = fma_peak(executable.threads)
@@ -90,10 +91,6 @@ def bench(
         for r in rows
     ]
     console.print_table(cells, head)
-
-
-def _bound(call: Callable[[Mapping[str, np.ndarray]], np.ndarray], arrays: Mapping[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    return lambda: call(arrays)
 
 
 def _first(results: object) -> np.ndarray:

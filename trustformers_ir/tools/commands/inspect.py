@@ -12,7 +12,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
-from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.container import Artifact
 from trustformers_ir.tools import console
@@ -76,7 +76,7 @@ def _of_module(module: Module) -> dict[str, object]:
         "functions": list(module.functions),
         "dims": {name: str(fact) for name, fact in module.facts.symbols.items()},
         "inputs": {name: str(a.type) for name, a in zip(argument_names(main), main.args, strict=True)},
-        "outputs": {v.name or f"output{i}": str(v.type) for i, v in enumerate(main.outputs)},
+        "outputs": {name: str(v.type) for name, v in zip(result_names(main), main.outputs, strict=True)},
         "weights": len(module.weights),
         "weight bytes": sum(evaluate(w.type.bytes, {}) for w in module.weights.values()),
         "ops": dict(ops.most_common()),

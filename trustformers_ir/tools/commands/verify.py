@@ -17,7 +17,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Collector, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
@@ -118,7 +118,7 @@ def _listed(signature: dict[str, DType]) -> str:
 def _compare(subjects: Sequence[Subject], probes: int, tolerance: float | None, seed: int) -> list[Difference]:
     first, *others = subjects
     worst: dict[tuple[str, int], Difference] = {}
-    names = [v.name or f"output{i}" for i, v in enumerate(first.module.main.outputs)]
+    names = result_names(first.module.main)
     for number in range(probes):
         note("probing", number, probes)
         random = np.random.default_rng((seed, number))
