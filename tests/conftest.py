@@ -16,3 +16,7 @@ def minilm() -> Path:
     if not (folder / ".complete").is_file():
         pytest.skip("the model is not there: run `make model`")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--case", metavar="NAME", help='run one conformance case alone: "linear#3", or "linear#3 on cpu:avx2"')

@@ -5,6 +5,8 @@ Whatever claims to implement an op (the interpreter, code generation, an exporte
     for case in cases():
         got = run(case.module(), *case.inputs)
         compare(got, case.expected(), case)
+
+A case has a name, ``linear#3``: the op and the number of its sample. :func:`named` makes it again from that name alone.
 """
 
 from __future__ import annotations
@@ -32,13 +34,14 @@ from trustformers_ir.ir.types import Panels, TensorType
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One op on actual arrays (None for an absent operand)."""
+    """One op on actual arrays (None for an absent operand). ``name`` is empty when no sample stands behind it."""
 
     op: Op
     types: tuple[TensorType | None, ...]
     facts: Facts
     dims: Mapping[str, int]
     arrays: tuple[np.ndarray | None, ...]
+    name: str = ""
 
     @cached_property
     def results(self) -> tuple[TensorType, ...]:
@@ -69,14 +72,23 @@ class Case:
     def __str__(self) -> str:
         operands = ", ".join("none" if t is None else str(t) for t in self.types)
         dims = ", ".join(f"{k}={v}" for k, v in self.dims.items())
-        return f"{self.op!r}({operands})" + (f" with {dims}" if dims else "")
+        return (f"{self.name} " if self.name else "") + f"{self.op!r}({operands})" + (f" with {dims}" if dims else "")
 
 
 def cases(ops: Iterable[type[Op]] | None = None, seed: int = 0) -> Iterator[Case]:
     """A case of every sample of the given ops (default: all that have samples)."""
     for kind in OPS.values() if ops is None else ops:
         for number, sample in enumerate(kind.samples()):
-            yield make_case(sample, seed + number)
+            yield dataclasses.replace(make_case(sample, seed + number), name=f"{kind.mnemonic}#{number}")
+
+
+def named(name: str) -> Case:
+    """The case of that name, as :func:`cases` gives it. ``KeyError`` for a name without a case."""
+    mnemonic = name.partition("#")[0]
+    for case in cases([OPS[mnemonic]]):
+        if case.name == name:
+            return case
+    raise KeyError(name)
 
 
 def make_case(sample: Sample, seed: int = 0, dims: Mapping[str, int] | None = None) -> Case:
