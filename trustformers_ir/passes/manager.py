@@ -42,7 +42,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Diagnostic, DiagnosticError, InternalError
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.text import print_module
-from trustformers_ir.ir.verifier import check_module, verify_module
+from trustformers_ir.ir.verifier import Proven, check_module, verify_module
 
 
 @dataclass
@@ -185,8 +185,9 @@ class PassManager:
     def run(self, module: Module) -> Report:
         """Changes the module in place. Raises ``InternalError`` naming the pass when a pass fails or leaves an invalid module."""
         self.check(module)
+        proven = Proven()
         if self.verify:
-            check_module(module)
+            check_module(module, proven)
         report = Report()
         dumped = self._dump(module, 0, "input", None)
         with rewriting.counting() as counter:
@@ -199,7 +200,7 @@ class PassManager:
                 report.passes.append(PassReport(p.name, seconds, before, _count(module), counter.made - made, log))
                 dumped = self._dump(module, number, p.name, dumped)
                 if self.verify:
-                    _check_after(p, module)
+                    _check_after(p, module, proven)
         return report
 
     def _apply(self, p: Pass, module: Module, log: PassLog) -> None:
@@ -225,8 +226,8 @@ class PassManager:
         return text
 
 
-def _check_after(p: Pass, module: Module) -> None:
-    violations = verify_module(module)
+def _check_after(p: Pass, module: Module, proven: Proven) -> None:
+    violations = verify_module(module, proven=proven)
     if violations:
         raise _broken(p, [v.diagnostic for v in violations])
 

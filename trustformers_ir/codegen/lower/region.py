@@ -6,7 +6,8 @@ The results of a region are often views of what it computes (``reshape(transpose
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
@@ -47,6 +48,7 @@ class LoweringContext:
     facts: Facts
     sites: Sites
     machine: MachineShape
+    known: dict[Hashable, tuple[Block, list[LoweredKernel]]] = field(default_factory=dict)  # what equal regions became
 
     @property
     def symbol_facts(self) -> SymbolFacts:
@@ -72,9 +74,45 @@ class _Output:
 
 
 def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]:
-    """The kernels of one fused region, in order."""
+    """The kernels of one fused region, in order. Equal regions (layers of one model) are lowered once and share their kernels.
+
+    A region whose indices are checked is lowered each time: an error names its place in the source.
+    """
     body = region.body
     assert body is not None
+    key = _structure(region, body)
+    if key in ctx.known:
+        first, kernels = ctx.known[key]
+        same = dict(zip(_values(first), _values(body), strict=True))
+        return [LoweredKernel(k.kernel, tuple(same.get(v) or region.results[v.index] for v in k.values), k.writes, k.label) for k in kernels]
+    sites = len(ctx.sites.rows)
+    kernels = _lowered(region, body, ctx)
+    if len(ctx.sites.rows) == sites:
+        ctx.known[key] = (body, kernels)
+    return kernels
+
+
+def _values(body: Block) -> list[Value]:
+    """Every value of a body, in order."""
+    return [*body.args, *(r for o in body for r in o.results)]
+
+
+def _structure(region: Operation, body: Block) -> Hashable:
+    """What the kernels of a region follow from, equal for regions that differ in names, places and operands alone. Attributes are compared as
+    they are written: -0.0 is not 0.0."""
+    numbers = {v: n for n, v in enumerate(_values(body))}
+    rows = tuple(
+        (
+            o.op if isinstance(o.op, ops.Constant) else repr(o.op),
+            tuple(None if v is None else numbers[v] for v in o.operands),
+            tuple(r.type for r in o.results),
+        )
+        for o in body
+    )
+    return repr(region.op), tuple(a.type for a in body.args), tuple(r.type for r in region.results), rows
+
+
+def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[LoweredKernel]:
     for o in body:
         require_native(o, region)
     anchor = _anchor(body)

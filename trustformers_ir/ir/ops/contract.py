@@ -113,10 +113,14 @@ class Linear(Op):
 def pack_panels(matrix: np.ndarray, width: int) -> np.ndarray:
     """``[…, N, K]`` to ``[…, ceil(N / width), K, width]``: ``p[…, j, k, i] = m[…, j * width + i, k]``, zero beyond row N."""
     *batch, n, k = matrix.shape
-    count = -(-n // width)
-    padded = np.zeros((*batch, count * width, k), matrix.dtype)
-    padded[..., :n, :] = matrix
-    return np.ascontiguousarray(np.swapaxes(padded.reshape(*batch, count, width, k), -1, -2))
+    whole, rest = divmod(n, width)
+    panels = np.empty((*batch, whole + bool(rest), k, width), matrix.dtype)
+    for j in range(whole):  # panel by panel: the rows of one stay in the cache while they are gathered
+        panels[..., j, :, :] = np.swapaxes(matrix[..., j * width : (j + 1) * width, :], -1, -2)
+    if rest:
+        panels[..., whole, :, :rest] = np.swapaxes(matrix[..., whole * width :, :], -1, -2)
+        panels[..., whole, :, rest:] = 0
+    return panels
 
 
 def unpack_panels(panels: np.ndarray, n: int) -> np.ndarray:
