@@ -189,6 +189,7 @@ def test_illegal_moves_say_why() -> None:
         ((Tag("j", PARALLEL),), "K4"),
         ((Tag("i", UNROLL),), "K5"),
         ((Tag("i", VECTOR),), "K6"),
+        ((Tag("k", VECTOR),), "16 lanes is part of the result"),
         ((Collapse(("j", "i")),), "not directly nested"),
         ((Reorder(("i", "k")),), "perfect nest"),
     ]

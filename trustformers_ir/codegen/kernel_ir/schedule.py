@@ -120,6 +120,8 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
         axis = find_axis(kernel, move.axis)
         if axis.kind is move.kind:
             return kernel
+        if VECTOR in (axis.kind, move.kind):
+            _check_lanes(kernel, axis)
         body = _replace(kernel, axis, axis.like(kind=move.kind))
     else:
         body = _collapse(kernel, move)
@@ -152,6 +154,17 @@ def find_axis(kernel: Kernel, name: str) -> Axis:
         known = ", ".join(sorted({a.name for a in axes_of(kernel)}))
         raise ScheduleError(f"{'no' if not hits else 'more than one'} axis is called {name!r} (there are: {known})")
     return hits[0]
+
+
+def _check_lanes(kernel: Kernel, axis: Axis) -> None:
+    """Folding in 16 lanes is another order: a reduce axis becomes VECTOR, or ceases to be, only where no order can be told from another."""
+    visited: set[Expr] = set()
+    for s in walk_statements(kernel.body):
+        roots = (*s.index, s.value) if isinstance(s, Store) else (s.guard,) if isinstance(s, For) and s.guard is not None else ()
+        for root in roots:
+            for n in walk(root, visited):
+                if isinstance(n, Reduce) and axis in n.axes and n.body.dtype.is_float:
+                    raise ScheduleError(f"{axis.name} is reduced over: whether it is folded in 16 lanes is part of the result")
 
 
 def _find_loop(body: tuple[Stmt, ...], axis: Axis) -> For | None:

@@ -4,7 +4,7 @@ K1  every axis is bound by an enclosing For or Reduce where it is used, and boun
 K2  buffer names are unique; every global buffer touched is a parameter; parameters are global.
 K3  a read-only buffer is never stored to.
 K4  PARALLEL loops stand at the top of a kernel with a single nest, each directly inside the previous one, unguarded or guarded
-    by themselves; there is no other PARALLEL loop and no PARALLEL reduce axis.
+    by themselves, none as long as another says; there is no other PARALLEL loop and no PARALLEL reduce axis.
 K5  an UNROLL axis has a constant extent of at most 256.
 K6  below a VECTOR loop there are only UNROLL loops and stores whose index depends on it, and at most one VECTOR loop on any path.
 K7  a Reduce has at least one axis, at most one VECTOR axis, which is its last; argmax and argmin have exactly one axis.
@@ -158,6 +158,8 @@ class _Verifier:
         level: tuple[Stmt, ...] = self.kernel.body
         top: set[Axis] = set()
         while len(level) == 1 and isinstance(level[0], For) and level[0].axis.kind is PARALLEL:
+            if level[0].axis.extent.free_axes:
+                raise self.fail("K4", f"the extent of PARALLEL loop {level[0].axis.name} depends on another loop")
             top.add(level[0].axis)
             level = level[0].body
         self.parallel = frozenset(top)

@@ -509,9 +509,9 @@ class _Fold:
         position = acc[1]
         return self.ops.extremum("max", position, self.ops.like(position, 0))
 
-    def _extent(self, axis: Axis) -> Val:
-        """Number of iterations: the extent, cut by the guards that bound this axis from above."""
-        ev, point = self.ev, self.points[0]
+    def _extent(self, axis: Axis, fixed: Point) -> Val:
+        """Number of iterations: the extent, cut by the guards that bound this axis from above. ``fixed``: where unrolled axes of the fold stand."""
+        ev, point = self.ev, {**self.points[0], **fixed}
         stop = ev.eval(axis.extent, point)
         for limit in self.limits.get(axis, ()):
             stop = self.ops.extremum("min", stop, ev.eval(limit, point))
@@ -540,12 +540,12 @@ class _Fold:
             ev.bound[axis] = i
             return ev.scoped(lambda: self._level(depth + 1, values, body, rest, fixed, lane))
 
-        return self.w.loop(literal(0, DType.i64), self._extent(axis), acc, turn, may_skip=not self._never_empty(axis))
+        return self.w.loop(literal(0, DType.i64), self._extent(axis, fixed), acc, turn, may_skip=not self._never_empty(axis))
 
     def _lanes(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
         """The 16-lane fold in a scalar context: whole chunks of 16, then one masked chunk."""
         ev = self.ev
-        stop = self._extent(axis)
+        stop = self._extent(axis, fixed)
         sixteen = literal(LANES, DType.i64)
         static = axis.static_extent if axis not in self.limits else None
         if static is None:
@@ -586,7 +586,7 @@ class _Fold:
     def _spread(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
         """The 16-lane fold inside a vector context: lane j of the fold is accumulator j, itself a vector."""
         ev = self.ev
-        stop = self._extent(axis)
+        stop = self._extent(axis, fixed)
         chunk = Axis(f"{axis.name}.c", (axis.extent + (LANES - 1)) // LANES, SEQ)
         last = self.ops.binary("add", stop, literal(LANES - 1, DType.i64), index=True)
         last = self.ops.extremum("max", last, literal(0, DType.i64))
