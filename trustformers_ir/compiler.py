@@ -23,7 +23,7 @@ from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
-from trustformers_ir.ir.abi import TOKENIZER_KEY
+from trustformers_ir.ir.abi import TOKENIZER_KEY, StoredWeight
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -38,8 +38,10 @@ from trustformers_ir.passes.manager import Pass, PassManager, Report, option_tex
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.memory import typed_view
+from trustformers_ir.runtime.machine import memory
+from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
 
+LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
 _LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
 
@@ -172,10 +174,19 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     read = time.perf_counter()
     report = PassManager(_pipeline(target), verify=request.verify).run(module)
     passed = time.perf_counter()
-    compiled = building.build(module, target, names, _tokenizer(model))
+    laid_out: list[Weights] = []
+
+    def lay_out(stored: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all."""
+        if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
+            laid_out.append(materialise(stored, makers))
+            for w in stored:
+                module.weights[w.name].settle(laid_out[0].array(w))
+
+    compiled = building.build(module, target, names, _tokenizer(model), lay_out)
     seconds = {"read": read - started, "passes": passed - read, "build": time.perf_counter() - passed}
     compiled = replace(compiled, report={"seconds": seconds, "passes": report.as_dict()["passes"]})
-    return Executable(compiled, threads, parse=parse_module)
+    return Executable(compiled, threads, parse=parse_module, weights=laid_out[0] if laid_out else None)
 
 
 def _pipeline(target: Target) -> list[Pass]:

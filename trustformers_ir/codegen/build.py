@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -136,19 +137,25 @@ def build(
     target: Target,
     names: Mapping[str, Sequence[str]] | None = None,
     metadata: Mapping[str, str] | None = None,
+    meanwhile: Callable[[Sequence[StoredWeight], Mapping[str, Callable[[], np.ndarray]]], None] | None = None,
 ) -> CompiledModule:
     """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some.
 
-    ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest.
+    ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest. ``meanwhile`` is called with the
+    weights, and what makes them, while another thread makes the machine code: LLVM works without the interpreter's lock.
     """
     note("lower")
     lowered = lower(module, target, names)
     text = llvm_text(lowered)
-    note("compile")
-    code = compile_object(text, target)
     weights = {w.name: _loader(module, w.name) for w in lowered.weights}
-    about = manifest(lowered)
-    return CompiledModule(replace(about, metadata={**about.metadata, **(metadata or {})}), code, functools.partial(print_module, module), weights)
+    note("compile")
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(compile_object, text, target)
+        about = manifest(lowered)
+        if meanwhile is not None:
+            meanwhile(lowered.weights, weights)
+    metadata = {**about.metadata, **(metadata or {})}
+    return CompiledModule(replace(about, metadata=metadata), code.result(), functools.partial(print_module, module), weights)
 
 
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:
@@ -162,9 +169,10 @@ def manifest(lowered: Lowered) -> Manifest:
     target = lowered.target
     entries = []
     for symbol, program, plan in zip(lowered.entry_symbols, lowered.programs, lowered.plans, strict=True):
+        needs = dict.fromkeys(aligned(expr_dim(c.kernel.scratch_bytes), facts) for c in program.calls)  # few, however many the calls
         scratch: Dim = 0
-        for c in program.calls:
-            scratch = maximum(scratch, aligned(expr_dim(c.kernel.scratch_bytes), facts))
+        for need in needs:
+            scratch = need if facts.is_less_equal(scratch, need) else maximum(scratch, need)
         kernels = tuple(
             KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, sum((r.type.bytes for r in c.arguments), start=0))
             for c in program.calls

@@ -330,6 +330,10 @@ class Weight:
             raise MissingBytes.of(Code.MISSING_BYTES, message, Where(tensor=self.name))
         return self._data() if callable(self._data) else self._data
 
+    def settle(self, data: np.ndarray) -> None:
+        """The same bytes at another place, in the storage shape: what they were made of is needed no longer."""
+        self._data = data
+
     @property
     def digest(self) -> str:
         """``sha256:<hex>`` of the stored bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 
@@ -94,9 +95,11 @@ def materialise(weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[
     size = section_bytes(weights)
     check_size(size, "the block of weights")
     try:
-        area = mmap.mmap(-1, max(size, 1))
+        area = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, MemoryError, ValueError):
         raise no_memory(f"the block of weights needs {size} bytes, which the system refuses") from None
+    with contextlib.suppress(OSError, AttributeError):  # large pages are two to four times as fast to fill, where there are any
+        area.madvise(mmap.MADV_HUGEPAGE)
     block = np.frombuffer(area, np.uint8, size)
     for done, weight in enumerate(weights):
         note("weights", done, len(weights))
