@@ -30,8 +30,9 @@ from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.ir.schema import OPS, ConstraintError, FusionKind, InferContext, Op, Sample, infer_types
 from trustformers_ir.ir.types import TensorType
 
+QUANTIZE = (ops.QuantizeDynamic, ops.QuantizeStatic)
 #: ops that jump: an error in their operand, however small, may change the result altogether
-JUMPS = (CompareOp, PredicateOp, ArgReduceOp, ops.TopK, ops.Floor, ops.Ceil, ops.Round, ops.Trunc, ops.Sign, ops.Mod, ops.FloorDiv)
+JUMPS = (CompareOp, PredicateOp, ArgReduceOp, ops.TopK, ops.Floor, ops.Ceil, ops.Round, ops.Trunc, ops.Sign, ops.Mod, ops.FloorDiv, *QUANTIZE)
 #: where a path may be wide or narrow: vectors of 16, their neighbours, and small numbers
 SIZES = (1, 1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 33)
 #: around one and two blocks of keys

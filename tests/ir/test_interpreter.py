@@ -190,6 +190,18 @@ def test_panels_are_padded_with_zeros_and_unpack() -> None:
     np.testing.assert_array_equal(unpack_panels(panels, 5), matrix)
 
 
+def test_deep_panels_are_padded_both_ways_and_unpack() -> None:
+    matrix = np.arange(1, 36, dtype=np.int8).reshape(5, 7)
+    panels = pack_panels(matrix, 4, 4)
+    assert panels.shape == (2, 2, 4, 4) == Panels(4, 4).storage(matrix.shape)
+    assert panels[0, 0, 1].tolist() == matrix[1, :4].tolist()
+    assert panels[0, 1, 2].tolist() == [*matrix[2, 4:].tolist(), 0]
+    assert not panels[1, :, 1:].any()
+    for row, column in np.ndindex(5, 7):
+        assert panels[Panels(4, 4).place((row, column))] == matrix[row, column]
+    np.testing.assert_array_equal(unpack_panels(panels, 5, 7, 4), matrix)
+
+
 def test_a_weight_without_bytes() -> None:
     module = Module()
     module.add_weight(Weight("w", f32[2], digest="sha256:00"))

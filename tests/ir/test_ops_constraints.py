@@ -14,7 +14,7 @@ from trustformers_ir.ir.ops import PadMode, ScatterReduce
 from trustformers_ir.ir.schema import OPS, ConstraintError, InferContext, Op, infer_types
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
 
-f32, f64, f16, i64, i32, u8, b8, c64 = DType.f32, DType.f64, DType.f16, DType.i64, DType.i32, DType.u8, DType.bool, DType.c64
+f32, f64, f16, i64, i32, i8, u8, b8, c64 = (DType[n] for n in ("f32", "f64", "f16", "i64", "i32", "i8", "u8", "bool", "c64"))
 N, M = symbol("n"), symbol("m")
 FACTS = Facts({"n": SymbolFact(), "m": SymbolFact(), "z": SymbolFact(low=0)})
 Types = list[TensorType | None]
@@ -119,6 +119,18 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.Linear(), 4, [f32[2], f32[3, 2], f32[4]]),
     (ops.Pack(ROW_MAJOR), 1, [f32[2, 2]]),
     (ops.Pack(Panels(4)), 2, [f32[2]]),
+    (ops.QuantizeDynamic(), 1, [f32[()]]),
+    (ops.QuantizeStatic(), 1, [f32[2, 3], f32[2], i32[()]]),
+    (ops.QuantizeStatic(), 1, [f32[3], f32[()], i32["n"]]),
+    (ops.LinearInt8(), 1, [u8[()], f32[()], i32[()], i8[2, 2], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 1, [u8[2], f32[()], i32[()], i8[2], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 2, [u8[2], f32[()], i32[()], i8[2, 3], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 3, [u8[65794], f32[()], i32[()], i8[2, 65794], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 3, [u8["n"], f32[()], i32[()], i8[2, "n"], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 4, [u8[4, 3], f32[4, 1], i32[()], i8[2, 3], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 4, [u8[4, 3], f32[4], i32[4], i8[2, 3], f32[2], i32[2], None]),
+    (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[3], i32[2], None]),
+    (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[2], i32[2], f32[2, 1]]),
     (ops.Einsum("ij"), 1, [f32[2, 2]]),
     (ops.Einsum("i1->i"), 1, [f32[2, 2]]),
     (ops.Einsum("...i...->i"), 1, [f32[2, 2]]),

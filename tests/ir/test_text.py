@@ -390,7 +390,7 @@ def test_a_new_op_needs_no_change_of_printer_and_parser(gadget: type[Op]) -> Non
         "pair": (3, -0.0),
         "dims": (symbol("n") * 2, 1),
         "window": Window(4, ("p", "q\n")),
-        "layout": Panels(16),
+        "layout": Panels(16, 4),
     }
     rest = {
         "colour": Colour.BLUE,
@@ -410,7 +410,7 @@ def test_a_new_op_needs_no_change_of_printer_and_parser(gadget: type[Op]) -> Non
     text = assert_round_trip(module)
     assert (
         "%g, %0, %1 = gadget(%x, none, %y, %x) {flag = true, pair = [3, -0.0], dims = [2*n, 1], "
-        'window = {size = 4, labels = ["p", "q\\n"]}, layout = {panels 16}} : f32[n], i8[], f32[n]\n'
+        'window = {size = 4, labels = ["p", "q\\n"]}, layout = {panels 16 4}} : f32[n], i8[], f32[n]\n'
     ) in text
     assert 'colour = "light blue", maybe = n, words = [], nested = [[1, 2], [], [3]], kinds = [bf16, bool]}' in text
 

@@ -12,9 +12,11 @@ from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.clone import clone_module
-from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.core import Block, Function, Module, Weight
+from trustformers_ir.ir.dims import Facts, SymbolFact
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
-from trustformers_ir.ir.types import Panels
+from trustformers_ir.ir.types import Panels, TensorType
 from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.passes.pack_weights import PackWeights
@@ -81,6 +83,35 @@ def test_casts_and_views_of_weights_are_weights() -> None:
     assert [o.op.mnemonic for o in module.main.body if o.op.mnemonic not in ("weight", "return")] == ["cast", "linear"]
     x = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
     np.testing.assert_array_equal(evaluate(before, x).astype(np.float32), evaluate(module, x).astype(np.float32))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(20, 32), (100, 48)])
+def test_weights_of_bytes_get_panels_four_deep(rows: int, width: int) -> None:
+    weight = np.random.default_rng(0).integers(-128, 128, (rows, 10), np.int8)
+    module = int8_module(weight)
+    before = clone_module(module)
+    log = packed(module)
+    assert log.counts["weights packed"] == 1
+    (product,) = (o for o in module.main.body if isinstance(o.op, ops.LinearInt8))
+    assert product.inputs[3].type.layout == Panels(width, 4)
+    x = np.random.default_rng(1).standard_normal((3, 10)).astype(np.float32)
+    np.testing.assert_array_equal(evaluate(before, x), evaluate(module, x))
+
+
+def int8_module(weight: np.ndarray) -> Module:
+    """The codes of an argument by a weight of bytes."""
+    n, k = weight.shape
+    module = Module("int8", Facts({"n": SymbolFact()}))
+    parts = {"w": weight, "scale": np.full(n, 0.5, np.float32), "sum": weight.sum(1, dtype=np.int32)}
+    for name, array in parts.items():
+        module.add_weight(Weight(name, TensorType(array.shape, DType.from_numpy(array.dtype)), array))
+    block = Block()
+    x = block.add_arg(tfir.f32["n", k], "x")
+    module.add_function(Function("main", block))
+    build = Builder(module, block)
+    codes = build.create(ops.QuantizeDynamic(), x)
+    build.create(ops.Return(), build(ops.LinearInt8(), *codes.results, *(build(ops.WeightOp(name)) for name in parts), None))
+    return module
 
 
 @pytest.mark.parametrize("shape", [(4, 0), (0, 4)])

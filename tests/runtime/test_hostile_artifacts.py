@@ -146,6 +146,7 @@ CASES: dict[str, Case] = {
     "unknown dtype": (set_in(*MAIN, "inputs", 0, "type", "dtype", value="f8"), MANIFEST, "'f8'"),
     "dtype with another name": (set_in(*MAIN, "inputs", 0, "type", "dtype", value="numpy"), MANIFEST, "no dtype"),
     "rank of a thousand": (set_in(*MAIN, "inputs", 0, "type", "shape", value=[1] * 1000), MANIFEST, "at most 32"),
+    "panels without depth": (set_in(*MAIN, "inputs", 0, "type", "depth", value=4), MANIFEST, "depth"),
     "panels of nothing": (set_in(*MAIN, "inputs", 0, "type", "panels", value=0), MANIFEST, "panels"),
     "packed input": (set_in(*MAIN, "inputs", 0, "type", "panels", value=8), MANIFEST, "M5"),
     # symbols and dims

@@ -132,7 +132,7 @@ def random_array(
         array = round_to(rng.uniform(low, high, shape) + 1j * rng.uniform(low, high, shape), dtype)
     else:
         array = round_to(rng.uniform(low, high, shape), dtype)
-    return pack_panels(array, type.layout.width) if isinstance(type.layout, Panels) else array
+    return pack_panels(array, type.layout.width, type.layout.depth) if isinstance(type.layout, Panels) else array
 
 
 def edge_values(dtype: DType) -> np.ndarray:

@@ -29,21 +29,35 @@ class Panels:
     """A matrix ``[N, K]`` stored as ``[ceil(N / width), K, width]``: the columns of ``width`` outputs lie beside each other, zero padded.
 
     This is the packed-B layout of register-blocked GEMM (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008):
-    the micro-kernel reads ``width`` consecutive elements for every k.
+    the micro-kernel reads ``width`` consecutive elements for every k. With a ``depth`` above 1, ``depth`` neighbouring k of one column lie beside
+    each other, ``[ceil(N / width), ceil(K / depth), width, depth]``: what instructions that add up products of several k at once read.
     """
 
     width: int
+    depth: int = 1
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError("a panel is at least one column wide")
+        if self.depth < 1:
+            raise ValueError("a panel is at least one element deep")
 
     def storage(self, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
         *batch, n, k = shape
-        return (*batch, floordiv(n + self.width - 1, self.width), k, self.width)
+        panels = floordiv(n + self.width - 1, self.width)
+        if self.depth == 1:
+            return (*batch, panels, k, self.width)
+        return (*batch, panels, floordiv(k + self.depth - 1, self.depth), self.width, self.depth)
+
+    def place(self, index: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Where the element at ``index`` (integers, or anything with ``//`` and ``%``) lies in the storage."""
+        *batch, n, k = index
+        if self.depth == 1:
+            return (*batch, n // self.width, k, n % self.width)
+        return (*batch, n // self.width, k // self.depth, n % self.width, k % self.depth)
 
     def __str__(self) -> str:
-        return f"{{panels {self.width}}}"
+        return f"{{panels {self.width}}}" if self.depth == 1 else f"{{panels {self.width} {self.depth}}}"
 
 
 Layout = RowMajor | Panels

@@ -10,6 +10,9 @@ After::
     %w = weight {name = "dense.weight.panels48"} : f32[1536, 384]{panels 48}
     %y = linear(%x, %w, none) : f32[batch, seq, 1536]
 
+The weight of a ``linear_int8`` goes into panels that are four deep, ``{panels 48 4}``: one 64-byte vector holds four neighbouring k of
+16 columns, which is what the instructions for products of bytes read.
+
 Packing runs when the bytes are first asked for, weight by weight. A weight that is used in another way as well is kept beside its packed form.
 """
 
@@ -31,6 +34,7 @@ from trustformers_ir.passes.weights import derived, weight_of
 
 LANES = 16  # panels are whole vectors of 16 columns
 PACKED = (DType.f32, DType.f16, DType.bf16)
+DEPTH_INT8 = 4  # bytes of one 32-bit lane
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ class PackWeights(Pass):
     ensures = frozenset({"packed"})
 
     def run(self, module: Module, log: PassLog) -> None:
-        """Rewrites every ``linear`` and ``matmul`` whose right side is a weight."""
+        """Rewrites every ``linear``, ``matmul`` and ``linear_int8`` whose right side is a weight."""
         for function in module.functions.values():
             for operation in function.body:
                 if isinstance(operation.op, (ops.Linear, ops.MatMul)):
                     self._product(module, operation, log)
+                elif isinstance(operation.op, ops.LinearInt8):
+                    self._product_int8(module, operation, log)
 
     def _product(self, module: Module, operation: Operation, log: PassLog) -> None:
         x, right = operation.inputs[:2]
@@ -64,21 +70,38 @@ class PackWeights(Pass):
             return
         if not rewriting.allowed():
             return
-        packed = self._packed(module, weight, isinstance(operation.op, ops.MatMul))
+        packed = self._packed(module, weight, transposed=isinstance(operation.op, ops.MatMul))
         builder = Builder.before(module, operation)
         bias = operation.operands[2] if isinstance(operation.op, ops.Linear) else None
         result = builder(ops.Linear(), x, builder(ops.WeightOp(packed.name)), bias)
         operation.replace_with([result])
         log.count("weights packed")
 
-    def _packed(self, module: Module, weight: Weight, transposed: bool) -> Weight:
+    def _product_int8(self, module: Module, operation: Operation, log: PassLog) -> None:
+        q, right = operation.inputs[0], operation.inputs[3]
+        if right.type.layout != ROW_MAJOR:
+            return
+        weight = weight_of(module, right)
+        if weight is None:
+            log.miss("packed", "linear_int8: the weight is computed")
+            return
+        if q.type.rank < 2 or 0 in right.type.shape:
+            log.miss("packed", f"linear_int8: {q.type} by {right.type} has no panel kernel")
+            return
+        if not rewriting.allowed():
+            return
+        packed = self._packed(module, weight, depth=DEPTH_INT8)
+        operation.set_operand(3, Builder.before(module, operation)(ops.WeightOp(packed.name)))
+        log.count("weights packed")
+
+    def _packed(self, module: Module, weight: Weight, *, transposed: bool = False, depth: int = 1) -> Weight:
         rows, columns = weight.type.shape
         n, k = (columns, rows) if transposed else (rows, columns)
         assert isinstance(n, int)
-        width = min(self.width, -(-n // LANES) * LANES)
-        name = f"{weight.name}.{'transposed.' if transposed else ''}panels{width}"
-        return derived(module, name, TensorType((n, k), weight.type.dtype, Panels(width)), _packer(weight, transposed, width))
+        layout = Panels(min(self.width, -(-n // LANES) * LANES), depth)
+        name = f"{weight.name}.{'transposed.' if transposed else ''}panels{layout.width}" + (f"x{depth}" if depth > 1 else "")
+        return derived(module, name, TensorType((n, k), weight.type.dtype, layout), _packer(weight, transposed, layout))
 
 
-def _packer(weight: Weight, transposed: bool, width: int) -> Callable[[], np.ndarray]:
-    return lambda: pack_panels(weight.data.T if transposed else weight.data, width)
+def _packer(weight: Weight, transposed: bool, layout: Panels) -> Callable[[], np.ndarray]:
+    return lambda: pack_panels(weight.data.T if transposed else weight.data, layout.width, layout.depth)

@@ -34,6 +34,7 @@ RULES = {
 MAX_DIM_TEXT = 1 << 16
 MAX_RANK = 32
 MAX_PANEL = 1 << 16
+MAX_DEPTH = 64
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1000}\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,100}\Z")
@@ -108,7 +109,11 @@ def _encoded(value: Any, hint: Any) -> object:
         return value if isinstance(value, int) else str(value)
     if hint is TensorType:
         out: dict[str, object] = {"dtype": value.dtype.name, "shape": [_encoded(d, Dim) for d in value.shape]}
-        return out | ({"panels": value.layout.width} if isinstance(value.layout, Panels) else {})
+        if isinstance(value.layout, Panels):
+            out["panels"] = value.layout.width
+            if value.layout.depth > 1:
+                out["depth"] = value.layout.depth
+        return out
     if dataclasses.is_dataclass(hint):
         return {name: _encoded(getattr(value, name), h) for name, h in _hints(typing.cast(type, hint)).items()}
     if typing.get_origin(hint) is tuple:
@@ -192,7 +197,9 @@ def _dim(value: object, path: str) -> Dim:
 
 
 def _tensor_type(value: object, path: str) -> TensorType:
-    keys = {"dtype", "shape"} | ({"panels"} if isinstance(value, dict) and "panels" in value else set())
+    keys = {"dtype", "shape"}
+    if isinstance(value, dict) and "panels" in value:
+        keys |= {"panels"} | ({"depth"} if "depth" in value else set())
     found = _fields(value, keys, path)
     name, shape = _text(found["dtype"], f"{path}.dtype"), found["shape"]
     if name not in DType.__members__:
@@ -205,7 +212,12 @@ def _tensor_type(value: object, path: str) -> TensorType:
     width = found["panels"]
     if type(width) is not int or not 1 <= width <= MAX_PANEL or len(dims) < 2:
         _fail("M1", f"{path}.panels is no width of panels of a matrix")
-    return TensorType(dims, DType[name], Panels(width))
+    if "depth" not in found:
+        return TensorType(dims, DType[name], Panels(width))
+    depth = found["depth"]
+    if type(depth) is not int or not 2 <= depth <= MAX_DEPTH:
+        _fail("M1", f"{path}.depth is no depth of panels")
+    return TensorType(dims, DType[name], Panels(width, depth))
 
 
 def _shown(text: str) -> str:

@@ -139,8 +139,7 @@ class Definer:
         """Where an element of a value in memory lies; packed layouts are addressed by their logical index."""
         layout, shape = value.type.layout, value.type.shape
         if isinstance(layout, Panels):
-            *batch, n, k = index
-            return self._buffer(value, layout.storage(shape)), (*batch, n // layout.width, k, n % layout.width)
+            return self._buffer(value, layout.storage(shape)), layout.place(index)
         merged, dims = self.flat.merge(index, shape)
         buffer = self._buffer(value, dims)
         wanted = tuple(dim_expr(d) for d in dims)

@@ -268,16 +268,19 @@ def _sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
 
 @_ordered(ops.Pack)
 def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
-    """A matrix into panels: every element of the storage, zero beyond the last row."""
+    """A matrix into panels: every element of the storage, zero beyond the last row and column."""
     x = o.inputs[0]
     layout = o.result.type.layout
     assert isinstance(layout, Panels)
-    *batch, rows, columns = x.type.shape
-    outer = [Axis(f"b{n}", dim_expr(b), PARALLEL) for n, b in enumerate(batch)]
-    panel = Axis("panel", (dim_expr(rows) + (layout.width - 1)) // layout.width, PARALLEL)
-    k, lane = Axis("k", dim_expr(columns), SEQ), Axis("lane", layout.width, VECTOR)
-    row = panel * layout.width + lane
-    inside = d.at(x, (*outer, binary("min", row, dim_expr(rows) - 1), k))
-    buffer, _ = d.place(o.result, (*outer, row, k))
-    cell = Store(buffer, (*outer, panel, k, lane), select(row < dim_expr(rows), inside, Const(0, x.type.dtype)))
-    return _bind([*outer, panel], For(k, (For(lane, (cell,)),)))
+    *batch, rows, columns = (dim_expr(size) for size in x.type.shape)
+    outer = [Axis(f"b{n}", b, PARALLEL) for n, b in enumerate(batch)]
+    panel = Axis("panel", (rows + (layout.width - 1)) // layout.width, PARALLEL)
+    k, deep = Axis("k", (columns + (layout.depth - 1)) // layout.depth, SEQ), Axis("deep", layout.depth, SEQ)
+    lane = Axis("lane", layout.width, VECTOR)
+    row, column = panel * layout.width + lane, k if layout.depth == 1 else k * layout.depth + deep
+    inside = d.at(x, (*outer, binary("min", row, rows - 1), column if layout.depth == 1 else binary("min", column, columns - 1)))
+    buffer, _ = d.place(o.result, (*outer, row, column))
+    place = (*outer, panel, k, lane) if layout.depth == 1 else (*outer, panel, k, lane, deep)
+    exists = row < rows if layout.depth == 1 else binary("and", row < rows, column < columns)
+    cell: Stmt = For(lane, (Store(buffer, place, select(exists, inside, Const(0, x.type.dtype))),))
+    return _bind([*outer, panel], For(k, (cell if layout.depth == 1 else For(deep, (cell,)),)))

@@ -63,6 +63,11 @@ from trustformers_ir.ir.ops.nn import (
     RmsNorm,
     Rope,
 )
+from trustformers_ir.ir.ops.quantized import (
+    LinearInt8,
+    QuantizeDynamic,
+    QuantizeStatic,
+)
 from trustformers_ir.ir.ops.reduce import (
     ArgMax,
     ArgMin,
@@ -222,6 +227,7 @@ __all__ = [
     "Le",
     "LeakyRelu",
     "Linear",
+    "LinearInt8",
     "Literal",
     "Log",
     "Log1p",
@@ -247,6 +253,8 @@ __all__ = [
     "PadMode",
     "Pow",
     "PredicateOp",
+    "QuantizeDynamic",
+    "QuantizeStatic",
     "Real",
     "Reciprocal",
     "ReduceAll",

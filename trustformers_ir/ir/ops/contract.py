@@ -89,8 +89,9 @@ class Linear(Op):
         return (TensorType((*x.shape[:-1], weight.shape[0]), x.dtype),)
 
     def reference(self, ctx: EvalContext, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Any:
-        if weight.ndim == 3:
-            weight = unpack_panels(weight, ctx.result_shape[-1])
+        type = ctx.operands[1]
+        assert type is not None
+        weight = unpacked(weight, type.layout, (ctx.result_shape[-1], x.shape[-1]))
         y = np.matmul(x, weight.T) if x.ndim > 1 else np.matmul(x[None], weight.T)[0]
         return y if bias is None else y + bias
 
@@ -108,12 +109,26 @@ class Linear(Op):
         yield Sample(cls(), (DType.i32[3, 4], DType.i32[2, 4], DType.i32[2]))
         yield Sample(cls(), (DType.f32["n", 12], TensorType((20, 12), DType.f32, Panels(16)), DType.f32[20]))
         yield Sample(cls(), (DType.f32[3, 5], TensorType((32, 5), DType.f32, Panels(16)), None))
+        yield Sample(cls(), (DType.f32[3, 5], TensorType((20, 5), DType.f32, Panels(16, 2)), None))
 
 
-def pack_panels(matrix: np.ndarray, width: int) -> np.ndarray:
-    """``[…, N, K]`` to ``[…, ceil(N / width), K, width]``: ``p[…, j, k, i] = m[…, j * width + i, k]``, zero beyond row N."""
+def pack_panels(matrix: np.ndarray, width: int, depth: int = 1) -> np.ndarray:
+    """``[…, N, K]`` to ``[…, ceil(N / width), K, width]``: ``p[…, j, k, i] = m[…, j * width + i, k]``, zero beyond row N.
+
+    With a depth, to ``[…, ceil(N / width), ceil(K / depth), width, depth]``: ``p[…, j, k, i, d] = m[…, j * width + i, k * depth + d]``,
+    zero beyond row N and column K.
+    """
     *batch, n, k = matrix.shape
     whole, rest = divmod(n, width)
+    if depth > 1:
+        packed = np.zeros((*batch, whole + bool(rest), -(-k // depth), width, depth), matrix.dtype)
+        padded = np.zeros((*batch, width, packed.shape[-3] * depth), matrix.dtype)
+        for j in range(whole + bool(rest)):
+            rows = matrix[..., j * width : (j + 1) * width, :]
+            padded[..., : rows.shape[-2], :k] = rows
+            padded[..., rows.shape[-2] :, :] = 0
+            packed[..., j, :, :, :] = np.swapaxes(padded.reshape(*batch, width, -1, depth), -3, -2)
+        return packed
     panels = np.empty((*batch, whole + bool(rest), k, width), matrix.dtype)
     for j in range(whole):  # panel by panel: the rows of one stay in the cache while they are gathered
         panels[..., j, :, :] = np.swapaxes(matrix[..., j * width : (j + 1) * width, :], -1, -2)
@@ -123,10 +138,20 @@ def pack_panels(matrix: np.ndarray, width: int) -> np.ndarray:
     return panels
 
 
-def unpack_panels(panels: np.ndarray, n: int) -> np.ndarray:
-    """The inverse of :func:`pack_panels` for a matrix of ``n`` rows."""
-    *batch, count, k, width = panels.shape
-    return np.swapaxes(panels, -1, -2).reshape(*batch, count * width, k)[..., :n, :]
+def unpack_panels(panels: np.ndarray, n: int, k: int | None = None, depth: int = 1) -> np.ndarray:
+    """The inverse of :func:`pack_panels` for a matrix of ``n`` rows and ``k`` columns (all that are there when not given)."""
+    if depth > 1:
+        *batch, count, groups, width, _ = panels.shape
+        rows = np.swapaxes(panels, -3, -2).reshape(*batch, count * width, groups * depth)
+    else:
+        *batch, count, columns, width = panels.shape
+        rows = np.swapaxes(panels, -1, -2).reshape(*batch, count * width, columns)
+    return rows[..., :n, :k]
+
+
+def unpacked(stored: np.ndarray, layout: Layout, shape: tuple[int, int]) -> np.ndarray:
+    """The last two axes of what is stored in ``layout``, as a matrix of ``shape``."""
+    return unpack_panels(stored, *shape, layout.depth) if isinstance(layout, Panels) else stored
 
 
 @dataclass(frozen=True)
@@ -148,7 +173,7 @@ class Pack(Op):
 
     def reference(self, ctx: EvalContext, x: np.ndarray) -> Any:
         assert isinstance(self.layout, Panels)
-        return pack_panels(x, self.layout.width)
+        return pack_panels(x, self.layout.width, self.layout.depth)
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
         return 0
@@ -159,6 +184,8 @@ class Pack(Op):
         yield Sample(cls(Panels(8)), (DType.bf16[16, 3],))
         yield Sample(cls(Panels(4)), (DType.i8[2, 6, 7],))
         yield Sample(cls(Panels(1)), (DType.f64[3, 2],))
+        yield Sample(cls(Panels(16, 4)), (DType.i8[20, 10],))
+        yield Sample(cls(Panels(3, 2)), (DType.f32["b", 5, 6],))
 
 
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.[A-Za-z]*)?\Z")

@@ -78,8 +78,11 @@ def type_text(type: TensorType) -> str:
 
 
 def layout_text(layout: Any) -> str:
-    """``{panels 48}``: the class in snake case, then its fields in order."""
-    fields = [_field_text(getattr(layout, f.name)) for f in dataclasses.fields(layout)]
+    """``{panels 48}``: the class in snake case, then its fields in order, without those at the end that have their defaults."""
+    values = [(getattr(layout, f.name), f.default) for f in dataclasses.fields(layout)]
+    while values and values[-1][0] == values[-1][1]:
+        values.pop()
+    fields = [_field_text(value) for value, _ in values]
     return "{" + " ".join([_snake(type(layout).__name__), *fields]) + "}"
 
 
@@ -131,7 +134,11 @@ def parse_layout(reader: Reader) -> Layout:
         reader.fail(f"{token} is not a layout", token, Code.BAD_TYPE, "one of " + " ".join(kinds))
     kind = kinds[token.text]
     hints = typing.get_type_hints(kind)
-    values = [codec(hints[f.name]).parse(reader) for f in dataclasses.fields(kind)]
+    values = []
+    for f in dataclasses.fields(kind):
+        if f.default is not dataclasses.MISSING and reader.at("}"):
+            break
+        values.append(codec(hints[f.name]).parse(reader))
     reader.expect("}")
     try:
         layout: Layout = kind(*values)
