@@ -32,9 +32,11 @@ def compile(
 
     ``model`` is a checkpoint folder, a ``.tfir`` or ``.tfc`` file, ``random:<model_type>[?field=value]``, a module, or a function over symbolic
     tensors. ``example_inputs`` are the arguments of a function to trace, or a dict of them by name: tensor types (``f32["n", 4]``) or arrays; for
-    other models, arrays that give the size of the dims that are not ``dynamic``. ``dtype`` is what a checkpoint computes in (f32). ``dynamic``
-    names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs
-    the verifier after every pass; None asks ``TFIR_VERIFY``. Raises ``CompilerError`` with everything that is wrong with the request.
+    other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), one that ``tfc targets``
+    lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. ``dtype`` is what a
+    checkpoint computes in (f32). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the
+    CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. Raises ``CompilerError`` with everything
+    that is wrong with the request.
     """
     from trustformers_ir import compiler
 
@@ -45,9 +47,10 @@ def compile(
     return compiler.compile_model(model, example_inputs, request, threads)
 
 
-def load(path: str, threads: int | None = None) -> Executable:
-    """The executable in a ``.tfc`` file, its weights mapped. Raises ``CompilerError`` when the file is broken or made for another machine."""
-    return artifact.load(path, threads, parse=_parse)
+def load(path: str, threads: int | None = None, target: str | None = None) -> Executable:
+    """The executable in a ``.tfc`` file, its weights mapped. Raises ``CompilerError`` when the file is broken or made for another machine.
+    ``target`` names the code to execute where the file has some for several targets; None: ``TFIR_TARGET``, or the best that runs here."""
+    return artifact.load(path, threads, parse=_parse, target=target)
 
 
 def trace(fn: Any, *specs: Any, **named: Any) -> Module:

@@ -23,7 +23,8 @@ from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
-from trustformers_ir.ir.abi import TOKENIZER_KEY, StoredWeight
+from trustformers_ir.ir import env
+from trustformers_ir.ir.abi import TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -38,7 +39,7 @@ from trustformers_ir.passes.manager import Pass, PassManager, Report, option_tex
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.machine import memory
+from trustformers_ir.runtime.machine import choose_target, memory
 from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
@@ -164,7 +165,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
             raise CompilerError.of(Code.USAGE, message, Where(file=str(model)), "compile the model itself")
         return artifact.load(str(model), threads, parse=parse_module)
     started = time.perf_counter()
-    target = building.find_target(_cpu(request.target))
+    targets = building.find_targets(_cpu(request.target))
     module = to_module(model, example_inputs, request.dtype)
     if module is model:
         module = clone_module(module)
@@ -172,32 +173,63 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
     read = time.perf_counter()
-    report = PassManager(_pipeline(target), verify=request.verify).run(module)
+    graphs = _graphs(module, targets, request.verify)
     passed = time.perf_counter()
+    executed = _executed([building.target_info(t) for t in targets])
     laid_out: list[Weights] = []
+    family: list[CompiledModule] = []
+    for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
 
-    def lay_out(stored: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all."""
-        if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
-            laid_out.append(materialise(stored, makers))
-            for w in stored:
-                module.weights[w.name].settle(laid_out[0].array(w))
+        def lay_out(stored: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], graph: Module = graph) -> None:
+            """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all."""
+            if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
+                laid_out.append(materialise(stored, makers))
+                for w in stored:
+                    graph.weights[w.name].settle(laid_out[0].array(w))
 
-    compiled = building.build(module, target, names, _tokenizer(model), lay_out)
+        placed = {w.name: w for m in family for w in m.manifest.weights}
+        made = building.build(graph, target, names, _tokenizer(model), lay_out if n == executed else None, tuple(placed.values()))
+        family.append(replace(made, report={"passes": report.as_dict()["passes"]}))
     seconds = {"read": read - started, "passes": passed - read, "build": time.perf_counter() - passed}
-    compiled = replace(compiled, report={"seconds": seconds, "passes": report.as_dict()["passes"]})
-    return Executable(compiled, threads, parse=parse_module, weights=laid_out[0] if laid_out else None)
+    family = [replace(m, report={"seconds": seconds, **m.report}) for m in family]
+    return Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
 
 
-def _pipeline(target: Target) -> list[Pass]:
-    return pipelines.cpu(building.machine_shape(target).panel)
+def _graphs(module: Module, targets: Sequence[Target], verify: bool | None) -> list[tuple[Module, Report]]:
+    """The module after the passes of each target. Targets of equal passes share the graph, and with it the weights; so that they do, all pack
+    weights for the narrowest micro-kernel where the others can read that."""
+    panel = building.common_panel(targets)
+    lists = [_pipeline(t, panel) for t in targets]
+    alike = all(passes == lists[0] for passes in lists)
+    found: list[tuple[Module, Report]] = []
+    for n, passes in enumerate(lists):
+        if (same := lists.index(passes)) < n:
+            found.append(found[same])
+            continue
+        own = module if alike else clone_module(module)
+        found.append((own, PassManager(passes, verify=verify).run(own)))
+    return found
+
+
+def _executed(targets: Sequence[TargetInfo]) -> int:
+    """For which of the targets the code of a new module is executed; the first when none runs here: it can still be saved."""
+    try:
+        return choose_target(targets, env.TARGET.get() if len(targets) > 1 else None)
+    except CompilerError as error:
+        if Code.ARTIFACT_TARGET not in error.codes:
+            raise
+        return 0
+
+
+def _pipeline(target: Target, panel: int | None = None) -> list[Pass]:
+    return pipelines.cpu(panel or building.machine_shape(target).panel)
 
 
 def _cpu(target: str) -> str:
-    kind = target.partition(":")[0]
-    if kind in _LATER_TARGETS:
+    later = [name for name in target.split(",") if name.strip().partition(":")[0] in _LATER_TARGETS]
+    if later:
         help = "`tfc targets` lists what this machine can compile for"
-        raise CompilerError.of(Code.NOT_BUILT, f"the target '{target}' is not built yet", help=help)
+        raise CompilerError.of(Code.NOT_BUILT, f"the target '{later[0].strip()}' is not built yet", help=help)
     return target
 
 
@@ -266,7 +298,7 @@ def _options(kind: type[Pass]) -> str:
 
 
 def emit(executable: Executable, stage: str) -> str:
-    """The kernels, LLVM text or assembly behind an executable, made again from its graph."""
+    """The kernels, LLVM text or assembly behind an executable, made again from its graph, for the target that is executed."""
     target = building.find_target(executable.manifest.target.name)
     lowered = building.lower(clone_module(executable.module), target)
     if stage == "kernels":

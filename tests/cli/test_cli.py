@@ -50,7 +50,9 @@ class Toy:
         entry = Entry("main", "tfir_entry_main", self.inputs, self.outputs, 0, 0)
         target = TargetInfo("cpu", "x86_64-unknown-linux-gnu", "x86-64-v3", ("avx2",))
         self.manifest = Manifest("toy", target, tuple(self.module.facts.symbols.items()), (entry,), (), (), "0.1.0")
+        self.targets = (target.name,)
         self.sections: dict[str, Any] = {}
+        self.variants, self.stored = (self,), ()
         self.threads = 1
         self.error = error
 

@@ -53,10 +53,9 @@ def encoder_function(ids: Any, scale: Any) -> Any:
     return {"probabilities": F.softmax(hidden, -1), "pooled": F.tanh(hidden).mean(1)}
 
 
-def encoder_module() -> CompiledModule:
-    return compiled(
-        encoder_function, i64["batch", "seq"], f32[()], facts=BATCH, weights=random_weights(), names=("probabilities", "pooled"), name="encoder"
-    )
+def encoder_module(target: str = "host") -> CompiledModule:
+    options: dict[str, Any] = {"facts": BATCH, "weights": random_weights(), "names": ("probabilities", "pooled"), "name": "encoder"}
+    return compiled(encoder_function, i64["batch", "seq"], f32[()], target=target, **options)
 
 
 encoder = functools.cache(encoder_module)

@@ -23,7 +23,7 @@ from trustformers_ir.ir.parameters import Parameter
 from trustformers_ir.ir.progress import watching
 from trustformers_ir.runtime import artifact, container
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.manifest import Broken, decode, encode
+from trustformers_ir.runtime.manifest import RULES, Broken, Span, Variant, decode, encode
 from trustformers_ir.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -192,13 +192,23 @@ def test_a_manifest_that_breaks_a_rule_is_not_written(path: Path) -> None:
 def test_manifests_round_trip() -> None:
     manifest = replace(encoder().manifest, metadata={"b": "ü\n\0", "a": "🎉"})
     digests = {w.name: "0" * 64 for w in manifest.weights}
-    data = encode(manifest, digests)
-    assert decode(data) == (manifest, digests) and encode(*decode(data)) == data
+    variant = Variant(manifest, Span(0, 5), Span(0, 7))
+    data = encode([variant], digests)
+    assert decode(data) == ((variant,), digests) and encode(*decode(data)) == data
     turned = replace(manifest, metadata=dict(reversed(list(manifest.metadata.items()))))
-    assert encode(turned, dict(reversed(list(digests.items())))) == data
+    assert encode([replace(variant, manifest=turned)], dict(reversed(list(digests.items())))) == data
     packed = StoredWeight("p", f32[7, 3], 0, 7 * 3 * 4)
     with pytest.raises(Broken, match="M7"):
-        encode(replace(manifest, weights=(packed,)), {})
+        encode([replace(variant, manifest=replace(manifest, weights=(packed,)))], {})
+
+
+def test_metadata_is_written_once() -> None:
+    manifest = replace(encoder().manifest, metadata={"tokenizer.json": "x" * 10_000})
+    other = replace(manifest, target=replace(manifest.target, name="other"))
+    digests = {w.name: "0" * 64 for w in manifest.weights}
+    variants = [Variant(m, Span(0, 5), Span(n * 64, 7)) for n, m in enumerate((manifest, other))]
+    data = encode(variants, digests)
+    assert data.count(b"x" * 10_000) == 1 and decode(data) == (tuple(variants), digests)
 
 
 def test_loading_and_running_need_no_compiler(path: Path) -> None:
@@ -219,5 +229,5 @@ def test_loading_and_running_need_no_compiler(path: Path) -> None:
 def test_the_page_gives_the_format() -> None:
     page = (ROOT / "docs" / "artifact.md").read_text()
     assert f"| 8 | u32 | version of the format, {container.FORMAT_VERSION} |" in page
-    for rule in ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8"):
+    for rule in RULES:
         assert f"**{rule}**" in page

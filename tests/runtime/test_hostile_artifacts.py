@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifact_harness import Document, document, good_file, packed, parts, patched, rows, seal, with_manifest
+from artifact_harness import Document, document, good_fat_file, good_file, packed, parts, patched, rows, seal, with_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtime_harness import encoder_inputs
@@ -76,8 +76,9 @@ def text_of_manifest(old: bytes, new: bytes) -> Callable[[], bytes]:
     return make
 
 
-MAIN = ("manifest", "entries", 0)
-WEIGHT = ("manifest", "weights", 1)
+TOP = ("variants", 0, "manifest")
+MAIN = (*TOP, "entries", 0)
+WEIGHT = (*TOP, "weights", 1)
 
 CASES: dict[str, Case] = {
     # the file as a whole
@@ -91,7 +92,8 @@ CASES: dict[str, Case] = {
     "the header alone": (lambda: good_file()[:256], TRUNCATED, "were written"),
     "the last byte missing": (lambda: good_file()[:-1], TRUNCATED, "were written"),
     "something appended": (lambda: good_file() + b"x", CORRUPT, "1 bytes follow"),
-    "newer version": (lambda: patched(8, "<I", 2), VERSION, "version 2"),
+    "newer version": (lambda: patched(8, "<I", 3), VERSION, "version 3"),
+    "older version": (lambda: patched(8, "<I", 1), VERSION, "version 1"),
     "version zero": (lambda: patched(8, "<I", 0), VERSION, "version 0"),
     # the header
     "length of the header": (lambda: patched(12, "<I", 512), CORRUPT, "header"),
@@ -132,17 +134,17 @@ CASES: dict[str, Case] = {
     "half a surrogate": (text_of_manifest(b'"name":"encoder"', b'"name":"\\ud800"'), MANIFEST, "surrogate"),
     # its fields
     "missing digests": (without("digests"), MANIFEST, "no 'digests'"),
-    "missing entries": (without("manifest", "entries"), MANIFEST, "no 'entries'"),
+    "missing entries": (without(*TOP, "entries"), MANIFEST, "no 'entries'"),
     "missing field of a port": (without(*MAIN, "inputs", 0, "type"), MANIFEST, "manifest.entries[0].inputs[0] has no 'type'"),
-    "a field too many": (set_in("manifest", "extra", value=1), MANIFEST, "extra"),
-    "text for a number": (set_in("manifest", "abi", value="1"), MANIFEST, "manifest.abi is no whole number"),
-    "a bool for a number": (set_in("manifest", "abi", value=True), MANIFEST, "manifest.abi is no whole number"),
-    "a number for text": (set_in("manifest", "name", value=1), MANIFEST, "manifest.name is no text"),
-    "null for text": (set_in("manifest", "target", "cpu", value=None), MANIFEST, "manifest.target.cpu is no text"),
-    "an object for a list": (set_in("manifest", "entries", value={}), MANIFEST, "manifest.entries is no list"),
-    "a list for an object": (set_in("manifest", "target", value=[]), MANIFEST, "manifest.target is no object"),
-    "a pair of three": (set_in("manifest", "symbols", 0, value=["a", {}, 1]), MANIFEST, "3 elements, not 2"),
-    "metadata of numbers": (set_in("manifest", "metadata", value={"a": 1}), MANIFEST, "manifest.metadata['a'] is no text"),
+    "a field too many": (set_in(*TOP, "extra", value=1), MANIFEST, "extra"),
+    "text for a number": (set_in(*TOP, "abi", value="1"), MANIFEST, "manifest.abi is no whole number"),
+    "a bool for a number": (set_in(*TOP, "abi", value=True), MANIFEST, "manifest.abi is no whole number"),
+    "a number for text": (set_in(*TOP, "name", value=1), MANIFEST, "manifest.name is no text"),
+    "null for text": (set_in(*TOP, "target", "cpu", value=None), MANIFEST, "manifest.target.cpu is no text"),
+    "an object for a list": (set_in(*TOP, "entries", value={}), MANIFEST, "manifest.entries is no list"),
+    "a list for an object": (set_in(*TOP, "target", value=[]), MANIFEST, "manifest.target is no object"),
+    "a pair of three": (set_in(*TOP, "symbols", 0, value=["a", {}, 1]), MANIFEST, "3 elements, not 2"),
+    "metadata of numbers": (set_in(*TOP, "metadata", value={"a": 1}), MANIFEST, "manifest.metadata['a'] is no text"),
     "unknown dtype": (set_in(*MAIN, "inputs", 0, "type", "dtype", value="f8"), MANIFEST, "'f8'"),
     "dtype with another name": (set_in(*MAIN, "inputs", 0, "type", "dtype", value="numpy"), MANIFEST, "no dtype"),
     "rank of a thousand": (set_in(*MAIN, "inputs", 0, "type", "shape", value=[1] * 1000), MANIFEST, "at most 32"),
@@ -150,12 +152,12 @@ CASES: dict[str, Case] = {
     "panels of nothing": (set_in(*MAIN, "inputs", 0, "type", "panels", value=0), MANIFEST, "panels"),
     "packed input": (set_in(*MAIN, "inputs", 0, "type", "panels", value=8), MANIFEST, "M5"),
     # symbols and dims
-    "a symbol twice": (twice("manifest", "symbols"), MANIFEST, "M2: the symbol 'batch' is declared twice"),
-    "a symbol that is no name": (set_in("manifest", "symbols", 0, 0, value="a b"), MANIFEST, "M2"),
-    "impossible facts": (set_in("manifest", "symbols", 0, 1, "low", value=65), MANIFEST, "M2"),
-    "negative facts": (set_in("manifest", "symbols", 0, 1, "low", value=-1), MANIFEST, "M2"),
-    "divisor zero": (set_in("manifest", "symbols", 0, 1, "divisor", value=0), MANIFEST, "M2"),
-    "facts of no number": (set_in("manifest", "symbols", 0, 1, "divisor", value=1000), MANIFEST, "M2: no number"),
+    "a symbol twice": (twice(*TOP, "symbols"), MANIFEST, "M2: the symbol 'batch' is declared twice"),
+    "a symbol that is no name": (set_in(*TOP, "symbols", 0, 0, value="a b"), MANIFEST, "M2"),
+    "impossible facts": (set_in(*TOP, "symbols", 0, 1, "low", value=65), MANIFEST, "M2"),
+    "negative facts": (set_in(*TOP, "symbols", 0, 1, "low", value=-1), MANIFEST, "M2"),
+    "divisor zero": (set_in(*TOP, "symbols", 0, 1, "divisor", value=0), MANIFEST, "M2"),
+    "facts of no number": (set_in(*TOP, "symbols", 0, 1, "divisor", value=1000), MANIFEST, "M2: no number"),
     "a negative dim": (set_in(*MAIN, "inputs", 0, "type", "shape", 0, value=-1), MANIFEST, "negative"),
     "a dim of unknown symbols": (set_in(*MAIN, "outputs", 0, "type", "shape", 0, value="other"), MANIFEST, "M5"),
     "an input of unknown symbols": (set_in(*MAIN, "inputs", 0, "type", "shape", 0, value="other"), MANIFEST, "M5"),
@@ -171,8 +173,8 @@ CASES: dict[str, Case] = {
     "a negative size": (set_in(*MAIN, "scratch_bytes", value=-64), MANIFEST, "negative"),
     "a negative number of barriers": (set_in(*MAIN, "barriers", value=-1), MANIFEST, "barriers"),
     # entries
-    "no entry": (set_in("manifest", "entries", value=[]), MANIFEST, "M3"),
-    "an entry twice": (twice("manifest", "entries"), MANIFEST, "M3"),
+    "no entry": (set_in(*TOP, "entries", value=[]), MANIFEST, "M3"),
+    "an entry twice": (twice(*TOP, "entries"), MANIFEST, "M3"),
     "an input twice": (twice(*MAIN, "inputs"), MANIFEST, "M3"),
     "an empty name": (set_in(*MAIN, "inputs", 0, "name", value=""), MANIFEST, "M3"),
     "a name of control characters": (set_in(*MAIN, "inputs", 0, "name", value="\x1b[2J"), MANIFEST, "M3"),
@@ -180,7 +182,7 @@ CASES: dict[str, Case] = {
     "a symbol that is no identifier": (set_in(*MAIN, "symbol", value="tfir_entry_main; rm"), MANIFEST, "M4"),
     "a symbol that is not there": (set_in(*MAIN, "symbol", value="tfir_entry_other"), Code.ARTIFACT_CODE, "linking"),
     # weights
-    "a weight twice": (twice("manifest", "weights"), MANIFEST, "M3"),
+    "a weight twice": (twice(*TOP, "weights"), MANIFEST, "M3"),
     "overlapping weights": (set_in(*WEIGHT, "offset", value=0), MANIFEST, "overlaps"),
     "an unaligned weight": (set_in(*WEIGHT, "offset", value=8200), MANIFEST, "M6"),
     "a weight far away": (set_in(*WEIGHT, "offset", value=1 << 62), MANIFEST, "M6"),
@@ -195,12 +197,12 @@ CASES: dict[str, Case] = {
     "a digest that is none": (set_in("digests", "bias", value="0" * 63 + "g"), MANIFEST, "M7"),
     "another digest": (set_in("digests", "bias", value="0" * 64), CORRUPT, "weight 'bias'"),
     # machines and versions
-    "another calling convention": (set_in("manifest", "abi", value=ABI_VERSION + 1), VERSION, f"version {ABI_VERSION + 1}"),
-    "a feature of another CPU": (set_in("manifest", "target", "features", value=["quantum"]), Code.ARTIFACT_TARGET, "quantum"),
-    "another architecture": (set_in("manifest", "target", "triple", value="riscv64-unknown-linux-gnu"), Code.ARTIFACT_TARGET, "riscv64"),
-    "another system": (set_in("manifest", "target", "triple", value="x86_64-pc-windows-msvc"), Code.ARTIFACT_TARGET, "windows"),
-    "a feature that is no word": (set_in("manifest", "target", "features", value=["avx,+evil"]), MANIFEST, "M8"),
-    "an empty triple": (set_in("manifest", "target", "triple", value=""), MANIFEST, "M8"),
+    "another calling convention": (set_in(*TOP, "abi", value=ABI_VERSION + 1), VERSION, f"version {ABI_VERSION + 1}"),
+    "a feature of another CPU": (set_in(*TOP, "target", "features", value=["quantum"]), Code.ARTIFACT_TARGET, "quantum"),
+    "another architecture": (set_in(*TOP, "target", "triple", value="riscv64-unknown-linux-gnu"), Code.ARTIFACT_TARGET, "riscv64"),
+    "another system": (set_in(*TOP, "target", "triple", value="x86_64-pc-windows-msvc"), Code.ARTIFACT_TARGET, "windows"),
+    "a feature that is no word": (set_in(*TOP, "target", "features", value=["avx,+evil"]), MANIFEST, "M8"),
+    "an empty triple": (set_in(*TOP, "target", "triple", value=""), MANIFEST, "M8"),
 }
 for _i, _name in enumerate(NAMES):
     _begin, _length = rows(good_file())[_i]
@@ -219,16 +221,79 @@ def _with_gap() -> bytes:
 
 
 def _with_gap_between_weights() -> bytes:
-    weights = document(good_file())["manifest"]["weights"]
+    weights = document(good_file())["variants"][0]["manifest"]["weights"]
     out = bytearray(good_file())
     out[rows(good_file())[3][0] + weights[0]["offset"] + weights[0]["bytes"]] = 1
     return bytes(out)
 
 
 def _longer_last_weight(d: Document) -> None:
-    last = d["manifest"]["weights"][-1]
+    last = d["variants"][0]["manifest"]["weights"][-1]
     last["type"]["shape"][0] += 1
     last["bytes"] += 4
+
+
+def fat(*path: Any, value: Any) -> Callable[[], bytes]:
+    """The good file of two variants with one value of its document replaced."""
+
+    def change(d: Document) -> None:
+        at: Any = d["variants"]
+        for step in path[:-1]:
+            at = at[step]
+        at[path[-1]] = value
+
+    return lambda: with_manifest(change, good_fat_file())
+
+
+def fat_changed(change: Callable[[list[Any]], object]) -> Callable[[], bytes]:
+    return lambda: with_manifest(lambda d: change(d["variants"]), good_fat_file())
+
+
+def _fat_gap(section: int) -> bytes:
+    """A byte that is not zero after the first part of a section."""
+    data = parts(good_fat_file())
+    span = document(good_fat_file())["variants"][0][NAMES[section]]
+    assert span["length"] % 64
+    changed = bytearray(data[section])
+    changed[span["length"]] = 1
+    return packed(**{NAMES[section]: bytes(changed)}, base=good_fat_file())
+
+
+SECOND = (1, "manifest")
+CASES |= {
+    # several targets
+    "no variants": (set_in("variants", value=[]), MANIFEST, "0 variants"),
+    "a thousand variants": (fat_changed(lambda v: v.extend(v[:1] * 1000)), MANIFEST, "1002 variants"),
+    "variants of one target": (fat(*SECOND, "target", "name", value="cpu:avx512"), MANIFEST, "M8: the target 'cpu:avx512' occurs twice"),
+    "a target without a name": (fat(*SECOND, "target", "name", value=""), MANIFEST, "M8"),
+    "another module": (fat(*SECOND, "name", value="other"), MANIFEST, "M9"),
+    "another compiler": (fat(*SECOND, "compiler", value="9"), MANIFEST, "M9"),
+    "another convention of one variant": (fat(*SECOND, "abi", value=ABI_VERSION + 1), MANIFEST, "M9"),
+    "other facts": (fat(*SECOND, "symbols", 0, 1, "high", value=7), MANIFEST, "M9"),
+    "another entry": (fat(*SECOND, "entries", 0, "name", value="other"), MANIFEST, "M9"),
+    "an entry less": (fat(*SECOND, "entries", value=[]), MANIFEST, "M3"),
+    "other inputs": (fat(*SECOND, "entries", 0, "inputs", 0, "type", "dtype", value="i32"), MANIFEST, "M9"),
+    "other outputs": (fat_changed(lambda v: v[1]["manifest"]["entries"][0]["outputs"].pop()), MANIFEST, "M9"),
+    "metadata of its own": (fat(*SECOND, "metadata", value={"a": "b"}), MANIFEST, "M9"),
+    "a broken second manifest": (fat(*SECOND, "entries", 0, "symbol", value="system"), MANIFEST, "M4"),
+    "a weight elsewhere": (fat(*SECOND, "weights", 0, "offset", value=4096), MANIFEST, "M6"),
+    "a weight of another type": (fat(*SECOND, "weights", 0, "type", "dtype", value="i32"), MANIFEST, "M6"),
+    "another weight over the first": (fat(*SECOND, "weights", 0, "name", value="other"), MANIFEST, "M6"),
+    "code over code": (fat(1, "code", "offset", value=64), MANIFEST, "M10"),
+    "code beyond its section": (fat(1, "code", "length", value=1 << 60), MANIFEST, "M10"),
+    "code of negative length": (fat(1, "code", "length", value=-1), MANIFEST, "M10"),
+    "code before its section": (fat(1, "code", "offset", value=-64), MANIFEST, "M10"),
+    "no code is left for nobody": (fat_changed(lambda v: v.pop()), MANIFEST, "M10"),
+    "a graph beyond its section": (fat(1, "graph", "length", value=1 << 60), MANIFEST, "M10"),
+    "graphs out of order": (fat(0, "graph", "offset", value=64), MANIFEST, "M10"),
+    "a span too many": (fat(1, "other", value={"offset": 0, "length": 0}), MANIFEST, "other"),
+    "bytes between codes": (lambda: _fat_gap(2), CORRUPT, "between two parts of the code"),
+    "features of no machine": (
+        fat_changed(lambda v: [x["manifest"]["target"].update(features=["quantum"]) for x in v]),
+        Code.ARTIFACT_TARGET,
+        "quantum",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -254,7 +319,7 @@ def test_hostile(name: str, tmp_path: Path) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(CASES) >= 120
+    assert len(CASES) >= 150
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "absent"])

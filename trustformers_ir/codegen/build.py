@@ -45,6 +45,7 @@ class Lowered:
     programs: tuple[Program, ...]
     plans: tuple[Plan, ...]
     sites: Sites
+    placed: tuple[StoredWeight, ...] = ()  # weights that have their place already, for the code of other targets
 
     @functools.cached_property
     def symbols(self) -> tuple[str, ...]:
@@ -53,16 +54,21 @@ class Lowered:
 
     @functools.cached_property
     def weights(self) -> tuple[StoredWeight, ...]:
-        """Weights that some kernel reads, in order of first use, page aligned."""
+        """Weights that some kernel reads, page aligned: those that lie already stay where they are, the others follow in order of first use."""
+        known = {w.name: w for w in self.placed}
         names = dict.fromkeys(str(r.key) for p in self.programs for c in p.calls for r in c.arguments if r.storage is Storage.WEIGHT)
         out: list[StoredWeight] = []
-        offset = 0
+        offset = max((_page(w.offset + w.bytes) for w in self.placed), default=0)
         for name in names:
             type = self.module.weights[name].type
+            if name in known:
+                assert known[name].type == type, "a name is one weight"
+                out.append(known[name])
+                continue
             size = type.bytes
             assert isinstance(size, int), "weights are static"
             out.append(StoredWeight(name, type, offset, size))
-            offset += -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+            offset += _page(size)
         return tuple(out)
 
     @functools.cached_property
@@ -89,6 +95,10 @@ class Lowered:
         return tuple(out)
 
 
+def _page(size: int) -> int:
+    return -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+
+
 def find_target(name: str) -> Target:
     """The target of that name; ``CompilerError`` for an unknown one."""
     try:
@@ -97,13 +107,40 @@ def find_target(name: str) -> Target:
         raise CompilerError.of(Code.UNKNOWN_TARGET, str(error), help="`tfc targets` lists what this machine can compile for") from None
 
 
+def target_info(target: Target) -> TargetInfo:
+    """What an artifact says of the target of its code."""
+    return TargetInfo(target.name, target.triple, target.cpu, target.features)
+
+
 def machine_shape(target: Target) -> MachineShape:
     """What the scheduling heuristics know of a target."""
     return MachineShape() if target.registers >= 32 else MachineShape("avx2", target.registers)
 
 
-def lower(module: Module, target: Target, names: Mapping[str, Sequence[str]] | None = None) -> Lowered:
-    """Every function of the module as a planned program. ``names`` gives the names of each function's outputs."""
+def find_targets(names: str) -> list[Target]:
+    """The targets of a text such as ``cpu:avx2,cpu:avx512``, best first: whatever has more features is better. ``CompilerError`` for an unknown
+    one, and for two that are the same machine."""
+    targets = [find_target(name.strip()) for name in names.split(",")]
+    for n, target in enumerate(targets):
+        twin = next((t for t in targets[:n] if (t.triple, t.features) == (target.triple, target.features)), None)
+        if twin is not None:
+            message = f"the targets '{twin.name}' and '{target.name}' are the same machine"
+            raise CompilerError.of(Code.USAGE, message, help="give each machine once")
+    return sorted(targets, key=lambda t: (-len(t.features), t.name))
+
+
+def common_panel(targets: Sequence[Target]) -> int | None:
+    """The width of weight panels that the code of all targets reads: a wider micro-kernel reads several panels side by side. None when there is
+    none, so that each target needs weights of its own."""
+    widths = [machine_shape(t).panel for t in targets]
+    return min(widths) if all(w % min(widths) == 0 for w in widths) else None
+
+
+def lower(
+    module: Module, target: Target, names: Mapping[str, Sequence[str]] | None = None, placed: Sequence[StoredWeight] = ()
+) -> Lowered:
+    """Every function of the module as a planned program. ``names`` gives the names of each function's outputs, ``placed`` the weights that
+    have their place already."""
     sites, shape = Sites(), machine_shape(target)
     programs: list[Program] = []
     plans: list[Plan] = []
@@ -113,7 +150,7 @@ def lower(module: Module, target: Target, names: Mapping[str, Sequence[str]] | N
         verify_plan(program, plan, module.facts)
         programs.append(program)
         plans.append(plan)
-    return Lowered(module, target, tuple(programs), tuple(plans), sites)
+    return Lowered(module, target, tuple(programs), tuple(plans), sites, tuple(placed))
 
 
 def llvm_text(lowered: Lowered) -> str:
@@ -138,14 +175,16 @@ def build(
     names: Mapping[str, Sequence[str]] | None = None,
     metadata: Mapping[str, str] | None = None,
     meanwhile: Callable[[Sequence[StoredWeight], Mapping[str, Callable[[], np.ndarray]]], None] | None = None,
+    placed: Sequence[StoredWeight] = (),
 ) -> CompiledModule:
     """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some.
 
     ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest. ``meanwhile`` is called with the
-    weights, and what makes them, while another thread makes the machine code: LLVM works without the interpreter's lock.
+    weights, and what makes them, while another thread makes the machine code: LLVM works without the interpreter's lock. ``placed`` are the
+    weights that code for other targets, of the same artifact, reads.
     """
     note("lower")
-    lowered = lower(module, target, names)
+    lowered = lower(module, target, names, placed)
     text = llvm_text(lowered)
     weights = {w.name: _loader(module, w.name) for w in lowered.weights}
     note("compile")
@@ -180,7 +219,7 @@ def manifest(lowered: Lowered) -> Manifest:
         entries.append(Entry(program.name, symbol, program.inputs, program.outputs, plan.arena_bytes, scratch, kernels, len(plan.barriers)))
     return Manifest(
         name=lowered.module.name,
-        target=TargetInfo(target.name, target.triple, target.cpu, target.features),
+        target=target_info(target),
         symbols=tuple((s, facts.symbols[s]) for s in lowered.symbols),
         entries=tuple(entries),
         weights=lowered.weights,

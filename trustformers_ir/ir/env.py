@@ -77,6 +77,14 @@ VERIFY: Variable[bool] = Variable("TFIR_VERIFY", "0 or 1", _flag, True, "run the
 THREADS: Variable[int | None] = Variable(
     "TFIR_THREADS", "a positive number", _positive, None, "how many threads execute a compiled model", "the CPUs this process may use"
 )
+TARGET: Variable[str | None] = Variable(
+    "TFIR_TARGET",
+    "the name of a target",
+    str,
+    None,
+    "of an artifact with code for several targets, execute that of this one",
+    "the best that the machine runs",
+)
 CACHE_DIR: Variable[Path] = Variable(
     "TFIR_CACHE_DIR",
     "a folder",

@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import container
 from trustformers_ir.runtime.container import Artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.machine import choose_target
 from trustformers_ir.runtime.memory import Weights
 from trustformers_ir.runtime.native import LinkError
 
@@ -26,7 +27,7 @@ def save(module: CompiledModule | Executable, path: str | os.PathLike[str]) -> N
     if isinstance(module, Executable):
         module.save(path)
     else:
-        container.write(module, path, module.weights)
+        container.write([module], path, module.weights)
 
 
 def inspect(path: str | os.PathLike[str]) -> Artifact:
@@ -40,22 +41,29 @@ def load(
     *,
     parse: Callable[..., Any] | None = None,
     check_weights: bool = True,
+    target: str | None = None,
 ) -> Executable:
     """The executable in a file. Its weights stay in the file and are mapped. Raises ``CompilerError``.
+
+    A file may hold code for several targets: the best that this machine runs is taken, or the one named ``target`` (``TFIR_TARGET`` where
+    the file has several). All give the same bits.
 
     ``check_weights=False`` leaves out the checksums of the weights (half a second per gigabyte), so that only the pages that are used are read.
     A checksum protects against accidents. The code in the file runs with all rights of this process: load files of people you trust.
     """
     artifact = container.read(path)
     where = Where(file=artifact.path)
-    check_target(artifact.manifest.target, where)
+    targets = [v.manifest.target for v in artifact.variants]
+    chosen = choose_target(targets, env.TARGET.get() if target is None and len(targets) > 1 else target, where)
+    variant = artifact.variants[chosen]
     if check_weights:
-        artifact.check_weights()
-    executable = Executable(artifact.compiled(), threads, parse=parse, weights=Weights(artifact.weights))
+        artifact.check_weights(variant)
+    family = [artifact.compiled(v) for v in artifact.variants]
+    executable = Executable(family[chosen], threads, parse=parse, weights=Weights(artifact.weights), family=family)
     try:
         executable.prepare()
     except LinkError as error:
-        where = Where(file=artifact.path, offset=artifact.sections["code"].offset)
+        where = Where(file=artifact.path, offset=artifact.sections["code"].offset + variant.code.offset)
         message = f"the object code cannot be used: {error.diagnostics[0].message}"
         raise CompilerError.of(Code.ARTIFACT_CODE, message, where, "compile the model again") from None
     return executable

@@ -13,7 +13,7 @@ import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,18 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 
-from trustformers_ir.ir.abi import ABI_VERSION, WEIGHT_ALIGNMENT, CompiledModule, Manifest, StoredWeight
+from trustformers_ir.ir.abi import ABI_VERSION, ALIGNMENT, WEIGHT_ALIGNMENT, CompiledModule, Manifest, StoredWeight
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where, printable
 from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import cpus
-from trustformers_ir.runtime.manifest import Broken, decode, encode
+from trustformers_ir.runtime.manifest import Broken, Span, Variant, check_spans, decode, encode, joined_weights
 from trustformers_ir.runtime.memory import section_bytes, stored_view, typed_view, weight_bytes
 
 MAGIC = b"\x89TFC\r\n\x1a\n"  # as in PNG: a transfer that changes line ends or cuts the eighth bit is noticed
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SECTIONS = ("manifest", "graph", "code", "weights")
 ALIGNMENTS = (64, 64, 64, WEIGHT_ALIGNMENT)
 HEADER_BYTES = 256
@@ -57,25 +57,44 @@ class Section:
 
 
 class Artifact:
-    """A mapped file whose manifest, graph and code are as they were written. Nothing is linked; ``check_weights`` verifies the rest."""
+    """A mapped file whose manifest, graphs and codes are as they were written. Nothing is linked; ``check_weights`` verifies the rest.
 
-    def __init__(self, path: str, data: mmap.mmap, sections: Mapping[str, Section], manifest: Manifest, digests: Mapping[str, str]) -> None:
+    ``variants`` has a row per target, best first. What is asked of the file as a whole is answered for the first.
+    """
+
+    def __init__(
+        self, path: str, data: mmap.mmap, sections: Mapping[str, Section], variants: tuple[Variant, ...], digests: Mapping[str, str]
+    ) -> None:
         self.path = path
         self.file_bytes = len(data)
         self.sections = sections
-        self.manifest = manifest
+        self.variants = variants
+        self.stored = joined_weights([v.manifest for v in variants])
         self.digests = digests
         self._data = data
 
     @property
+    def manifest(self) -> Manifest:
+        """The manifest of the first variant."""
+        return self.variants[0].manifest
+
+    @property
     def graph(self) -> str:
         """The text of the optimised graph."""
-        return self._part("graph").decode("utf-8")
+        return self.graph_of(self.variants[0])
 
     @property
     def code(self) -> bytes:
         """The object code."""
-        return self._part("code")
+        return self.code_of(self.variants[0])
+
+    def graph_of(self, variant: Variant) -> str:
+        """The text of a variant's graph."""
+        return self._part("graph", variant.graph).decode("utf-8")
+
+    def code_of(self, variant: Variant) -> bytes:
+        """The object code of a variant."""
+        return self._part("code", variant.code)
 
     @property
     def weights(self) -> np.ndarray:
@@ -85,7 +104,7 @@ class Artifact:
 
     def weight(self, name: str) -> np.ndarray:
         """A weight in the shape of its storage, a read-only view of the file. ``KeyError`` for an unknown name."""
-        stored = next((w for w in self.manifest.weights if w.name == name), None)
+        stored = next((w for w in self.stored if w.name == name), None)
         if stored is None:
             raise KeyError(name)
         return stored_view(self.weights, stored)
@@ -100,9 +119,10 @@ class Artifact:
         name = next((name for name, d in self.digests.items() if f"sha256:{d}" == digest), None)
         return None if name is None else typed_view(self.weight(name).reshape(-1).view(np.uint8), type)
 
-    def check_weights(self) -> None:
-        """``ARTIFACT_CORRUPT`` naming every weight whose bytes are not the ones that were written."""
-        base, section, stored = self.sections["weights"].offset, self.weights, self.manifest.weights
+    def check_weights(self, variant: Variant | None = None) -> None:
+        """``ARTIFACT_CORRUPT`` naming every weight (of one variant, if one is given) whose bytes are not the ones that were written."""
+        base, section = self.sections["weights"].offset, self.weights
+        stored = self.stored if variant is None else variant.manifest.weights
         found = _digests([section[w.offset : w.offset + w.bytes] for w in stored], "checking weights")
         with Collector() as problems:
             for w, digest in zip(stored, found, strict=True):
@@ -110,30 +130,35 @@ class Artifact:
                     where = Where(file=self.path, tensor=w.name, offset=base + w.offset)
                     problems.add(Code.ARTIFACT_CORRUPT, f"the bytes of weight '{printable(w.name)}' have changed", where, _AGAIN)
             end = 0
-            for w in stored:
+            for w in self.stored if len(stored) == len(self.stored) else ():
                 if section[end : w.offset].any():
                     where = Where(file=self.path, offset=base + end)
                     problems.add(Code.ARTIFACT_CORRUPT, "bytes between two weights are not zero", where, _AGAIN)
                 end = w.offset + w.bytes
 
-    def compiled(self) -> CompiledModule:
-        """The module as the compiler made it; its weights are views of the file."""
-        makers = {w.name: functools.partial(stored_view, self.weights, w) for w in self.manifest.weights}
-        return CompiledModule(self.manifest, self.code, lambda: self.graph, makers)
+    def compiled(self, variant: Variant | None = None) -> CompiledModule:
+        """The module as the compiler made it, for the first target or for another; its weights are views of the file."""
+        chosen = variant or self.variants[0]
+        makers = {w.name: functools.partial(stored_view, self.weights, w) for w in chosen.manifest.weights}
+        return CompiledModule(chosen.manifest, self.code_of(chosen), functools.partial(self.graph_of, chosen), makers)
 
-    def _part(self, name: str) -> bytes:
-        section = self.sections[name]
-        return self._data[section.offset : section.end]
+    def _part(self, name: str, span: Span) -> bytes:
+        begin = self.sections[name].offset + span.offset
+        return self._data[begin : begin + span.length]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------------------------
 
 
-def write(compiled: CompiledModule, path: str | os.PathLike[str], weights: Mapping[str, Callable[[], np.ndarray]]) -> None:
-    """Writes the file, whole or not at all, asking for one weight after the other. Equal modules give equal bytes."""
-    manifest, stored = compiled.manifest, compiled.manifest.weights
-    blank = _encoded(manifest, {w.name: "0" * 64 for w in stored})
-    parts = (blank, compiled.graph.encode("utf-8"), compiled.code)
+def write(family: Sequence[CompiledModule], path: str | os.PathLike[str], weights: Mapping[str, Callable[[], np.ndarray]]) -> None:
+    """Writes the file, whole or not at all, asking for one weight after the other. Equal modules give equal bytes. ``family`` is the module
+    for each of its targets, best first; graphs and codes that are equal are written once."""
+    graphs, graph_spans = _packed([m.graph.encode("utf-8") for m in family])
+    codes, code_spans = _packed([m.code for m in family])
+    variants = [Variant(m.manifest, graph, code) for m, graph, code in zip(family, graph_spans, code_spans, strict=True)]
+    stored = _joined(variants)
+    blank = _encoded(variants, {w.name: "0" * 64 for w in stored})
+    parts = (blank, graphs, codes)
     offsets: list[int] = []
     end = HEADER_BYTES
     for length, alignment in zip([*map(len, parts), section_bytes(stored)], ALIGNMENTS, strict=True):
@@ -143,7 +168,7 @@ def write(compiled: CompiledModule, path: str | os.PathLike[str], weights: Mappi
         if not stream.seekable():
             raise CompilerError.of(Code.UNWRITABLE, "an artifact cannot be written to a pipe", Where(file=os.fspath(path)), "name a file")
         digests = _write_weights(stream, offsets[3], stored, weights)
-        sections = (_encoded(manifest, digests), *parts[1:])
+        sections = (_encoded(variants, digests), *parts[1:])
         assert len(sections[0]) == len(blank)
         for offset, part in zip(offsets, sections, strict=False):
             stream.seek(offset)
@@ -156,11 +181,33 @@ def write(compiled: CompiledModule, path: str | os.PathLike[str], weights: Mappi
         stream.truncate(end)
 
 
-def _encoded(manifest: Manifest, digests: Mapping[str, str]) -> bytes:
+def _packed(texts: Sequence[bytes]) -> tuple[bytes, list[Span]]:
+    """A section of the distinct texts, each at a multiple of ``ALIGNMENT``, and where each text lies in it."""
+    out = bytearray()
+    spans: dict[bytes, Span] = {}
+    for text in dict.fromkeys(texts):
+        out += bytes(-len(out) % ALIGNMENT)
+        spans[text] = Span(len(out), len(text))
+        out += text
+    return bytes(out), [spans[text] for text in texts]
+
+
+def _encoded(variants: Sequence[Variant], digests: Mapping[str, str]) -> bytes:
     try:
-        return encode(manifest, digests)
+        return encode(variants, digests)
     except Broken as error:
-        raise InternalError.of(Code.INTERNAL, f"the compiler made a manifest that no runtime would take: {error}") from None
+        raise _refused(error) from None
+
+
+def _joined(variants: Sequence[Variant]) -> tuple[StoredWeight, ...]:
+    try:
+        return joined_weights([v.manifest for v in variants])
+    except Broken as error:
+        raise _refused(error) from None
+
+
+def _refused(error: Broken) -> InternalError:
+    return InternalError.of(Code.INTERNAL, f"the compiler made a manifest that no runtime would take: {error}")
 
 
 def _write_weights(
@@ -197,26 +244,41 @@ def read(path: str | os.PathLike[str]) -> Artifact:
             _corrupt(f"the checksum of the {name} does not match", place, section.offset)
     where = Where(file=place, offset=sections["manifest"].offset)
     try:
-        manifest, digests = decode(data[where.offset : sections["manifest"].end])
+        variants, digests = decode(data[where.offset : sections["manifest"].end])
+        check_spans([v.graph for v in variants], sections["graph"].length, "graph")
+        check_spans([v.code for v in variants], sections["code"].length, "code")
     except Broken as error:
         where = Where(file=place, offset=sections["manifest"].offset + error.offset)
         raise CompilerError.of(Code.ARTIFACT_MANIFEST, f"the manifest is broken: {error}", where, _AGAIN) from None
+    manifest, stored = variants[0].manifest, _joined(variants)
     if manifest.abi != ABI_VERSION:
         message = f"the code follows version {manifest.abi} of the calling convention, this runtime version {ABI_VERSION}"
         help = f"compile the model again; the file was made by trustformers_ir {printable(manifest.compiler)[:40]}"
         raise CompilerError.of(Code.ARTIFACT_VERSION, message, where, help)
     length = sections["weights"].length
-    if section_bytes(manifest.weights) != length:
-        message = f"the manifest is broken: M6: the weights end at byte {section_bytes(manifest.weights)} of a section of {length}"
+    if section_bytes(stored) != length:
+        message = f"the manifest is broken: M6: the weights end at byte {section_bytes(stored)} of a section of {length}"
         raise CompilerError.of(Code.ARTIFACT_MANIFEST, message, where, _AGAIN)
-    if _root(manifest.weights, digests).hex() != sections["weights"].digest:
+    if _root(stored, digests).hex() != sections["weights"].digest:
         _corrupt("the digests of the weights do not match the header", place, sections["weights"].offset)
-    try:
-        data[sections["graph"].offset : sections["graph"].end].decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = Where(file=place, offset=sections["graph"].offset + error.start)
-        raise CompilerError.of(Code.ARTIFACT_MANIFEST, "the graph is not UTF-8 text", where, _AGAIN) from None
-    return Artifact(place, data, sections, manifest, digests)
+    for name in ("graph", "code"):
+        _check_gaps(data, sections[name], [getattr(v, name) for v in variants], name, place)
+    for begin, span in ((sections["graph"].offset + v.graph.offset, v.graph) for v in variants):
+        try:
+            data[begin : begin + span.length].decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = Where(file=place, offset=begin + error.start)
+            raise CompilerError.of(Code.ARTIFACT_MANIFEST, "the graph is not UTF-8 text", where, _AGAIN) from None
+    return Artifact(place, data, sections, variants, digests)
+
+
+def _check_gaps(data: mmap.mmap, section: Section, spans: Sequence[Span], name: str, place: str) -> None:
+    """Between the parts of a section lie zeros."""
+    end = section.offset
+    for span in dict.fromkeys(spans):
+        if any(data[end : section.offset + span.offset]):
+            _corrupt(f"the bytes between two parts of the {name} are not zero", place, end)
+        end = section.offset + span.offset + span.length
 
 
 def _sections(data: mmap.mmap, place: str) -> dict[str, Section]:

@@ -52,10 +52,13 @@ class Executable:
         *,
         parse: Callable[..., Any] | None = None,
         weights: memory.Weights | None = None,
+        family: Sequence[CompiledModule] = (),
     ) -> None:
         """``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``parse(text, resolve=…)`` reads the text of the
-        graph, for ``module``. ``weights``: the weights section where it is in memory already; else it is made from ``compiled.weights``."""
+        graph, for ``module``. ``weights``: the weights section where it is in memory already; else it is made from ``compiled.weights``.
+        ``family``: the module for each of its targets, best first; ``compiled`` is the one of them that is executed, ``save`` writes all."""
         self.compiled = compiled
+        self.family = tuple(family) or (compiled,)
         self.threads = thread_count(threads)
         self._parse = parse
         self._weights = weights
@@ -92,6 +95,11 @@ class Executable:
     def entries(self) -> tuple[str, ...]:
         """Names of the entries."""
         return tuple(self._calls)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets that there is code for, best first; ``manifest.target`` is the one that is executed."""
+        return tuple(m.manifest.target.name for m in self.family)
 
     @property
     def symbols(self) -> dict[str, SymbolFact]:
@@ -149,6 +157,7 @@ class Executable:
             "name": m.name,
             "compiler": m.compiler,
             "target": m.target.name,
+            "targets": list(self.targets),
             "threads": self.threads,
             "weights": len(m.weights),
             "weight_bytes": sum(w.bytes for w in m.weights),
@@ -192,9 +201,13 @@ class Executable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact, whole or not at all; ``runtime.artifact.load`` reads it back."""
+        container.write(self.family, path, self._makers())
+
+    def _makers(self) -> dict[str, Callable[[], np.ndarray]]:
+        """What gives the bytes of each weight of the family: the block in memory has those of the code that is executed."""
         block = self._weights
-        views = {w.name: functools.partial(block.array, w) for w in self.manifest.weights} if block is not None else self.compiled.weights
-        container.write(self.compiled, path, views)
+        makers = {name: make for m in self.family for name, make in m.weights.items()}
+        return makers | ({w.name: functools.partial(block.array, w) for w in self.manifest.weights} if block is not None else {})
 
     def weight(self, name: str) -> np.ndarray:
         """A stored weight as the kernels read it, read-only. ``KeyError`` for an unknown name."""

@@ -3,6 +3,9 @@
 The JSON mirrors the dataclasses of ``ir/abi.py``: an object per dataclass with a key per field, a list per tuple, a number or the text of an
 expression per dim. Canonical means sorted keys, no spaces, UTF-8: equal manifests have equal bytes. ``decode`` builds no object that the
 dataclasses do not announce.
+
+A file may hold code for several targets: a :class:`Variant` per target, best first, each with a manifest of its own. They compute the same
+functions of the same inputs (M9) and share what weights they can (M6).
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from trustformers_ir.ir.abi import WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
+from trustformers_ir.ir.abi import ALIGNMENT, WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
 from trustformers_ir.ir.dims import RESERVED, SYMBOL_NAME, Dim, SymExpr, parse_dim, symbols_of
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
@@ -27,10 +31,14 @@ RULES = {
     "M3": "there is an entry; names of entries, of the inputs and the outputs of an entry, and of weights are printable and occur once",
     "M4": "the symbol of an entry is an identifier that begins with tfir_entry_",
     "M5": "dims mention declared symbols; those of outputs and sizes mention only symbols of the inputs, or such that have one value",
-    "M6": "weights are static and have the bytes of their type; they begin at pages, in order, without overlap, without an empty page between them",
+    "M6": "weights are static and have the bytes of their type; those of all variants together begin at pages, in order, without overlap, without "
+    "an empty page between them; one name is one weight",
     "M7": "every weight has a digest, 64 hexadecimal digits",
-    "M8": "the triple, the CPU and the features of the target are single words",
+    "M8": "the triple, the CPU and the features of the target are single words; the targets of a file have different names",
+    "M9": "variants have the same name, compiler, calling convention, dim symbols, entries, inputs and outputs; the first alone has metadata",
+    "M10": "graphs and codes follow each other at multiples of 64 and fill their section; variants may share them",
 }
+MAX_VARIANTS = 64
 MAX_DIM_TEXT = 1 << 16
 MAX_RANK = 32
 MAX_PANEL = 1 << 16
@@ -50,22 +58,42 @@ class Broken(Exception):
         self.offset = offset
 
 
-def encode(manifest: Manifest, digests: Mapping[str, str]) -> bytes:
-    """The canonical JSON of a manifest and of the SHA-256 of each weight's bytes. ``Broken`` when a rule does not hold."""
-    document = {"manifest": _encoded(manifest, Manifest), "digests": dict(digests)}
+@dataclass(frozen=True)
+class Span:
+    """A part of a section, in bytes from its beginning."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a file holds for one target."""
+
+    manifest: Manifest
+    graph: Span
+    code: Span
+
+
+def encode(variants: Sequence[Variant], digests: Mapping[str, str]) -> bytes:
+    """The canonical JSON of the variants and of the SHA-256 of each weight's bytes. ``Broken`` when a rule does not hold. The metadata, which
+    may hold a tokenizer, is written once."""
+    rows = [v if n == 0 else replace(v, manifest=replace(v.manifest, metadata={})) for n, v in enumerate(variants)]
+    document = {"variants": _encoded(rows, tuple[Variant, ...]), "digests": dict(digests)}
     data = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     decode(data)
     return data
 
 
-def decode(data: bytes) -> tuple[Manifest, dict[str, str]]:
-    """The manifest and the digests of its weights; ``Broken`` for anything that is not as the rules want it."""
+def decode(data: bytes) -> tuple[tuple[Variant, ...], dict[str, str]]:
+    """The variants and the digests of the weights; ``Broken`` for anything that is not as the rules want it."""
     document = _parsed(data)
-    top = _fields(document, {"manifest", "digests"}, "the document")
-    manifest = _decoded(top["manifest"], Manifest, "manifest")
+    top = _fields(document, {"variants", "digests"}, "the document")
+    variants = _decoded(top["variants"], tuple[Variant, ...], "variants")
     digests = _decoded(top["digests"], Mapping[str, str], "digests")
-    check(manifest, digests)
-    return manifest, digests
+    check(variants, digests)
+    shared = variants[0].manifest.metadata
+    return tuple(replace(v, manifest=replace(v.manifest, metadata=shared)) for v in variants), digests
 
 
 def _parsed(data: bytes) -> object:
@@ -231,8 +259,52 @@ def _fail(rule: str, message: str) -> NoReturn:
 # --- the rules ---------------------------------------------------------------------------------------------------------------------
 
 
-def check(manifest: Manifest, digests: Mapping[str, str]) -> None:
-    """``Broken`` unless the rules M2 to M8 hold."""
+def check(variants: Sequence[Variant], digests: Mapping[str, str]) -> None:
+    """``Broken`` unless the rules M2 to M9 hold."""
+    if not 1 <= len(variants) <= MAX_VARIANTS:
+        _fail("M1", f"there are {len(variants)} variants")
+    for variant in variants:
+        _check_manifest(variant.manifest)
+    first = variants[0].manifest
+    for n, variant in enumerate(variants[1:], 1):
+        if _common(variant.manifest) != _common(first) or variant.manifest.metadata:
+            _fail("M9", f"variant {n}, for {_shown(variant.manifest.target.name)}, is not the module that the first variant is")
+    _distinct([v.manifest.target.name for v in variants], "target", "M8")
+    weights = joined_weights([v.manifest for v in variants])
+    _check_weights(weights)
+    if digests.keys() != {w.name for w in weights}:
+        _fail("M7", "the digests are not those of the weights")
+    for name, digest in digests.items():
+        if not _DIGEST.match(digest):
+            _fail("M7", f"the digest of weight {_shown(name)} is {_shown(digest)}")
+
+
+def _common(m: Manifest) -> tuple[object, ...]:
+    """What variants agree in."""
+    return (m.name, m.compiler, m.abi, m.symbols, [(e.name, e.inputs, e.outputs) for e in m.entries])
+
+
+def joined_weights(manifests: Sequence[Manifest]) -> tuple[StoredWeight, ...]:
+    """The weights of all variants in the order in which they lie, each once. ``Broken`` when two of one name differ."""
+    rows: dict[str, StoredWeight] = {}
+    for w in (w for m in manifests for w in m.weights):
+        if rows.setdefault(w.name, w) != w:
+            _fail("M6", f"weight {_shown(w.name)} is not the same in all variants")
+    return tuple(sorted(rows.values(), key=lambda w: w.offset))
+
+
+def check_spans(spans: Sequence[Span], length: int, what: str) -> None:
+    """``Broken`` unless M10 holds of a section of ``length`` bytes."""
+    end = 0
+    for span in dict.fromkeys(spans):
+        if span.offset != -(-end // ALIGNMENT) * ALIGNMENT or span.length < 0:
+            _fail("M10", f"a {what} has {span.length} bytes at byte {span.offset} of its section, after one that ends at {end}")
+        end = span.offset + span.length
+    if end != length:
+        _fail("M10", f"the last {what} ends at byte {end} of a section of {length}")
+
+
+def _check_manifest(manifest: Manifest) -> None:
     declared: dict[str, bool] = {}  # whether the symbol has one value only
     for name, fact in manifest.symbols:
         if not SYMBOL_NAME.match(name) or name in RESERVED:
@@ -248,25 +320,19 @@ def check(manifest: Manifest, digests: Mapping[str, str]) -> None:
     _distinct([w.name for w in manifest.weights], "weight")
     for entry in manifest.entries:
         _check_entry(entry, declared)
-    _check_weights(manifest.weights)
-    if digests.keys() != {w.name for w in manifest.weights}:
-        _fail("M7", "the digests are not those of the weights")
-    for name, digest in digests.items():
-        if not _DIGEST.match(digest):
-            _fail("M7", f"the digest of weight {_shown(name)} is {_shown(digest)}")
     target = manifest.target
     for word in (target.triple, target.cpu, *target.features):
         if not _WORD.match(word):
             _fail("M8", f"{_shown(word)} is no word")
 
 
-def _distinct(names: Sequence[str], what: str) -> None:
+def _distinct(names: Sequence[str], what: str, rule: str = "M3") -> None:
     seen: set[str] = set()
     for name in names:
         if not name or not name.isprintable() or len(name) > 4096:
-            _fail("M3", f"{_shown(name)} is no name of an {what}" if what[0] in "eio" else f"{_shown(name)} is no name of a {what}")
+            _fail(rule, f"{_shown(name)} is no name of an {what}" if what[0] in "eio" else f"{_shown(name)} is no name of a {what}")
         if name in seen:
-            _fail("M3", f"the {what} {_shown(name)} occurs twice")
+            _fail(rule, f"the {what} {_shown(name)} occurs twice")
         seen.add(name)
 
 

@@ -75,6 +75,11 @@ def binding() -> Any:
     return llvm
 
 
+def familiar() -> tuple[str, ...]:
+    """The targets that go by the familiar name of their instruction set, smallest first."""
+    return tuple(f"cpu:{name}" for name in _ALIASES)
+
+
 @functools.cache
 def host() -> Target:
     """This machine."""

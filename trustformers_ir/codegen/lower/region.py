@@ -202,7 +202,7 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         stores = emit((*d.flat.digits(m, shape[:-1]), n))
         lowered = _finish(d, _nest2(m, n, stores), label, ctx)
-        scheduled = apply(lowered.kernel, gemm_schedule(ctx.machine, panel), ctx.symbol_facts)
+        scheduled = apply(lowered.kernel, gemm_schedule(ctx.machine, ctx.machine.tile_columns(panel, shape[-1])), ctx.symbol_facts)
         return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, UNROLL, VECTOR
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
 from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Reorder, Split, Tag
+from trustformers_ir.ir.dims import Dim
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class MachineShape:
         """
         return 8 if self.registers >= 32 else 6
 
+    def tile_columns(self, panel: int, columns: Dim) -> int:
+        """Columns of the register tile over panels of that width: several panels side by side where they fill it. Code for several targets
+        reads weights that are packed for the narrowest of them (panels of 16, three at a time with AVX-512)."""
+        widest = min(self.panel, -(-columns // LANES) * LANES) if isinstance(columns, int) else panel
+        return widest if widest % panel == 0 else panel
+
     @property
     def attention_rows(self) -> int:
         """Query rows of the attention tile; with ``attention_vectors`` it fits the registers beside one vector and one broadcast."""
@@ -47,19 +54,19 @@ class MachineShape:
         return 4 if self.registers >= 32 else 1
 
 
-def gemm_schedule(machine: MachineShape, panel: int) -> tuple[Move, ...]:
-    """Register tiles for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
+def gemm_schedule(machine: MachineShape, columns: int) -> tuple[Move, ...]:
+    """Register tiles of ``columns`` for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
 
     The loops are, outermost first: fair chunks of rows (``m.o.o``), panels of B (``n.o``), tiles of rows in the chunk (``m.o.i``), then the
-    register tile: rows x vectors of the panel x 16 lanes. A panel of B stays in L2 while the tiles of A go by. The two outer loops together are cut
+    register tile: rows x vectors of columns x 16 lanes. A panel of B stays in L2 while the tiles of A go by. The two outer loops together are cut
     over the workers: with few rows there is one chunk, and every worker reads its own share of B, once; with many rows each worker has
     chunks of its own. Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
     """
-    rows, vectors = machine.tile_rows, -(-panel // LANES)
+    rows, vectors = machine.tile_rows, -(-columns // LANES)
     return (
         Split("m", rows, CLAMP),
         Chunk("m.o", ROW_BLOCK // rows),
-        Split("n", panel, GUARD),
+        Split("n", columns, GUARD),
         *((Split("n.i", LANES, GUARD),) if vectors > 1 else ()),
         Reorder(("m.o.o", "n.o", "m.o.i", "m.i", *(("n.i.o", "n.i.i") if vectors > 1 else ("n.i",)))),
         Tag("m.o.o", PARALLEL_KIND),

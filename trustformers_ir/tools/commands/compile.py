@@ -68,7 +68,7 @@ def compile(
             assert output is not None
             executable.save(output)
     seconds = time.perf_counter() - started
-    built = executable.manifest.target.name
+    built = " and ".join(executable.targets)
     console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
     if json:
         console.print_json({"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()})

@@ -57,15 +57,29 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "target": manifest.target.name,
         "cpu": manifest.target.cpu,
         "features": list(manifest.target.features),
+        **_of_variants(found),
         "dims": {name: str(fact) for name, fact in manifest.symbols},
         "inputs": {p.name: str(p.type) for p in main.inputs},
         "outputs": {p.name: str(p.type) for p in main.outputs},
-        "weights": len(manifest.weights),
-        "weight bytes": sum(w.bytes for w in manifest.weights),
+        "weights": len(found.stored),
+        "weight bytes": sum(w.bytes for w in found.stored),
         "kernels": {e.name: len(e.kernels) for e in manifest.entries},
         "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
         "sections": {name: f"{section.length} B" for name, section in found.sections.items()},
     }
+
+
+def _of_variants(found: Artifact) -> dict[str, object]:
+    """What a file with code for several targets has for each of them, best first."""
+    if len(found.variants) == 1:
+        return {}
+    lists = [{w.name for w in v.manifest.weights} for v in found.variants]
+    shared = set.intersection(*lists)
+    rows = {}
+    for variant, names in zip(found.variants, lists, strict=True):
+        own = len(names) - len(shared)
+        rows[variant.manifest.target.name] = f"{variant.code.length} B of code, {own or 'no'} weights of its own"
+    return {"targets": rows, "shared": f"{len(shared)} weights, {'one graph' if len({v.graph for v in found.variants}) == 1 else 'no graph'}"}
 
 
 def _of_module(module: Module) -> dict[str, object]:

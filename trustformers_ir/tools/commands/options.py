@@ -16,7 +16,9 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Target = Annotated[str, typer.Option(metavar="T", help="What to compile for; `tfc targets` lists what there is.")]
+Target = Annotated[
+    str, typer.Option(metavar="T", help="What to compile for, one of `tfc targets`, or several with commas between: the best that runs is executed.")
+]
 Quantize = Annotated[str | None, typer.Option(metavar="R", help="A quantization recipe, for example int8.")]
 Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]

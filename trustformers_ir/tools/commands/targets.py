@@ -38,7 +38,7 @@ def _rows() -> list[Row]:
     else:
         have = set(host.features)
         rows = [Row("cpu", True, True, f"this machine: {host.cpu}, {host.triple}")]
-    for name in ("cpu:avx2", "cpu:avx512"):
+    for name in cpu.familiar():
         level = cpu.parse(name)
         missing = sorted(set(level.features) - have)
         executes = not missing and platform.machine().lower() in ("x86_64", "amd64")
