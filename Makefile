@@ -8,6 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := .cache/models
 TORCH  := torch==2.13.0
 JOBS   ?= 2
+BENCH  ?=
 
 # The pinned versions belong to one Python; with another one pip chooses.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
@@ -21,7 +22,7 @@ help:
 	@echo "make test-long  the tests that take minutes"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make docs       rewrite the pages of docs/ that come from tables in the code"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the table of all bars, against peers (BENCH=--quick: a part of it; tfc bench --help)"
 	@echo "make venv       $(VENV) with the project, installed editable"
 	@echo "make dev        the same with torch and the test tools"
 	@echo "make model      the small real model, into $(MODELS)/minilm"
@@ -43,6 +44,10 @@ $(STAMPS)/torch: $(STAMPS)/project
 
 $(STAMPS)/test: $(STAMPS)/torch
 	$(PIP) install --quiet $(PINS) -e '.[hf,test]'
+	@touch $@
+
+$(STAMPS)/peers: $(STAMPS)/torch
+	$(PIP) install --quiet $(PINS) -e '.[hf,peers]'
 	@touch $@
 
 $(MODELS)/minilm/.complete: $(STAMPS)/project trustformers_ir/tools/fetch.py
@@ -70,9 +75,8 @@ test-long: $(STAMPS)/test model
 docs: venv
 	$(BIN)/python -m trustformers_ir.tools.docs
 
-bench: $(STAMPS)/test model
-	$(BIN)/tfc bench $(MODELS)/minilm --batch 1 --seq 128 --threads 2 --against onnxruntime,eager
-	$(BIN)/tfc bench $(MODELS)/minilm --batch 32 --seq 128 --threads 2 --repeat 8 --against onnxruntime,eager
+bench: $(STAMPS)/peers model
+	$(BIN)/tfc bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -119,7 +119,6 @@ def test_json_is_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
         ["inspect", "m.tfir"],
         ["inspect", "m.tfc"],
         ["verify", "m.tfir", "m.tfc"],
-        ["bench", "m.tfir", "--repeat", "1"],
     ):
         code, out, err = tfc(capsys, *words, "--json")
         assert code == 0, err

