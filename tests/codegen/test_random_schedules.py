@@ -35,7 +35,20 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     select,
     unary,
 )
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Reorder, ScheduleError, Split, Tag, apply, axes_of
+from trustformers_ir.codegen.kernel_ir.schedule import (
+    CLAMP,
+    GUARD,
+    Chunk,
+    Collapse,
+    Move,
+    Prefetch,
+    Reorder,
+    ScheduleError,
+    Split,
+    Tag,
+    apply,
+    axes_of,
+)
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import host
@@ -138,6 +151,8 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
     if kind == 6 and len(loops) > 1:
         at = int(rng.integers(len(loops) - 1))
         return Collapse((loops[at].name, loops[at + 1].name))
+    if kind == 7:
+        return Prefetch(current.params[rng.integers(len(current.params))].name, int(rng.integers(1, 1000)))
     return Tag(axis, (SEQ, UNROLL, VECTOR, PARALLEL)[rng.integers(4)])
 
 

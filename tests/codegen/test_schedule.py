@@ -17,7 +17,7 @@ from trustformers_ir.codegen.kernel_ir.interpret import interpret
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, nest, store
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, Buffer, Expr, Sym, const, maximum, minimum, reduce
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Reorder, ScheduleError, Split, Tag, apply
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Prefetch, Reorder, ScheduleError, Split, Tag, apply
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import parse
@@ -190,6 +190,9 @@ def test_illegal_moves_say_why() -> None:
         ((Tag("i", UNROLL),), "K5"),
         ((Tag("i", VECTOR),), "K6"),
         ((Tag("k", VECTOR),), "16 lanes is part of the result"),
+        ((Prefetch("D", 8),), "no such parameter"),
+        ((Prefetch("C", 8),), "written here"),
+        ((Prefetch("B", 0),), "0 elements"),
         ((Collapse(("j", "i")),), "not directly nested"),
         ((Reorder(("i", "k")),), "perfect nest"),
     ]

@@ -228,7 +228,7 @@ class _Fingerprint:
     def buffer(self, b: Buffer) -> int:
         if b not in self.buffers:
             parts = [self.expr(e) for e in (*b.shape, *b.strides)]
-            self.buffers[b] = self.add("buffer", b.dtype, b.space.value, int(b.readonly), int(b.noalias), *parts)
+            self.buffers[b] = self.add("buffer", b.dtype, b.space.value, int(b.readonly), int(b.noalias), b.ahead, *parts)
         return self.buffers[b]
 
     def axis(self, a: Axis) -> int:

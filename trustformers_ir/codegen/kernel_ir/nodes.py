@@ -264,10 +264,11 @@ class Buffer(Node):
     """Typed memory with a shape and element strides (row-major when not given).
 
     ``readonly``: no store in this kernel. ``noalias``: no other buffer of the kernel overlaps it (switch it off on both
-    sides of an in-place operation).
+    sides of an in-place operation). ``ahead``: a vector load also asks for what lies so many elements further to come into the L2 cache; a hint
+    without meaning.
     """
 
-    __slots__ = ("dtype", "name", "noalias", "readonly", "shape", "space", "strides")
+    __slots__ = ("ahead", "dtype", "name", "noalias", "readonly", "shape", "space", "strides")
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
@@ -275,6 +276,7 @@ class Buffer(Node):
     space: Space
     readonly: bool
     noalias: bool
+    ahead: int
 
     def __init__(
         self,
@@ -285,17 +287,18 @@ class Buffer(Node):
         space: Space = GLOBAL,
         readonly: bool = False,
         noalias: bool = True,
+        ahead: int = 0,
     ) -> None:
         if dtype not in optable.SUPPORTED:
             raise TypeError(f"buffer {name}: dtype {dtype} is not supported; view complex as floats with a trailing dimension of 2")
-        self.name, self.dtype, self.space, self.readonly, self.noalias = name, dtype, space, readonly, noalias
+        self.name, self.dtype, self.space, self.readonly, self.noalias, self.ahead = name, dtype, space, readonly, noalias, ahead
         self.shape = tuple(as_expr(d, DType.i64) for d in shape)
         self.strides = row_major(self.shape) if strides is None else tuple(as_expr(s, DType.i64) for s in strides)
         if len(self.shape) != len(self.strides):
             raise TypeError(f"buffer {name}: {len(self.shape)} dimensions but {len(self.strides)} strides")
 
     def _late_key(self) -> tuple[Any, ...]:
-        return (self.name, self.dtype, self.shape, self.strides, self.space, self.readonly, self.noalias)
+        return (self.name, self.dtype, self.shape, self.strides, self.space, self.readonly, self.noalias, self.ahead)
 
     def __getitem__(self, index: ExprLike | tuple[ExprLike, ...]) -> Load:
         """``A[i, k]`` is the load of that element."""

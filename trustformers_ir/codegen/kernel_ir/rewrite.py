@@ -8,6 +8,7 @@ from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     Axis,
     Binary,
+    Buffer,
     Cast,
     CheckedIndex,
     Expr,
@@ -116,3 +117,24 @@ def map_expressions(body: tuple[Stmt, ...], f: Callable[[Expr], Expr]) -> tuple[
 def with_body(k: Kernel, body: tuple[Stmt, ...]) -> Kernel:
     """The kernel with another body."""
     return Kernel(k.name, k.params, body)
+
+
+def replace_buffer(k: Kernel, old: Buffer, new: Buffer) -> Kernel:
+    """The kernel with one buffer, of the same dtype and rank, in the place of another."""
+    memo: dict[Expr, Expr] = {}
+
+    def visit(e: Expr) -> Expr:
+        if old not in e.loads:
+            return e
+        if e not in memo:
+            kids = tuple(map(visit, e.children))
+            memo[e] = Load(new, kids) if isinstance(e, Load) and e.buffer is old else rebuild(e, kids)
+        return memo[e]
+
+    def statement(s: Stmt) -> Stmt:
+        if isinstance(s, For):
+            return For(s.axis, tuple(map(statement, s.body)), None if s.guard is None else visit(s.guard))
+        assert isinstance(s, Store)
+        return Store(new if s.buffer is old else s.buffer, tuple(map(visit, s.index)), visit(s.value))
+
+    return Kernel(k.name, tuple(new if b is old else b for b in k.params), tuple(map(statement, k.body)))

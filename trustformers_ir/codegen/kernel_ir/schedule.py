@@ -33,7 +33,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     maximum,
     minimum,
 )
-from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, with_body
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, replace_buffer, with_body
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
 from trustformers_ir.codegen.kernel_ir.verify import KernelError, verify
 
@@ -94,7 +94,15 @@ class Collapse:
     axes: tuple[str, ...]
 
 
-Move = Split | Chunk | Reorder | Tag | Collapse
+@dataclass(frozen=True)
+class Prefetch:
+    """Vector loads from a read-only buffer ask for what lies ``ahead`` elements further, before its turn comes."""
+
+    buffer: str
+    ahead: int
+
+
+Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch
 
 
 @deep
@@ -110,6 +118,8 @@ def apply(kernel: Kernel, moves: Sequence[Move], facts: SymbolFacts | None = Non
 
 
 def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
+    if isinstance(move, Prefetch):
+        return _prefetch(kernel, move)
     if isinstance(move, Split):
         body = _split(kernel, move, facts)
     elif isinstance(move, Chunk):
@@ -188,6 +198,15 @@ def _swap(body: tuple[Stmt, ...], old: Stmt, new: Stmt) -> tuple[Stmt, ...]:
         else:
             out.append(For(s.axis, _swap(s.body, old, new), s.guard) if isinstance(s, For) else s)
     return tuple(out)
+
+
+def _prefetch(kernel: Kernel, move: Prefetch) -> Kernel:
+    old = next((b for b in kernel.params if b.name == move.buffer), None)
+    if old is None or not old.readonly or move.ahead < 1:
+        reason = "there is no such parameter" if old is None else "it is written here" if not old.readonly else f"{move.ahead} elements are not ahead"
+        raise ScheduleError(f"cannot fetch {move.buffer} early: {reason}")
+    new = Buffer(old.name, old.dtype, old.shape, old.strides, old.space, old.readonly, old.noalias, move.ahead)
+    return replace_buffer(kernel, old, new)
 
 
 # -- Split ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
-from trustformers_ir.codegen.kernel_ir.schedule import apply
+from trustformers_ir.codegen.kernel_ir.schedule import Move, apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
@@ -19,7 +19,7 @@ from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
-from trustformers_ir.codegen.lower.schedules import MachineShape, gemm_schedule
+from trustformers_ir.codegen.lower.schedules import MachineShape, gemm_schedule, prefetch_schedule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
@@ -202,7 +202,8 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         stores = emit((*d.flat.digits(m, shape[:-1]), n))
         lowered = _finish(d, _nest2(m, n, stores), label, ctx)
-        scheduled = apply(lowered.kernel, gemm_schedule(ctx.machine, ctx.machine.tile_columns(panel, shape[-1])), ctx.symbol_facts)
+        columns = ctx.machine.tile_columns(panel, shape[-1])
+        scheduled = apply(lowered.kernel, (*gemm_schedule(ctx.machine, columns), *_early(d, anchor, columns)), ctx.symbol_facts)
         return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
@@ -225,6 +226,14 @@ def _gemm_panel(anchor: Operation | None, shape: tuple[Dim, ...]) -> int | None:
     if not isinstance(layout, Panels) or anchor.result.type.dtype in (DType.f64,) or not isinstance(shape[-1], int):
         return None
     return layout.width
+
+
+def _early(d: Definer, linear: Operation | None, columns: int) -> tuple[Move, ...]:
+    """How the panels of the weight are fetched, when it lies in memory and its size is known."""
+    weight = None if linear is None else linear.operands[1]
+    if weight is None or weight not in d.buffers or not isinstance(weight.type.layout, Panels) or not isinstance(weight.type.shape[1], int):
+        return ()
+    return prefetch_schedule(d.buffers[weight].name, columns * weight.type.shape[1], weight.type.dtype.itemsize)
 
 
 def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, UNROLL, VECTOR
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Reorder, Split, Tag
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Prefetch, Reorder, Split, Tag
 from trustformers_ir.ir.dims import Dim
 
 
@@ -76,4 +76,17 @@ def gemm_schedule(machine: MachineShape, columns: int) -> tuple[Move, ...]:
     )
 
 
+def prefetch_schedule(weight: str, elements: int, itemsize: int) -> tuple[Move, ...]:
+    """Fetch the next panel of B, ``elements`` further, while the tiles of this one run.
+
+    Only the first tile of a panel would wait for memory, but with few rows that is all of them. Measured (4 layers of BERT-base, 2 threads): 4 %
+    less time with 128 rows, 13 % with 32, 12 % with 8. A panel that leaves no room for its successor in L2 (K = 3072: 590 KB) is fetched
+    a little ahead of itself instead: fetching the next one gained nothing.
+    """
+    whole = elements * itemsize <= PANEL_LIMIT
+    return (Prefetch(weight, elements if whole else NEAR // itemsize),)
+
+
+PANEL_LIMIT = 200_000  # bytes of a panel that is fetched as a whole: a fifth of L2
+NEAR = 16 << 10  # bytes ahead in larger ones
 ROW_BLOCK = 128  # most rows of a chunk: 128 x 1536 x 4 bytes of A are 0.8 MB, and stay in L2 while the panels stream past
