@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+os.environ["TFIR_CACHE"] = "0"  # also for the processes that tests start; those of the compile cache give it a folder of their own
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.runtime import artifact
+from trustformers_ir.runtime import artifact, cache
 from trustformers_ir.runtime.executable import Executable
 
 if TYPE_CHECKING:
@@ -35,16 +35,25 @@ def compile(
     other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), one that ``tfc targets``
     lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. ``dtype`` is what a
     checkpoint computes in (f32). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the
-    CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. Raises ``CompilerError`` with everything
-    that is wrong with the request.
+    CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. What a checkpoint folder
+    was compiled to is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises
+    ``CompilerError`` with everything that is wrong with the request.
     """
-    from trustformers_ir import compiler
-
     for name, value in (("quantize", quantize), ("partition", partition)):
         if value is not None:
             raise CompilerError.of(Code.NOT_BUILT, f"{name} is not built yet", help="CHANGELOG.md lists what each version does")
-    request = compiler.Request(target, dtype, dynamic, verify)
-    return compiler.compile_model(model, example_inputs, request, threads)
+    asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic}
+    slot = cache.slot(model, asked) if example_inputs is None else None
+    found = slot.load(threads, _parse) if slot is not None else None
+    if found is not None:
+        return found
+
+    from trustformers_ir import compiler
+
+    made = compiler.compile_model(model, example_inputs, compiler.Request(target, dtype, dynamic, verify), threads)
+    if slot is not None:
+        slot.store(made)
+    return made
 
 
 def load(path: str, threads: int | None = None, target: str | None = None) -> Executable:

@@ -193,8 +193,9 @@ def build(
         about = manifest(lowered)
         if meanwhile is not None:
             meanwhile(lowered.weights, weights)
-    metadata = {**about.metadata, **(metadata or {})}
-    return CompiledModule(replace(about, metadata=metadata), code.result(), functools.partial(print_module, module), weights)
+    about = replace(about, metadata={**about.metadata, **(metadata or {})})
+    printer = functools.partial(print_module, module)
+    return CompiledModule(about, code.result(), printer, weights, digest=lambda name: module.weights[name].digest)
 
 
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:

@@ -121,6 +121,7 @@ class CompiledModule:
     print_graph: Callable[[], str]
     weights: Mapping[str, Callable[[], np.ndarray]]
     report: Mapping[str, object] = field(default_factory=dict)
+    digest: Callable[[str], str] | None = None  # ``sha256:<hex>`` of a weight by its name, where it is known or kept once it is
 
     @functools.cached_property
     def graph(self) -> str:

@@ -20,10 +20,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what writing ins
 
 
 @contextlib.contextmanager
-def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_output(path: str | os.PathLike[str], durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file whose content becomes ``path`` when the block ends without an exception; ``TFC6004`` when that cannot be.
 
-    A link is followed; a device such as ``/dev/null`` is written in place.
+    A link is followed; a device such as ``/dev/null`` is written in place. Without ``durable`` nobody waits for the disk: after a power
+    failure the file may be there with other content.
     """
     target = Path(os.path.realpath(path))
     check_writable(path)
@@ -40,19 +41,21 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 yield stream
             with _reporting(path, everything=True):
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
         with _reporting(path, everything=True):
             os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(target.parent)
+    if durable:
+        _sync_folder(target.parent)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, durable: bool = True) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    with atomic_output(path) as stream:
+    with atomic_output(path, durable) as stream:
         stream.write(text.encode("utf-8", "surrogatepass"))
 
 

@@ -58,6 +58,11 @@ def _positive(text: str) -> int:
     return value
 
 
+def _size(text: str) -> int:
+    unit = "KMGT".find(text[-1:].upper()) + 1
+    return _count(text[:-1] if unit else text) << 10 * unit
+
+
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves `~` alone where there is no home
 
@@ -85,16 +90,30 @@ TARGET: Variable[str | None] = Variable(
     "of an artifact with code for several targets, execute that of this one",
     "the best that the machine runs",
 )
-CACHE_DIR: Variable[Path] = Variable(
+CACHE_DIR: Variable[Path | None] = Variable(
     "TFIR_CACHE_DIR",
     "a folder",
     _path,
-    _path("~/.cache/trustformers_ir"),
-    "where downloads and tuning results are kept",
-    "~/.cache/trustformers_ir",
+    None,
+    "where compiled checkpoints, downloads and tuning results are kept",
+    "trustformers_ir in $XDG_CACHE_HOME, or in ~/.cache",
+)
+CACHE: Variable[bool] = Variable("TFIR_CACHE", "0 or 1", _flag, True, "keep compiled checkpoints, and use those that are kept")
+CACHE_LIMIT: Variable[int] = Variable(
+    "TFIR_CACHE_LIMIT", "a number of bytes, or one with K, M, G or T", _size, 8 << 30, "the most that is kept; what was used longest ago goes", "8G"
+)
+XDG_CACHE_HOME: Variable[Path | None] = Variable(
+    "XDG_CACHE_HOME", "a folder", _path, None, "where programs keep what they can make again (freedesktop.org)", "~/.cache"
 )
 DEBUG: Variable[bool] = Variable("TFIR_DEBUG", "0 or 1", _flag, False, "`tfc` shows the Python traceback of an error, as `--debug` does")
 
 CI: Variable[bool] = Variable("CI", "anything", bool, False, "set by most CI services: no progress bars")
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made again. A relative ``XDG_CACHE_HOME`` does not count, as its specification wants."""
+    chosen, home = CACHE_DIR.get(), XDG_CACHE_HOME.get()
+    return chosen or (home if home is not None and home.is_absolute() else _path("~/.cache")) / "trustformers_ir"
+
 
 VARIABLES: tuple[Variable[object], ...] = tuple(v for v in list(globals().values()) if isinstance(v, Variable))

@@ -150,9 +150,11 @@ class Artifact:
 # --- writing -----------------------------------------------------------------------------------------------------------------------
 
 
-def write(family: Sequence[CompiledModule], path: str | os.PathLike[str], weights: Mapping[str, Callable[[], np.ndarray]]) -> None:
+def write(
+    family: Sequence[CompiledModule], path: str | os.PathLike[str], weights: Mapping[str, Callable[[], np.ndarray]], durable: bool = True
+) -> None:
     """Writes the file, whole or not at all, asking for one weight after the other. Equal modules give equal bytes. ``family`` is the module
-    for each of its targets, best first; graphs and codes that are equal are written once."""
+    for each of its targets, best first; graphs and codes that are equal are written once. ``durable`` waits for the disk."""
     graphs, graph_spans = _packed([m.graph.encode("utf-8") for m in family])
     codes, code_spans = _packed([m.code for m in family])
     variants = [Variant(m.manifest, graph, code) for m, graph, code in zip(family, graph_spans, code_spans, strict=True)]
@@ -164,10 +166,11 @@ def write(family: Sequence[CompiledModule], path: str | os.PathLike[str], weight
     for length, alignment in zip([*map(len, parts), section_bytes(stored)], ALIGNMENTS, strict=True):
         offsets.append(-(-end // alignment) * alignment)
         end = offsets[-1] + length
-    with atomic_output(path) as stream:
+    with atomic_output(path, durable) as stream:
         if not stream.seekable():
             raise CompilerError.of(Code.UNWRITABLE, "an artifact cannot be written to a pipe", Where(file=os.fspath(path)), "name a file")
-        digests = _write_weights(stream, offsets[3], stored, weights)
+        known = {w.name: m.digest for m in family for w in m.manifest.weights if m.digest is not None}
+        digests = _write_weights(stream, offsets[3], stored, weights, known)
         sections = (_encoded(variants, digests), *parts[1:])
         assert len(sections[0]) == len(blank)
         for offset, part in zip(offsets, sections, strict=False):
@@ -211,16 +214,21 @@ def _refused(error: Broken) -> InternalError:
 
 
 def _write_weights(
-    stream: BinaryIO, base: int, stored: tuple[StoredWeight, ...], makers: Mapping[str, Callable[[], np.ndarray]]
+    stream: BinaryIO,
+    base: int,
+    stored: tuple[StoredWeight, ...],
+    makers: Mapping[str, Callable[[], np.ndarray]],
+    known: Mapping[str, Callable[[str], str]],
 ) -> dict[str, str]:
-    """Writes every weight at its place; gives the digests. Gaps are left as holes, which read as zero."""
+    """Writes every weight at its place; gives the digests, which are ``known`` from printing the graph or computed. Gaps are left as holes,
+    which read as zero."""
     digests: dict[str, str] = {}
     for done, w in enumerate(stored):
         note("writing weights", done, len(stored))
         data = weight_bytes(w, makers[w.name])
         stream.seek(base + w.offset)
         stream.write(data.data)
-        digests[w.name] = hashlib.sha256(data.data).hexdigest()
+        digests[w.name] = known[w.name](w.name).removeprefix("sha256:") if w.name in known else hashlib.sha256(data.data).hexdigest()
     return digests
 
 

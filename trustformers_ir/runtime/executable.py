@@ -8,6 +8,7 @@ the call structure) is computed once per combination of shapes and kept.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import hashlib
 import math
@@ -199,15 +200,19 @@ class Executable:
                 self._workers = Workers(library, self.threads)
             return self._workers
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the artifact, whole or not at all; ``runtime.artifact.load`` reads it back."""
-        container.write(self.family, path, self._makers())
+    def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        """Writes the artifact, whole or not at all; ``runtime.artifact.load`` reads it back. ``durable`` waits for the disk."""
+        container.write(self.family, path, self._makers(), durable)
 
     def _makers(self) -> dict[str, Callable[[], np.ndarray]]:
         """What gives the bytes of each weight of the family: the block in memory has those of the code that is executed."""
         block = self._weights
         makers = {name: make for m in self.family for name, make in m.weights.items()}
         return makers | ({w.name: functools.partial(block.array, w) for w in self.manifest.weights} if block is not None else {})
+
+    def annotate(self, more: Mapping[str, object]) -> None:
+        """Adds to what ``report()`` says."""
+        self.compiled = dataclasses.replace(self.compiled, report={**self.compiled.report, **more})
 
     def weight(self, name: str) -> np.ndarray:
         """A stored weight as the kernels read it, read-only. ``KeyError`` for an unknown name."""

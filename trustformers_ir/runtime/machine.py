@@ -76,6 +76,15 @@ def _problem(target: TargetInfo, where: Where | None) -> CompilerError | None:
     return CompilerError.of(Code.ARTIFACT_TARGET, message, where, help)
 
 
+def this_machine() -> dict[str, object]:
+    """What code for this machine depends on: plain data that is equal for equal machines and versions of LLVM."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    features = sorted(_features())
+    return {"triple": llvm.get_process_triple(), "cpu": llvm.get_host_cpu_name(), "features": features, "llvmlite": llvmlite.__version__}
+
+
 def _architecture() -> str:
     name = platform.machine().lower()
     return _ARCHITECTURES.get(name, name)

@@ -1,0 +1,220 @@
+"""Compiled checkpoints are kept, used when nothing has changed, and made again when anything has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trustformers_ir as tfir
+from trustformers_ir.runtime import cache
+from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.tools.bench.compile_time import bert
+
+IDS = np.arange(10).reshape(2, 5)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return bert(tmp_path / "models", 1, 64)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, which is on."""
+    monkeypatch.setenv("TFIR_CACHE", "1")
+    monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "compiled"
+
+
+def compiled(path: Path, **options: object) -> tuple[str, Executable]:
+    """The executable, and what the cache did for it."""
+    exe = tfir.compile(path, **options)
+    settle()
+    return state(exe), exe
+
+
+def settle() -> None:
+    """Waits for what is being stored."""
+    for thread in threading.enumerate():
+        if thread.name == "tfir compile cache":
+            thread.join()
+
+
+def state(exe: Executable) -> str:
+    found = exe.report().get("cache")
+    return str(found["state"]) if isinstance(found, dict) else "off"
+
+
+def entries(kept: Path) -> list[Path]:
+    return sorted(kept.glob("*.tfc"))
+
+
+def test_the_second_time_nothing_is_compiled(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, made = compiled(checkpoint)
+    monkeypatch.setattr("trustformers_ir.compiler.compile_model", None)
+    second, found = compiled(checkpoint)
+    assert (first, second) == ("stored", "used")
+    assert all(map(np.array_equal, made(IDS), found(IDS)))
+    assert str(found.module) == str(made.module)
+    assert found.report()["passes"] == made.report()["passes"]
+
+
+def test_an_entry_is_the_artifact_that_would_be_saved(checkpoint: Path, kept: Path, tmp_path: Path) -> None:
+    _, made = compiled(checkpoint)
+    made.save(tmp_path / "m.tfc")
+    (entry,) = entries(kept)
+    assert entry.read_bytes() == (tmp_path / "m.tfc").read_bytes()
+
+
+def change_weights(folder: Path) -> None:
+    """Other bytes, the same size, and the time of the last change set back."""
+    path = folder / "model.safetensors"
+    before = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(-4, os.SEEK_END)
+        stream.write(np.float32(0.5).tobytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def change_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+
+
+def add_settings(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("change", [change_weights, change_config, add_settings])
+def test_a_checkpoint_that_changed_is_compiled_again(checkpoint: Path, kept: Path, change: Callable[[Path], None]) -> None:
+    compiled(checkpoint)
+    change(checkpoint)
+    assert compiled(checkpoint)[0] == "stored"
+    assert len(entries(kept)) == 2
+
+
+def test_a_copy_of_a_checkpoint_is_known(checkpoint: Path, kept: Path, tmp_path: Path) -> None:
+    compiled(checkpoint)
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / checkpoint.name
+    copy.mkdir()
+    for file in checkpoint.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert compiled(copy)[0] == "used"
+
+
+def test_requests_are_kept_apart(checkpoint: Path, kept: Path) -> None:
+    for options in ({}, {"target": "cpu:avx2"}, {"dtype": "bf16"}):
+        assert compiled(checkpoint, **options)[0] == "stored"
+    assert compiled(checkpoint, target="cpu:avx2")[1].manifest.target.name == "cpu:avx2"
+    assert compiled(checkpoint, threads=1)[0] == "used"
+
+
+def test_a_compiler_that_changed_makes_its_own(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(checkpoint)
+    monkeypatch.setattr(cache, "_SOURCES", "another")
+    assert compiled(checkpoint)[0] == "off", "sources changed after this process began: what runs is neither the old nor the new compiler"
+    monkeypatch.setattr(cache, "source_identity", lambda: "another")
+    assert compiled(checkpoint)[0] == "stored"
+
+
+@pytest.mark.parametrize("place", [0.0, 0.001, 0.3, 0.6, 0.9, 0.9999])
+def test_a_broken_entry_is_made_again(checkpoint: Path, kept: Path, place: float) -> None:
+    _, made = compiled(checkpoint)
+    (entry,) = entries(kept)
+    good = entry.read_bytes()
+    at = int(place * len(good))
+    entry.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    what, again = compiled(checkpoint)
+    assert what == "stored"
+    assert all(map(np.array_equal, made(IDS), again(IDS)))
+    assert entry.read_bytes() == good
+    assert compiled(checkpoint)[0] == "used"
+
+
+@pytest.mark.parametrize("length", [0, 100, 5000])
+def test_a_cut_entry_is_made_again(checkpoint: Path, kept: Path, length: int) -> None:
+    compiled(checkpoint)
+    (entry,) = entries(kept)
+    os.truncate(entry, length)
+    assert compiled(checkpoint)[0] == "stored"
+    assert compiled(checkpoint)[0] == "used"
+
+
+def test_a_broken_report_is_left_out(checkpoint: Path, kept: Path) -> None:
+    compiled(checkpoint)
+    (entry,) = entries(kept)
+    for text in ("", "[1]", "[" * 100_000, '{"weights": 7}'):
+        entry.with_suffix(".json").write_text(text)
+        what, exe = compiled(checkpoint)
+        assert what == "used" and exe.report()["weights"] != 7
+
+
+def test_what_was_used_longest_ago_goes(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = ["cpu", "cpu:avx2", "cpu:avx512"]
+    for age, target in enumerate(targets[:2]):
+        compiled(checkpoint, target=target)
+        for used in kept.glob("*.used"):
+            os.utime(used, (0, 0))
+        for entry in entries(kept):
+            if not entry.with_suffix(".used").exists():
+                entry.with_suffix(".used").touch()
+                os.utime(entry.with_suffix(".used"), (1000 * (2 - age), 1000 * (2 - age)))
+    assert compiled(checkpoint)[0] == "used"  # the older one is the newer one now
+    size = entries(kept)[0].stat().st_size
+    monkeypatch.setenv("TFIR_CACHE_LIMIT", str(int(size * 2.5)))
+    assert compiled(checkpoint, target=targets[2])[0] == "stored"
+    monkeypatch.setattr("trustformers_ir.compiler.compile_model", None)
+    assert compiled(checkpoint)[0] == "used" and compiled(checkpoint, target=targets[2])[0] == "used"
+    assert len(entries(kept)) == 2
+
+
+def test_what_is_larger_than_the_cache_is_not_kept(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFIR_CACHE_LIMIT", "1K")
+    what, exe = compiled(checkpoint)
+    assert what == "not stored" and not entries(kept)
+    assert exe(IDS)
+
+
+def test_off(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFIR_CACHE", "0")
+    assert compiled(checkpoint)[0] == "off"
+    assert not kept.exists()
+    monkeypatch.setenv("TFIR_CACHE", "1")
+    monkeypatch.setenv("TFIR_STOP_AFTER", "3")
+    assert compiled(checkpoint)[0] == "off"
+
+
+def test_a_folder_that_others_can_write_is_not_used(checkpoint: Path, kept: Path) -> None:
+    kept.mkdir(parents=True)
+    kept.chmod(0o777)
+    assert compiled(checkpoint)[0] == "off"
+    assert not entries(kept)
+
+
+def test_a_cache_that_cannot_be_made_stops_nobody(checkpoint: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert compiled(checkpoint)[0] == "off"
+
+
+def test_processes_that_store_at_once(checkpoint: Path, kept: Path) -> None:
+    """All of them get the same bits, and one entry is left, whole."""
+    code = (
+        "import sys, hashlib, numpy as np, trustformers_ir as tfir\n"
+        "out = tfir.compile(sys.argv[1])(np.arange(10).reshape(2, 5))\n"
+        "print(hashlib.sha256(out[0].tobytes()).hexdigest())"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(checkpoint)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = {child.communicate(timeout=120)[0] for child in children}
+    assert all(child.returncode == 0 for child in children) and len(outputs) == 1
+    assert len(entries(kept)) == 1 and not list(kept.glob(".*"))
+    assert compiled(checkpoint)[0] == "used"

@@ -1,0 +1,57 @@
+"""``tfc cache``: the compiled checkpoints that are kept for the next time."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.env import cache_folder
+from trustformers_ir.runtime import container
+from trustformers_ir.runtime.cache import Cache, Entry, opened
+from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.options import Json
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them all.")] = False,
+    json: Json = False,
+) -> None:
+    """Show or clear the compiled checkpoints that are kept."""
+    try:
+        found = opened()
+    except OSError as error:
+        help = "name another folder with TFIR_CACHE_DIR"
+        raise CompilerError.of(Code.UNREADABLE, f"the cache cannot be used: {error}", Where(file=str(cache_folder())), help) from None
+    if clear:
+        removed = found.clear()
+        console.say(f"{removed} removed from {found.folder}")
+        if json:
+            console.print_json({"folder": str(found.folder), "removed": removed})
+        return
+    rows = [_described(e) for e in reversed(found.entries())]
+    if json:
+        console.print_json({"folder": str(found.folder), "limit": found.limit, "bytes": _total(found), "entries": rows})
+        return
+    columns = ("name", "target", "size", "last used", "file")
+    table = [[str(r["name"]), str(r["target"]), console.quantity(int(str(r["bytes"]))), str(r["used"]), str(r["file"])] for r in rows]
+    if table:
+        console.print_table(table, columns)
+    console.say(f"{len(rows)} in {found.folder}: {console.quantity(_total(found))} of at most {console.quantity(found.limit)}")
+
+
+def _total(found: Cache) -> int:
+    return sum(e.bytes for e in found.entries())
+
+
+def _described(entry: Entry) -> dict[str, object]:
+    """An entry that is broken is listed too: it goes when somebody asks for it."""
+    try:
+        manifest = container.read(entry.path).manifest
+        name, target = manifest.name, manifest.target.name
+    except CompilerError:
+        name, target = "(broken)", ""
+    used = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.used))
+    return {"name": name, "target": target, "bytes": entry.bytes, "used": used, "file": entry.path.name}
