@@ -101,7 +101,7 @@ def weight_products(module: Module, dims: Mapping[str, int]) -> int:
 def _entrant(outcome: Outcome, ours: Outcome, limit: float, expected: Sequence[np.ndarray]) -> Entrant:
     if outcome.failure:
         help = f": {EXTRA}" if outcome.missing else ""
-        return Entrant(outcome.name, failure=outcome.failure + help)
+        return Entrant(outcome.name, failure=" ".join(outcome.failure.split()) + help)
     pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(outcome.outputs, expected, strict=True)]
     return Entrant(
         outcome.name,

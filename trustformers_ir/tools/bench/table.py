@@ -89,11 +89,9 @@ def _int8(model: str, dims: Mapping[str, int], context: Context) -> list[Figure]
     """The same for int8, and our error against f32 over the smallest of theirs."""
     result = _race(model, dims, "int8", [name for name in context.rivals if name in INT8], context)
     careful = min((e for n in INT8 if (e := result.entrants.get(n)) and not e.failure), key=lambda e: e.rms, default=None)
-    error = Figure(note="no rival ran")
-    if result.ours.failure:
-        error = Figure(peer=_error(careful), note=result.ours.failure)
-    elif careful is not None:
-        error = Figure(result.ours.rms / careful.rms, _error(result.ours), _error(careful))
+    everyone = "; ".join(f"{e.name} {e.failure or _error(e)}" for n in INT8 if (e := result.entrants.get(n)))
+    ratio = result.ours.rms / careful.rms if careful else math.nan  # NaN where ours did not run
+    error = Figure(ratio, _error(result.ours), f"{_error(careful)} {careful.name}" if careful else "", note=result.ours.failure or everyone)
     return [_speed(result, ORT_INT8), _speed(result, INT8), error]
 
 
@@ -106,21 +104,21 @@ def _race(model: str, dims: Mapping[str, int], quantize: str | None, rivals: Seq
 
 def _speed(result: Result, group: Sequence[str]) -> Figure:
     entrants = [e for n in group if (e := result.entrants.get(n))]
-    reasons = "; ".join(f"{e.name}: {e.failure}" for e in entrants if e.failure)
+    everyone = "; ".join(f"{e.name} {e.failure or _time(e)}" for e in entrants) or "no rival was chosen"
     best = result.fastest(group)
-    shown = _time(best, name=True) if best else ""
+    shown = f"{_time(best)} {best.name}" if best else ""
     if result.ours.failure:
-        return Figure(peer=shown, note=result.ours.failure)
-    figure = Figure(ours=_time(result.ours), of_limit=result.ours.of_limit, note=reasons or "" if best else reasons or "no rival was chosen")
-    return Figure(best.ratio, figure.ours, shown, figure.of_limit, figure.note) if best else figure
+        return Figure(peer=shown, note=f"{result.ours.failure}; {everyone}")
+    return Figure(best.ratio if best else math.nan, _time(result.ours), shown, result.ours.of_limit, everyone)
 
 
-def _time(e: Entrant, name: bool = False) -> str:
-    return f"{e.median * 1e3:.2f} ms ({e.best * 1e3:.2f})" + (f" {e.name}" if name else "")
+def _time(e: Entrant) -> str:
+    """The median and the best."""
+    return "" if e.failure else f"{e.median * 1e3:.2f} ms ({e.best * 1e3:.2f})"
 
 
-def _error(e: Entrant | None) -> str:
-    return f"rms {e.rms:.1e}, max {e.error:.1e}" + (f" {e.name}" if e.name in INT8 else "") if e else ""
+def _error(e: Entrant) -> str:
+    return "" if e.failure else f"rms {e.rms:.1e}, max {e.error:.1e}"
 
 
 def _compile(context: Context) -> list[Figure]:
@@ -151,9 +149,8 @@ def _identity(context: Context) -> list[Figure]:
     told = "; ".join(f"{target}: {reason}" for target, reason in left_out.items())
     one = Figure(len(distinct), f"{len(found)} ways: {', '.join(sorted(h[:16] for h in distinct))}", note=told)
     result = _race("minilm", {"batch": 1, "seq": 128}, None, [FREE], context)
-    free = result.entrants[FREE]
-    cost = Figure(note=free.failure) if free.failure else Figure(1 / free.ratio - 1, _time(result.ours), _time(free, name=True), result.ours.of_limit)
-    return [one, cost]
+    ours, free = result.ours, result.entrants[FREE]
+    return [one, Figure(1 / free.ratio - 1, _time(ours), f"{_time(free)} {FREE}", ours.of_limit, free.failure)]
 
 
 # -- the rows --------------------------------------------------------------------------------------------------------
