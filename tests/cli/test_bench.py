@@ -303,18 +303,32 @@ def test_free_order_frees_sums_and_little_else() -> None:
     assert not np.array_equal(free, constrained) and np.allclose(free, constrained, atol=1e-4)
 
 
+def test_what_has_a_free_order_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFIR_CACHE", "1")
+    monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path / "cache"))
+    folder, ids = str(small_checkpoint(tmp_path / "models", monkeypatch)), np.arange(1, 9)[None]
+    with identity.unconstrained():
+        free = tfir.compile(folder)(ids)[0]
+    assert not np.array_equal(tfir.compile(folder)(ids)[0], free)
+
+
 def test_one_hash_for_all_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "TARGETS", ("cpu:avx2", "cpu:abacus"))
     found, left_out = identity.hashes(TINY, tmp_path)
     assert len(found) == 6 and len(set(found.values())) == 1 and list(left_out) == ["cpu:abacus"]
 
 
-def test_random_checkpoints_are_read_by_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_checkpoint(into: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """BERT-base, made tiny."""
     small = {**models.find_family("bert").base, **models.find_family("bert").presets["tiny"]}
     family = replace(models.find_family("bert"), base=small)
     monkeypatch.setattr(models, "find_family", lambda name: family)
     monkeypatch.setattr(models, "random_model", lambda spec: random_model("random:bert?preset=tiny"))
-    folder = models.checkpoint("bert-base", tmp_path)
+    return models.checkpoint("bert-base", into)
+
+
+def test_random_checkpoints_are_read_by_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_checkpoint(tmp_path, monkeypatch)
     ids = np.arange(1, 9)[None]
     assert np.array_equal(tfir.compile(str(folder))(ids)[0], tfir.compile(TINY)(ids)[0])
     assert models.checkpoint("bert-base", tmp_path) == folder and [p.name for p in tmp_path.iterdir()] == [folder.name]

@@ -21,6 +21,7 @@ from trustformers_ir.codegen import build
 from trustformers_ir.codegen.llvm import compile as llvm_compile
 from trustformers_ir.codegen.llvm.target import binding
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.runtime import cache
 from trustformers_ir.tools.bench.models import draw_sets
 
 TARGETS = ("cpu:avx2", "cpu:avx512", "cpu:avx512vnni")
@@ -83,5 +84,6 @@ def unconstrained() -> Iterator[None]:
         builder.getModulePassManager().run(module, builder)
 
     emitted = build.llvm_text
-    with mock.patch.object(build, "llvm_text", emit), mock.patch.object(llvm_compile, "optimise", optimise):
+    nothing_kept = mock.patch.object(cache, "slot", return_value=None)  # the compile cache takes a free order for the real thing
+    with nothing_kept, mock.patch.object(build, "llvm_text", emit), mock.patch.object(llvm_compile, "optimise", optimise):
         yield

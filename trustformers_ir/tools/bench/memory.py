@@ -60,4 +60,4 @@ def _peak(code: str, model: str, threads: int) -> Peak:
 
 
 def _python(code: str, *words: str) -> str:
-    return subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(["env", "TFIR_CACHE=0", sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, check=True).stdout
