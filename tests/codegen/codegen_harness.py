@@ -42,8 +42,9 @@ class Compiled:
     def __init__(self, kernel: Kernel, facts: SymbolFacts | None = None, target: Target | None = None) -> None:
         self.kernel = kernel
         self.symbols = list(kernel.symbols)
-        self.text = module_text([emit_kernel(kernel, self.symbols, "k", facts)])
-        library = link([compile_object(self.text, target or host())], ["k"])
+        target = target or host()
+        self.text = module_text([emit_kernel(kernel, self.symbols, "k", facts, target.features)])
+        library = link([compile_object(self.text, target)], ["k"])
         pointer, word = ctypes.c_void_p, ctypes.c_int64
         self.function = library.function("k", None, pointer, pointer, word, word, pointer, pointer)
 

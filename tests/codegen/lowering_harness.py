@@ -87,7 +87,7 @@ def compile_modules(modules: Sequence[Module], target: str = "host", machine: Ma
         symbols = sorted(module.facts.symbols)
         facts = symbol_facts(module.facts)
         mine = [f"tfir_kernel_{n}_{k}" for k in range(len(program.calls))]
-        functions += [emit_kernel(c.kernel, symbols, name, facts) for name, c in zip(mine, program.calls, strict=True)]
+        functions += [emit_kernel(c.kernel, symbols, name, facts, machine_target.features) for name, c in zip(mine, program.calls, strict=True)]
         programs.append(program)
         names.append(mine)
     library = link([compile_object(module_text(functions), machine_target)], [n for mine in names for n in mine])

@@ -53,7 +53,7 @@ def executes(target: Target) -> bool:
 
 
 #: kinds of machines whose code is tried, as far as this one executes it; the first is this machine itself
-ISAS = [isa for isa in ("host", "cpu:avx2", "cpu:avx512") if executes(parse(isa))]
+ISAS = [isa for isa in ("host", "cpu:avx2", "cpu:avxvnni", "cpu:avx512", "cpu:avx512vnni") if executes(parse(isa))]
 
 
 @functools.cache

@@ -159,7 +159,7 @@ def llvm_text(lowered: Lowered) -> str:
     facts = symbol_facts(lowered.module.facts)
     for i, (name, kernel) in enumerate(lowered.kernels.items()):
         note("emit", i, len(lowered.kernels))
-        kernels.append(emit_kernel(kernel, lowered.symbols, name, facts))
+        kernels.append(emit_kernel(kernel, lowered.symbols, name, facts, lowered.target.features))
     offsets = {w.name: w.offset for w in lowered.weights}
     entries = [
         emit_entry(symbol, p, plan, [lowered.kernel_name(c.kernel) for c in p.calls], offsets, lowered.symbols, lowered.module.facts)

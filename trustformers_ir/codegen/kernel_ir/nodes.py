@@ -204,15 +204,19 @@ class Sym(Expr):
 
 
 class AxisKind(enum.Enum):
-    """How a loop runs. The meaning of a kernel does not depend on it, but for VECTOR in a Reduce (the 16-lane fold)."""
+    """How a loop runs. The meaning of a kernel does not depend on it, but for VECTOR in a Reduce (the 16-lane fold).
+
+    DOT is for reduce axes alone: four products of bytes that one instruction may add up (K11).
+    """
 
     PARALLEL = "parallel"
     SEQ = "seq"
     VECTOR = "vector"
     UNROLL = "unroll"
+    DOT = "dot"
 
 
-PARALLEL, SEQ, VECTOR, UNROLL = AxisKind.PARALLEL, AxisKind.SEQ, AxisKind.VECTOR, AxisKind.UNROLL
+PARALLEL, SEQ, VECTOR, UNROLL, DOT = AxisKind.PARALLEL, AxisKind.SEQ, AxisKind.VECTOR, AxisKind.UNROLL, AxisKind.DOT
 
 #: Lanes of the fixed vector fold and of one strip of a VECTOR loop, on every machine.
 LANES = 16

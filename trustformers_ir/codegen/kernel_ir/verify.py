@@ -12,6 +12,7 @@ K8  a VECTOR or UNROLL tile does not load what it stores, other than at the very
 K9  extents, shapes and strides are i64; shapes, strides and extents are made of symbols, constants and outer axes only.
 K10 the iterations of PARALLEL loops are independent: every global store's index depends on each of them, and a global buffer both
     stored and loaded below them is loaded where, for each parallel axis, some index entry holding that axis equals the store's.
+K11 no loop is DOT. A DOT axis has extent 4 and is the last of at most two axes of a sum in i32 of products of an element of u8 and one of i8.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from collections.abc import Iterable
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
+    DOT,
     GLOBAL,
     PARALLEL,
     UNROLL,
     VECTOR,
     Axis,
+    Binary,
     Buffer,
+    Cast,
     Expr,
     Load,
     Reduce,
@@ -114,6 +118,8 @@ class _Verifier:
                 raise self.fail("K7", f"VECTOR axis {a.name} is not the last axis of its {r.kind}")
             if a.kind is UNROLL:
                 self.axis(a, frozenset())
+            if a.kind is DOT and (a.static_extent != 4 or position != len(r.axes) - 1 or len(r.axes) > 2 or byte_factors(r) is None):
+                raise self.fail("K11", f"DOT axis {a.name} of a {r.kind} of {r.body.dtype}")
             if a in inside:
                 raise self.fail("K1", f"axis {a.name} is bound twice")
             inside |= {a}
@@ -131,6 +137,8 @@ class _Verifier:
             self.expr(s.value, bound, f"the value stored to {s.buffer.name}")
         elif isinstance(s, For):
             self.axis(s.axis, bound)
+            if s.axis.kind is DOT:
+                raise self.fail("K11", f"loop {s.axis.name} is DOT")
             inner = bound | {s.axis}
             if s.guard is not None:
                 self.expr(s.guard, inner, f"the guard of {s.axis.name}")
@@ -186,6 +194,16 @@ class _Verifier:
                     for a in self.parallel:
                         if a.static_extent != 1 and not any(a in x.free_axes and x is y for x, y in zip(index, load.index, strict=True)):
                             raise self.fail("K10", f"{load.buffer.name} is stored and loaded at different places of PARALLEL {a.name}")
+
+
+def byte_factors(r: Reduce) -> tuple[Load, Load] | None:
+    """The loads of u8 and of i8 whose products a fold adds up in i32, whichever comes first; None when it does something else."""
+    body = r.body
+    if r.kind != "sum" or body.dtype is not DType.i32 or not isinstance(body, Binary) or body.op != "mul":
+        return None
+    loads = [x.x for x in (body.a, body.b) if isinstance(x, Cast) and isinstance(x.x, Load)]
+    found = {x.dtype: x for x in loads}
+    return (found[DType.u8], found[DType.i8]) if found.keys() == {DType.u8, DType.i8} else None
 
 
 def _is_tile(loop: For) -> bool:

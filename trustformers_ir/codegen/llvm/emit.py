@@ -11,7 +11,7 @@ loops. A tile whose UNROLL points may lie outside a guard exists twice: whole, a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.depth import deep
@@ -30,6 +30,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts, simplify_kernel
 from trustformers_ir.codegen.kernel_ir.verify import verify
+from trustformers_ir.codegen.llvm.dot import DotKind, Dots
 from trustformers_ir.codegen.llvm.memory import ZEROS_DEFINITION, Addressing, Memory
 from trustformers_ir.codegen.llvm.strips import is_tile, legalise
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
@@ -64,9 +65,14 @@ def module_text(functions: Iterable[EmittedFunction], extra: str = "", declarati
 
 
 @deep
-def emit_kernel(kernel: Kernel, symbols: Sequence[str], name: str | None = None, facts: SymbolFacts | None = None) -> EmittedFunction:
-    """LLVM text of a kernel. ``symbols`` is the order of the ``dims`` array; ``facts`` what is known of them."""
-    return _Emitter(kernel, symbols, name or kernel.name, facts).run()
+def emit_kernel(
+    kernel: Kernel, symbols: Sequence[str], name: str | None = None, facts: SymbolFacts | None = None, features: Collection[str] = ()
+) -> EmittedFunction:
+    """LLVM text of a kernel. ``symbols`` is the order of the ``dims`` array; ``facts`` what is known of them.
+
+    The text runs on any machine but for the instructions of ``dot.py``, which are chosen by the ``features`` of the target.
+    """
+    return _Emitter(kernel, symbols, name or kernel.name, facts, DotKind.of(features)).run()
 
 
 def emit_expr(writer: Writer, e: Expr, symbols: dict[str, Val], facts: SymbolFacts | None = None) -> Val:
@@ -80,7 +86,7 @@ def emit_expr(writer: Writer, e: Expr, symbols: dict[str, Val], facts: SymbolFac
 
 
 class _Emitter:
-    def __init__(self, kernel: Kernel, symbols: Sequence[str], name: str, facts: SymbolFacts | None) -> None:
+    def __init__(self, kernel: Kernel, symbols: Sequence[str], name: str, facts: SymbolFacts | None, dot: DotKind | None) -> None:
         verify(kernel)
         self.name = name
         self.symbols = list(symbols)
@@ -96,7 +102,8 @@ class _Emitter:
         self.buffers = [*self.kernel.params, *self.kernel.scratch]
         pointers = {b: f"%b{n}" for n, b in enumerate(self.buffers)}
         addressing = Addressing(self.kernel, self.simplifier)
-        self.ev = Evaluator(self.writer, self.ops, Memory(self.ops, pointers, addressing), addressing, "%status")
+        memory = Memory(self.ops, pointers, addressing)
+        self.ev = Evaluator(self.writer, self.ops, memory, addressing, "%status", None if dot is None else Dots(self.ops, memory, dot))
 
     # -- frame ---------------------------------------------------------------------------------------------------------
 

@@ -145,14 +145,14 @@ class Memory:
         t, align = vector_of(memory_type(b.dtype), lanes), b.dtype.itemsize
         p = self.pointer(b, offset, when.scalar)
         if b.ahead:
-            self._fetch_early(p, b.ahead * b.dtype.itemsize)
+            self.fetch_early(p, b.ahead * b.dtype.itemsize)
         if when.lanes is None:
             return self._from_memory(self.w.op(f"load {t}, ptr {p}, align {align}"), b.dtype, lanes)
         name = f"llvm.masked.load.{suffix(memory_type(b.dtype), lanes)}.p0"
         text = self.masked(name, t, [f"ptr align {align} {p}", f"<{lanes} x i1> {when.lanes.text}", f"{t} zeroinitializer"])
         return self._from_memory(text, b.dtype, lanes)
 
-    def _fetch_early(self, p: str, distance: int) -> None:
+    def fetch_early(self, p: str, distance: int) -> None:
         """Asks for the cache line ``distance`` bytes behind ``p``; nothing happens where no memory is."""
         name = "llvm.prefetch.p0"
         self.w.declare(name, f"void @{name}(ptr, i32, i32, i32)")

@@ -1,8 +1,8 @@
 """Targets: which machine the code is for.
 
-``cpu`` (or ``host``) is this machine; ``cpu:avx2`` and ``cpu:avx512`` are the levels x86-64-v3 and x86-64-v4 by their familiar names; any CPU
-name that LLVM knows can follow ``cpu:``. Names are checked against LLVM's own list first: given an unknown one, LLVM only warns and then aborts the
-process.
+``cpu`` (or ``host``) is this machine; ``cpu:avx2`` and ``cpu:avx512`` are the levels x86-64-v3 and x86-64-v4 by their familiar names,
+``cpu:avxvnni`` and ``cpu:avx512vnni`` the same with the instruction that adds up products of bytes; any CPU name that LLVM knows can follow ``cpu:``.
+Names are checked against LLVM's own list first: given an unknown one, LLVM only warns and then aborts the process.
 """
 
 from __future__ import annotations
@@ -11,26 +11,30 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-_ALIASES = {"avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+_ALIASES = {"avx2": "x86-64-v3", "avxvnni": "avxvnni", "avx512": "x86-64-v4", "avx512vnni": "avx512vnni"}
 _LEVELS: dict[str, tuple[str, ...]] = {
     "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2"),
 }
 _LEVELS["x86-64-v4"] = (*_LEVELS["x86-64-v3"], "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_LEVELS["avxvnni"] = (*_LEVELS["x86-64-v3"], "avxvnni")
+_LEVELS["avx512vnni"] = (*_LEVELS["x86-64-v4"], "avx512vnni")
+#: What LLVM calls the CPU of a level whose name is not a CPU's.
+_BASE = {"avxvnni": "x86-64-v3", "avx512vnni": "x86-64-v4"}
 #: x86-64 CPUs that have at least the features of level 3; their levels.
 _X86_CPUS = {
     "haswell": "x86-64-v3",
     "broadwell": "x86-64-v3",
     "skylake": "x86-64-v3",
-    "alderlake": "x86-64-v3",
+    "alderlake": "avxvnni",
     "znver1": "x86-64-v3",
     "znver2": "x86-64-v3",
     "znver3": "x86-64-v3",
     "skylake-avx512": "x86-64-v4",
-    "cascadelake": "x86-64-v4",
-    "icelake-server": "x86-64-v4",
-    "sapphirerapids": "x86-64-v4",
-    "znver4": "x86-64-v4",
-    "znver5": "x86-64-v4",
+    "cascadelake": "avx512vnni",
+    "icelake-server": "avx512vnni",
+    "sapphirerapids": "avx512vnni",
+    "znver4": "avx512vnni",
+    "znver5": "avx512vnni",
 }
 
 
@@ -93,7 +97,7 @@ def host() -> Target:
 
 @functools.cache
 def parse(name: str) -> Target:
-    """The target of that name: ``host``, ``cpu:avx2``, ``cpu:avx512``, ``cpu:x86-64-v3``, ``cpu:x86-64-v4`` or ``cpu:<a known CPU>``."""
+    """The target of that name: ``host``, ``cpu:avx2``, ``cpu:avx512``, ``cpu:avx512vnni``, ``cpu:x86-64-v3``, … or ``cpu:<a known CPU>``."""
     if name in ("host", "cpu", "cpu:host"):
         return host()
     kind, _, cpu = name.partition(":")
@@ -102,4 +106,4 @@ def parse(name: str) -> Target:
     if kind != "cpu" or level not in _LEVELS:
         known = ", ".join(sorted({*_ALIASES, *_LEVELS, *_X86_CPUS}))
         raise TargetError(f"there is no target {name!r}; known are host and cpu: with one of {known}")
-    return Target(name, "x86_64-unknown-linux-gnu", level, _LEVELS[level])
+    return Target(name, "x86_64-unknown-linux-gnu", _BASE.get(level, level), _LEVELS[level])

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from trustformers_ir.codegen import math as functions
 from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.codegen.kernel_ir.nodes import (
+    DOT,
     LANES,
     SEQ,
     UNROLL,
@@ -41,6 +42,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     const,
 )
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
+from trustformers_ir.codegen.llvm.dot import Bytes, Dots, Grouping, Groups
 from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Memory
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
 from trustformers_ir.codegen.llvm.values import Ops
@@ -54,8 +56,9 @@ Accumulators = dict[tuple[int, ...], list[Val]]
 class Evaluator:
     """Turns expressions into registers."""
 
-    def __init__(self, writer: Writer, ops: Ops, memory: Memory, addressing: Addressing, status: str) -> None:
+    def __init__(self, writer: Writer, ops: Ops, memory: Memory, addressing: Addressing, status: str, dots: Dots | None = None) -> None:
         self.w = writer
+        self.dots = dots
         self.ops = ops
         self.memory = memory
         self.addressing = addressing
@@ -489,7 +492,8 @@ class _Fold:
         accumulators = [v for _ in self.points for _ in range(self.slots) for v in start]
         for p in self.points:
             ev.hoist((e.body, *self.rest), frozenset(e.axes), p)
-        final = self._level(0, accumulators, e.body, self.rest, {}, 0)
+        groups = self._groups()
+        final = self._dots(groups, accumulators) if groups is not None else self._level(0, accumulators, e.body, self.rest, {}, 0)
         out: list[Val] = []
         for n in range(len(self.points)):
             at = n * self.slots * self.width
@@ -612,6 +616,42 @@ class _Fold:
             return ev.scoped(lanes)
 
         return self.w.loop(literal(0, DType.i64), chunks, acc, turn)
+
+    def _groups(self) -> Groups | None:
+        """The fold as groups of four bytes, where the machine has instructions for them."""
+        ev = self.ev
+        if self.e.axes[-1].kind is not DOT or ev.dots is None or ev.vector is None or ev.lanes != LANES:
+            return None
+        return Grouping(self.e, ev.vector, ev.addressing).groups()
+
+    def _dots(self, groups: Groups, acc: list[Val]) -> list[Val]:
+        """A group of every point per turn; what rows and columns share is loaded once."""
+        ev, dots = self.ev, self.ev.dots
+        assert dots is not None
+
+        def group(left: Bytes, right: Bytes, values: list[Val]) -> list[Val]:
+            known: dict[tuple[Bytes, tuple[int, ...]], list[Val]] = {}
+
+            def operand(b: Bytes, load: Callable[[Bytes, Val], list[Val]], point: Point) -> list[Val]:
+                place = (b, ev._coordinates(b.start, point))
+                if place not in known:
+                    known[place] = load(b, ev.eval(b.start, point))
+                return known[place]
+
+            return [
+                dots.add(total, operand(left, dots.left, p), operand(right, dots.right, p)) for total, p in zip(values, self.points, strict=True)
+            ]
+
+        def turn(i: Val, values: list[Val]) -> Sequence[Val]:
+            ev.bound[groups.axis] = i
+            return ev.scoped(lambda: group(groups.left, groups.right, values))
+
+        if groups.whole:
+            acc = self.w.loop(literal(0, DType.i64), literal(groups.whole, DType.i64), acc, turn, may_skip=False)
+        if groups.rest is None:
+            return acc
+        left, right = groups.rest
+        return ev.scoped(lambda: group(left, right, acc))
 
     def _element(self, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
         """Folds one element into the accumulator of each point."""

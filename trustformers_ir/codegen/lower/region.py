@@ -19,7 +19,7 @@ from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
-from trustformers_ir.codegen.lower.schedules import MachineShape, gemm_schedule, prefetch_schedule
+from trustformers_ir.codegen.lower.schedules import MachineShape, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
@@ -197,13 +197,12 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
             return _finish(d, attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), ctx.machine), label, ctx)
         except _ReadElsewhere:
             d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
-    panel = _gemm_panel(anchor, shape)
-    if panel is not None:
+    matrix = _Product.of(anchor, shape)
+    if matrix is not None:
         m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         stores = emit((*d.flat.digits(m, shape[:-1]), n))
         lowered = _finish(d, _nest2(m, n, stores), label, ctx)
-        columns = ctx.machine.tile_columns(panel, shape[-1])
-        scheduled = apply(lowered.kernel, (*gemm_schedule(ctx.machine, columns), *_early(d, anchor, columns)), ctx.symbol_facts)
+        scheduled = apply(lowered.kernel, matrix.moves(d, ctx.machine), ctx.symbol_facts)
         return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
@@ -216,24 +215,36 @@ def _nest2(m: Axis, n: Axis, stores: list[Store]) -> tuple[Stmt, ...]:
     return (For(m, (from_inner,)),)
 
 
-def _gemm_panel(anchor: Operation | None, shape: tuple[Dim, ...]) -> int | None:
-    """The panel width when the region is a GEMM over a packed weight with its epilogue in the same index space."""
-    if anchor is None or not isinstance(anchor.op, ops.Linear) or anchor.result.type.shape != shape or len(shape) < 2:
-        return None
-    weight = anchor.operands[1]
-    assert weight is not None
-    layout = weight.type.layout
-    if not isinstance(layout, Panels) or anchor.result.type.dtype in (DType.f64,) or not isinstance(shape[-1], int):
-        return None
-    return layout.width
+@dataclass(frozen=True)
+class _Product:
+    """A matrix product over a packed weight, with its epilogue in the same index space."""
 
+    shape: tuple[Dim, ...]
+    weight: Value
+    layout: Panels
+    of_bytes: bool
 
-def _early(d: Definer, linear: Operation | None, columns: int) -> tuple[Move, ...]:
-    """How the panels of the weight are fetched, when it lies in memory and its size is known."""
-    weight = None if linear is None else linear.operands[1]
-    if weight is None or weight not in d.buffers or not isinstance(weight.type.layout, Panels) or not isinstance(weight.type.shape[1], int):
-        return ()
-    return prefetch_schedule(d.buffers[weight].name, columns * weight.type.shape[1], weight.type.dtype.itemsize)
+    @classmethod
+    def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Product | None:
+        """The product when the region is one that has register tiles."""
+        if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.LinearInt8)) or anchor.result.type.shape != shape or len(shape) < 2:
+            return None
+        integer = isinstance(anchor.op, ops.LinearInt8)
+        weight = anchor.operands[3 if integer else 1]
+        assert weight is not None
+        layout = weight.type.layout
+        if not isinstance(layout, Panels) or anchor.result.type.dtype in (DType.f64,) or not isinstance(shape[-1], int):
+            return None
+        return cls(shape, weight, layout, integer and layout.depth == 4)
+
+    def moves(self, d: Definer, machine: MachineShape) -> tuple[Move, ...]:
+        """The schedule, and how the panels of the weight are fetched when it lies in memory and its size is known."""
+        columns, rows = machine.tile_columns(self.layout.width, self.shape[-1]), product(self.shape[:-1])
+        schedule = dot_schedule if self.of_bytes else gemm_schedule
+        tiles = schedule(machine, columns, rows if isinstance(rows, int) else None)
+        if self.weight not in d.buffers or not isinstance(self.weight.type.shape[1], int):
+            return tiles
+        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, columns * self.weight.type.shape[1], self.weight.type.dtype.itemsize))
 
 
 def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:

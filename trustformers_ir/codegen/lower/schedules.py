@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import LANES, UNROLL, VECTOR
+from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, UNROLL, VECTOR
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
 from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Prefetch, Reorder, Split, Tag
 from trustformers_ir.ir.dims import Dim
@@ -45,6 +45,12 @@ class MachineShape:
         return widest if widest % panel == 0 else panel
 
     @property
+    def dot_rows(self) -> int:
+        """Rows of the register tile of bytes. With 32 registers as for f32. AVX2 has no instruction that adds up four products of bytes: the even
+        and the odd bytes of two vectors of B (4 registers) and of a row of A (2) leave room for 4 rows x 16 columns (8)."""
+        return self.tile_rows if self.registers >= 32 else 4
+
+    @property
     def attention_rows(self) -> int:
         """Query rows of the attention tile; with ``attention_vectors`` it fits the registers beside one vector and one broadcast."""
         return 6
@@ -54,15 +60,25 @@ class MachineShape:
         return 4 if self.registers >= 32 else 1
 
 
-def gemm_schedule(machine: MachineShape, columns: int) -> tuple[Move, ...]:
+def gemm_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:
     """Register tiles of ``columns`` for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
 
     The loops are, outermost first: fair chunks of rows (``m.o.o``), panels of B (``n.o``), tiles of rows in the chunk (``m.o.i``), then the
     register tile: rows x vectors of columns x 16 lanes. A panel of B stays in L2 while the tiles of A go by. The two outer loops together are cut
     over the workers: with few rows there is one chunk, and every worker reads its own share of B, once; with many rows each worker has
-    chunks of its own. Rows past the end are clamped (computed again, same bits); columns past the end are guarded.
+    chunks of its own. Rows past the end are clamped (computed again, same bits); columns past the end are guarded. ``most_rows`` is the
+    number of rows where it is known.
     """
-    rows, vectors = machine.tile_rows, -(-columns // LANES)
+    return _register_tiles(machine.tile_rows, columns, most_rows)
+
+
+def dot_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:
+    """The same for bytes, whose panels are four deep: four k at a time are one DOT step."""
+    return (*_register_tiles(machine.dot_rows, columns, most_rows), Split("k", 4, GUARD), Tag("k.i", DOT))
+
+
+def _register_tiles(rows: int, columns: int, most_rows: int | None) -> tuple[Move, ...]:
+    rows, vectors = rows if most_rows is None else min(rows, max(most_rows, 1)), -(-columns // LANES)
     return (
         Split("m", rows, CLAMP),
         Chunk("m.o", ROW_BLOCK // rows),

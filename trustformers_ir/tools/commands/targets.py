@@ -42,7 +42,8 @@ def _rows() -> list[Row]:
         level = cpu.parse(name)
         missing = sorted(set(level.features) - have)
         executes = not missing and platform.machine().lower() in ("x86_64", "amd64")
-        rows.append(Row(name, True, executes, level.cpu + (f"; lacks {', '.join(missing)}" if missing else "")))
+        added = [f for f in ("avxvnni", "avx512vnni") if f in level.features]
+        rows.append(Row(name, True, executes, " + ".join([level.cpu, *added]) + (f"; lacks {', '.join(missing)}" if missing else "")))
     return rows + [Row(name, False, False, "not built yet") for name in ("cuda", "rocm", "metal", "vulkan")]
 
 
