@@ -31,6 +31,7 @@ from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
@@ -172,6 +173,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     _specialise(module, request.dynamic, example_inputs)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
+    sources = {id(f): f for w in module.weights.values() if (f := w.file) is not None}.values()
     read = time.perf_counter()
     graphs = _graphs(module, targets, request.verify)
     passed = time.perf_counter()
@@ -181,9 +183,10 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
 
         def lay_out(stored: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], graph: Module = graph) -> None:
-            """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all."""
+            """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all. The
+            pages of the checkpoint that were read go at once: there is one copy of the weights at a time."""
             if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
-                laid_out.append(materialise(stored, makers))
+                laid_out.append(materialise(stored, makers, lambda: let_go(sources)))
                 for w in stored:
                     graph.weights[w.name].settle(laid_out[0].array(w))
 

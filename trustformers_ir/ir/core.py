@@ -15,6 +15,7 @@ import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
+from trustformers_ir.ir.mapped import MappedFile, backing
 from trustformers_ir.ir.schema import InferContext, Op
 from trustformers_ir.ir.types import TensorType
 
@@ -321,6 +322,11 @@ class Weight:
     @property
     def has_data(self) -> bool:
         return self._data is not None
+
+    @property
+    def file(self) -> MappedFile | None:
+        """The mapped file that the bytes are a view of; None for bytes in memory, and such that are made when they are asked for."""
+        return backing(self._data) if isinstance(self._data, np.ndarray) else None
 
     @property
     def data(self) -> np.ndarray:

@@ -3,17 +3,22 @@ a device has no size."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
 
-def map_file(path: Path, place: str, kind: str, least: int, short: Callable[[int], CompilerError]) -> mmap.mmap:
+class MappedFile(mmap.mmap):
+    """A file that was mapped here, to be read only: its pages can always be had again. Of maps that others made that is not known."""
+
+
+def map_file(path: Path, place: str, kind: str, least: int, short: Callable[[int], CompilerError]) -> MappedFile:
     """The whole file. ``place`` names it in errors: ``FILE_NOT_FOUND``, ``UNREADABLE``, or ``short(size)``
     when it has less than ``least`` bytes."""
     try:
@@ -29,11 +34,25 @@ def map_file(path: Path, place: str, kind: str, least: int, short: Callable[[int
             raise CompilerError.of(Code.UNREADABLE, f"'{place}' is not an ordinary file", Where(file=place), f"give a {kind} file")
         if status.st_size < least:
             raise short(status.st_size)
-        return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+        return MappedFile(descriptor, status.st_size, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CompilerError.of(Code.UNREADABLE, f"cannot map '{place}': {error.strerror}", Where(file=place)) from None
     finally:
         os.close(descriptor)
+
+
+def backing(array: object) -> MappedFile | None:
+    """The file mapped here that an array is a view of; None for any other array."""
+    while array is not None and not isinstance(array, MappedFile):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    return array
+
+
+def let_go(files: Iterable[MappedFile]) -> None:
+    """Takes the pages of mapped files out of this process's memory. They stay in the page cache and come back when they are read again."""
+    for data in files:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system has it; a map may be closed
+            data.madvise(mmap.MADV_DONTNEED)
 
 
 def read_most(stream: BinaryIO, limit: int) -> bytes:

@@ -14,6 +14,8 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import memory
 
+PIECE = 16 << 20
+
 
 def check_size(size: int, what: str) -> None:
     """``OUT_OF_MEMORY`` for a size that this machine cannot have, before anything is allocated."""
@@ -90,8 +92,11 @@ def section_bytes(weights: Sequence[StoredWeight]) -> int:
     return max((w.offset + w.bytes for w in weights), default=0)
 
 
-def materialise(weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]]) -> Weights:
-    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides. ``OUT_OF_MEMORY``."""
+def materialise(
+    weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], after: Callable[[], None] | None = None
+) -> Weights:
+    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides. ``after`` is called after each
+    ``PIECE`` bytes. ``OUT_OF_MEMORY``."""
     size = section_bytes(weights)
     check_size(size, "the block of weights")
     try:
@@ -103,7 +108,12 @@ def materialise(weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[
     block = np.frombuffer(area, np.uint8, size)
     for done, weight in enumerate(weights):
         note("weights", done, len(weights))
-        block[weight.offset : weight.offset + weight.bytes] = weight_bytes(weight, makers[weight.name])
+        data = weight_bytes(weight, makers[weight.name])
+        for at in range(0, weight.bytes, PIECE):
+            part = data[at : at + PIECE]
+            block[weight.offset + at : weight.offset + at + len(part)] = part
+            if after is not None:
+                after()
     if weights:
         note("weights", len(weights), len(weights))
     block.flags.writeable = False
