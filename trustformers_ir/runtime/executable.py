@@ -32,6 +32,7 @@ from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.native import link
+from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.profile import Profile
 from trustformers_ir.runtime.workers import POOL_SYMBOLS, Workers, survive_fork, thread_count
 
@@ -131,16 +132,23 @@ class Executable:
         makers = self.compiled.weights
         return {f"sha256:{hashlib.sha256(memory.weight_bytes(w, makers[w.name]).data).hexdigest()}": w.name for w in self.manifest.weights}
 
-    def report(self, dims: Mapping[str, int] | None = None) -> dict[str, object]:
-        """What the compiler did and what a call costs, as plain data. Costs that depend on dims are texts, or numbers when ``dims`` are given."""
+    def report(self, dims: Mapping[str, int] | None = None, **named: int) -> dict[str, object]:
+        """What the compiler did and what a call costs, as plain data: ``report(batch=1, seq=128)``.
+
+        Costs that depend on dims are texts, or numbers when the dims are given. ``arena_bytes`` is then exactly what such a call allocates.
+        ``predicted_ms`` (of an entry, and ``predicted_us`` and ``bound`` of its kernels) is there when all dims are given and the rates of this
+        machine are known for so many threads: ``tfc bench`` measures them once. How far it may be off: ``docs/performance.md``.
+        """
         m = self.manifest
+        dims = {**(dims or {}), **named} if dims is not None or named else None
+        rates = known_rates(self.threads) if dims is not None and all(name in dims for name, _ in m.symbols) else None
 
         def shown(dim: Dim) -> object:
             return dim if isinstance(dim, int) else str(dim) if dims is None else _value(dim, dims)
 
-        entries: dict[str, object] = {}
+        entries: dict[str, dict[str, object]] = {}
         for e in m.entries:
-            kernels = [
+            kernels: list[dict[str, object]] = [
                 {"symbol": k.symbol, "label": k.label, "location": k.location, "flops": shown(k.flops), "bytes": shown(k.bytes)} for k in e.kernels
             ]
             entries[e.name] = {
@@ -152,7 +160,13 @@ class Executable:
                 "arena_bytes": shown(e.arena_bytes),
                 "scratch_bytes_per_thread": shown(e.scratch_bytes),
                 "last_call_ms": self._lasted[e.name] / 1e6 if e.name in self._lasted else None,
+                "predicted_ms": None,
             }
+            if rates is not None and dims is not None:
+                roofs = predict(e, dims, rates)
+                for row, roof in zip(kernels, roofs, strict=True):
+                    row |= {"predicted_us": roof.seconds * 1e6, "bound": roof.bound}
+                entries[e.name]["predicted_ms"] = sum(r.seconds for r in roofs) * 1e3
         return {
             **self.compiled.report,
             "name": m.name,

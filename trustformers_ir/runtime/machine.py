@@ -12,6 +12,7 @@ from pathlib import Path
 from trustformers_ir.ir.abi import TargetInfo
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where, printable
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CGROUPS = Path("/sys/fs/cgroup")
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -83,6 +84,13 @@ def this_machine() -> dict[str, object]:
 
     features = sorted(_features())
     return {"triple": llvm.get_process_triple(), "cpu": llvm.get_host_cpu_name(), "features": features, "llvmlite": llvmlite.__version__}
+
+
+@functools.cache
+def last_cache() -> int:
+    """Bytes of the largest cache of a CPU; 0 where the system does not say."""
+    sizes = [text for n in range(8) for text in _text(_CACHES / f"index{n}" / "size")]
+    return max((int(t[:-1]) << {"K": 10, "M": 20}[t[-1]] for t in sizes if t[:-1].isdigit() and t[-1] in "KM"), default=0)
 
 
 def _architecture() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 import time
@@ -12,7 +13,9 @@ import numpy as np
 
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.target import host
+from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.runtime.native import link
+from trustformers_ir.runtime.prediction import Rates, keep_rates
 
 CHAINS = 24  # independent accumulators: two FMA units with four cycles of latency need eight
 LANES = 16
@@ -31,7 +34,11 @@ class Limits:
 
 
 def measure(threads: int) -> Limits:
-    return Limits(threads, fma_peak(threads), vnni_peak(threads), memory_bandwidth(threads))
+    """Also kept for predictions (``runtime/prediction.py``), where the cache folder can be written."""
+    found = Limits(threads, fma_peak(threads), vnni_peak(threads), memory_bandwidth(threads))
+    with contextlib.suppress(OSError, CompilerError):
+        keep_rates(Rates(threads, found.fma, found.memory))
+    return found
 
 
 def _loop(name: str, vector: str, declaration: str, step: Callable[[str], str], start: Callable[[int], str]) -> str:

@@ -12,6 +12,7 @@ import typer
 import trustformers_ir as tfir
 from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.inspect import predictions
 from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads
 
 
@@ -71,4 +72,7 @@ def compile(
     built = " and ".join(executable.targets)
     console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
     if json:
-        console.print_json({"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()})
+        console.print_json(
+            {"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()}
+            | {"predictions": predictions(executable.manifest, executable.threads)}
+        )

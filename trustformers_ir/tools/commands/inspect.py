@@ -9,14 +9,19 @@ from typing import Annotated
 import typer
 
 import trustformers_ir as tfir
+from trustformers_ir.ir.abi import Manifest
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.container import Artifact
+from trustformers_ir.runtime.prediction import known_rates, predict
+from trustformers_ir.runtime.workers import thread_count
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
+
+SIZES = ((1, 8), (1, 32), (1, 128), (1, 512), (8, 128), (32, 128))  # batch and seq of predictions
 
 
 def inspect(
@@ -42,6 +47,8 @@ def inspect(
             return
         description = _of_module(module)
     if json:
+        if file.endswith(".tfc"):
+            description["predictions"] = predictions(found.manifest, thread_count(None))
         console.print_json({"file": file} | description)
     else:
         console.print_fields({"file": file} | {name: _flat(value) for name, value in description.items()})
@@ -67,6 +74,21 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
         "sections": {name: f"{section.length} B" for name, section in found.sections.items()},
     }
+
+
+def predictions(manifest: Manifest, threads: int) -> list[dict[str, object]]:
+    """What calls of a few usual sizes need, as ``report(batch=…, seq=…)`` says it; none for a model with other dims."""
+    facts, main, rates = dict(manifest.symbols), manifest.entries[0], known_rates(threads)
+    if not set(facts) <= {"batch", "seq"}:
+        return []
+    rows: list[dict[str, object]] = []
+    for batch, seq in SIZES:
+        dims = {name: size for name, size in (("batch", batch), ("seq", seq)) if name in facts}
+        if any(not facts[name].admits(size) for name, size in dims.items()) or any(row["dims"] == dims for row in rows):
+            continue
+        time = None if rates is None else sum(r.seconds for r in predict(main, dims, rates)) * 1e3
+        rows.append({"dims": dims, "threads": threads, "arena_bytes": evaluate(main.arena_bytes, dims), "predicted_ms": time})
+    return rows
 
 
 def _of_variants(found: Artifact) -> dict[str, object]:
