@@ -6,13 +6,13 @@ The native side is three kinds of symbols in one object file::
 
     struct tfir_call { const int64_t *dims; void *const *inputs; void *const *outputs; const uint8_t *weights; uint8_t *arena;
                        int64_t *status; int64_t *profile; };
-    void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *barrier, uint8_t *scratch);
-    void tfir_kernel_<k>(void **buffers, const int64_t *dims, int64_t worker, int64_t workers, uint8_t *scratch, int64_t *status);
-    and the worker pool: tfir_pool_create, tfir_pool_run, tfir_pool_destroy, tfir_barrier.
+    void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *pool, uint8_t *scratch, int64_t claim);
+    void tfir_kernel_<k>(void **buffers, const int64_t *dims, int64_t share, int64_t workers, uint8_t *scratch, int64_t *status);
+    and the worker pool: tfir_pool_create, tfir_pool_run, tfir_pool_patience, tfir_pool_destroy, tfir_pool_next.
 
 ``dims`` holds the values of ``Manifest.symbols`` in that order. ``status[0]`` is 0, or 1 + the number of the :class:`Site` whose index was
-out of range, and ``status[1]`` the offending index. ``profile`` is null, or receives cycle counts: for worker w and kernel call i of n,
-``profile[(w * n + i) * 3 + (0, 1, 2)]`` are those when the worker arrived, when it passed the barrier, and when it was done. Every base
+out of range, and ``status[1]`` the offending index. ``profile`` is null, or receives ``i64[workers, n, 4]``: for each share s and kernel call i of
+n the cycle counts when a worker arrived, when it passed the barrier, and when it was done, and the number of that worker. Every base
 pointer is 64-byte aligned except inputs and outputs, which are aligned to their element.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from trustformers_ir.ir.dims import Dim, SymbolFact
 from trustformers_ir.ir.types import TensorType
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ALIGNMENT = 64  # of arena buffers, scratch and packed weights, in bytes
 WEIGHT_ALIGNMENT = 4096  # of a weight in the artifact, so that it can be mapped
 TOKENIZER_KEY = "tokenizer.json"  # of the manifest's metadata: the text of the model's tokenizer

@@ -90,6 +90,14 @@ TARGET: Variable[str | None] = Variable(
     "of an artifact with code for several targets, execute that of this one",
     "the best that the machine runs",
 )
+SPIN: Variable[int] = Variable(
+    "TFIR_SPIN_US",
+    "microseconds",
+    _count,
+    100,
+    "how long the threads of a compiled model poll for the next call before they sleep; more makes calls with pauses between them faster, and "
+    "costs the CPU time of every thread but one for as long",
+)
 CACHE_DIR: Variable[Path | None] = Variable(
     "TFIR_CACHE_DIR",
     "a folder",

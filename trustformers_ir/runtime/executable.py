@@ -315,7 +315,7 @@ class _Callable:
         plan, inputs, arrays = self.prepared(given, named)
         results, outputs = self.allocate(plan)
         workers = 1 if plan.alone else self.executable.threads
-        stamps = np.zeros((workers, len(self.entry.kernels), 3), np.int64)
+        stamps = np.zeros((workers, len(self.entry.kernels), 4), np.int64)
         started = time.perf_counter_ns()
         self.executable._run(self.entry, plan, inputs, outputs, stamps.ctypes.data)
         elapsed = time.perf_counter_ns() - started

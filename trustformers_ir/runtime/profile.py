@@ -24,20 +24,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """One call of an entry. ``times`` is ``f64[workers, kernels, 3]``: seconds from the start at which a worker arrived at a kernel, began, ended."""
+    """One call of an entry. ``times`` is ``f64[shares, kernels, 3]``: seconds from the start at which a worker arrived at its share of a kernel,
+    began, ended; ``workers`` is ``i64[shares, kernels]``: which worker that was. (A worker that comes late finds its shares done by others.)"""
 
     entry: Entry
     times: np.ndarray
+    workers: np.ndarray
     seconds: float
     dims: Mapping[str, int]
 
     @classmethod
     def of(cls, entry: Entry, stamps: np.ndarray, elapsed_ns: int, dims: Mapping[str, int]) -> Profile:
-        """From cycle counts: the whole call, as the clock saw it, gives the length of a cycle."""
-        counts = (stamps - stamps[:, :1].min() if stamps.size else stamps).astype(np.float64)
+        """From ``i64[shares, kernels, 4]``, cycle counts as the ABI describes them. The whole call, as the clock saw it, gives the length of a cycle."""
+        cycles_at = stamps[..., :3]
+        counts = (cycles_at - cycles_at.min() if stamps.size else cycles_at).astype(np.float64)
         seconds = elapsed_ns * 1e-9
         cycles = counts.max(initial=0.0)
-        return cls(entry, counts * (seconds / cycles if cycles else 0.0), seconds, dims)
+        return cls(entry, counts * (seconds / cycles if cycles else 0.0), stamps[..., 3], seconds, dims)
 
     @property
     def rows(self) -> list[Row]:
@@ -46,7 +49,8 @@ class Profile:
         for i, kernel in enumerate(self.entry.kernels):
             arrived, began, ended = self.times[:, i].T
             flops, size = evaluate(kernel.flops, self.dims), evaluate(kernel.bytes, self.dims)
-            out.append(Row(kernel, float((ended - began).max()), float((began - arrived).sum()), flops, size))
+            spent = np.bincount(self.workers[:, i], ended - began)
+            out.append(Row(kernel, float(spent.max()), float((began - arrived).sum()), flops, size))
         return out
 
     def trace(self) -> dict[str, object]:
@@ -54,12 +58,12 @@ class Profile:
         events: list[dict[str, object]] = []
         rows = self.rows
         for worker in range(self.times.shape[0]):
-            name = {"name": "thread_name", "ph": "M", "pid": 0, "tid": worker, "args": {"name": f"worker {worker}"}}
-            events.append(name)
-            for row, (arrived, began, ended) in zip(rows, self.times[worker], strict=True):
+            events.append({"name": "thread_name", "ph": "M", "pid": 0, "tid": worker, "args": {"name": f"worker {worker}"}})
+        for share, (times, workers) in enumerate(zip(self.times, self.workers.tolist(), strict=True)):
+            for row, (arrived, began, ended), worker in zip(rows, times, workers, strict=True):
                 if began > arrived:
                     events.append({"name": "wait", "ph": "X", "pid": 0, "tid": worker, "ts": arrived * 1e6, "dur": (began - arrived) * 1e6})
-                about = {"symbol": row.kernel.symbol, "source": row.kernel.location, "flops": row.flops, "bytes": row.bytes}
+                about = {"symbol": row.kernel.symbol, "source": row.kernel.location, "flops": row.flops, "bytes": row.bytes, "share": share}
                 event = {"name": row.kernel.label, "ph": "X", "pid": 0, "tid": worker, "ts": began * 1e6, "dur": (ended - began) * 1e6, "args": about}
                 events.append(event)
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"entry": self.entry.name, "dims": dict(self.dims)}}

@@ -1,7 +1,7 @@
 """The threads that execute a compiled module: the native pool of its object code, and what becomes of it after a fork.
 
-A pool is started by the first run. Its threads spin for a moment after each run and then park (see ``codegen/llvm/pool.py``, where the native
-side is described). A forked child has none of its parent's threads, so it forgets the pool and starts its own when it first runs something.
+A pool is started by the first run. Its threads poll for the next run for a moment (``TFIR_SPIN_US``) and then park; no run waits for a thread
+that is not awake (see ``codegen/llvm/pool.py``, where the native side is described). A forked child has none of its parent's threads, so it forgets the pool and starts its own when it first runs something.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime.machine import cpus
 from trustformers_ir.runtime.native import NativeLibrary
 
-POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_destroy")
+POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_patience", "tfir_pool_destroy")
 MAX_THREADS = 1024
 
 
@@ -63,13 +63,14 @@ class Workers:
         pointer, word = ctypes.c_void_p, ctypes.c_int64
         self._create = library.function("tfir_pool_create", pointer, word)
         self._run = library.function("tfir_pool_run", None, pointer, pointer, pointer, pointer, word)
+        self._patience = library.function("tfir_pool_patience", None, pointer, word)
         self._destroy = library.function("tfir_pool_destroy", None, pointer)
         self._pools: dict[int, int] = {}  # by number of workers: all of them, or the caller alone
         self._ends: list[weakref.finalize[..., Any]] = []
         survive_fork(self)
 
     def run(self, entry: int, call: int, scratch: int, stride: int, alone: bool = False) -> None:
-        """Calls the native ``entry(call, worker, workers, barrier, scratch + worker * stride)`` on every worker; ``alone`` leaves everything to
+        """Runs the native ``entry`` (``ir/abi.py``) on every worker, each with ``stride`` bytes of ``scratch``; ``alone`` leaves everything to
         the calling thread, for work that is done before others are awake. The caller holds ``lock``."""
         workers = 1 if alone else self.threads
         self._run(self._pools.get(workers) or self._start(workers), entry, call, scratch, stride)
@@ -89,9 +90,11 @@ class Workers:
         self._pools, self._ends = {}, []
 
     def _start(self, workers: int) -> int:
+        spin = env.SPIN.get() * 1000
         pool = self._create(workers)
         if not pool:
             raise CompilerError.of(Code.OUT_OF_MEMORY, f"{workers} threads could not be started", help="use fewer: threads=, TFIR_THREADS")
+        self._patience(pool, spin)
         self._pools[workers] = pool
         # At exit nothing is done: the process takes its parked threads with it.
         end = weakref.finalize(self, self._destroy, pool)

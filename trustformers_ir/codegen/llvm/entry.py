@@ -1,11 +1,12 @@
-"""The entry function: a walk over a table of kernel calls that every worker executes, with the barriers of the plan.
+"""The entry function: a walk over a table of kernel calls that every worker executes, interval by interval of the plan.
 
-    void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *barrier, uint8_t *scratch)
+    void tfir_entry_<name>(const struct tfir_call *call, int64_t worker, int64_t workers, void *pool, uint8_t *scratch, int64_t claim)
 
-It loads the dims, notes the address of every *place* (inputs, outputs, weights, slots of the arena) in an array on its stack, and then goes
-through the calls: each is a row of constants that says which kernel, which places are its buffers, whether the workers meet before it, and
+It loads the dims, notes the address of every *place* (inputs, outputs, weights, slots of the arena) in an array on its stack, and then executes the
+share that it was given of one interval (the calls between two barriers), asks ``tfir_pool_next`` for another share, and so on until there is
+none (``pool.py`` says who gets which). Each call is a row of constants that says which kernel, which places are its buffers, and
 which number of elements must be positive for it to run (a call whose results are empty is skipped: other loops of the kernel might have many
-turns). With a profile buffer each worker notes the cycle counter around every call; without one that costs a comparison.
+turns). With a profile buffer the cycle counter is noted around every call, and who executed it; without one that costs a comparison.
 
 A deep model has long tables and no more code than a shallow one. As straight code the entry of twelve layers took LLVM longer than all kernels
 together (0.65 s of 0.9 s for BERT-base); a call costs some ten loads more now.
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.llvm.emit import emit_expr
+from trustformers_ir.codegen.llvm.pool import SHARE_BITS, SHARE_MASK
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
 from trustformers_ir.codegen.lower.indexing import dim_expr
 from trustformers_ir.codegen.plan import Place, Plan
@@ -25,16 +27,34 @@ from trustformers_ir.ir.dims import Dim, Facts, maximum, symbols_of
 from trustformers_ir.ir.dtypes import DType
 
 _FIELDS = ("dims", "inputs", "outputs", "weights", "arena", "status", "profile")
-STAMPS = 3  # per kernel call: arrived, past the barrier, done
+STAMPS = 4  # per share and kernel call: the worker arrived, was past the barrier, was done; the number of the worker
 STAMP = """
-define internal void @tfir_stamp(ptr %profile, i64 %at) noinline nounwind {
+; The cycle counter, where there is a profile.
+define internal i64 @tfir_clock(ptr %profile) noinline nounwind {
+entry:
+  %off = icmp eq ptr %profile, null
+  br i1 %off, label %none, label %some
+some:
+  %now = call i64 @llvm.readcyclecounter()
+  ret i64 %now
+none:
+  ret i64 0
+}
+
+define internal void @tfir_stamp(ptr %profile, i64 %at, i64 %arrived, i64 %began, i64 %worker) noinline nounwind {
 entry:
   %off = icmp eq ptr %profile, null
   br i1 %off, label %out, label %on
 on:
+  %row = getelementptr i64, ptr %profile, i64 %at
+  store i64 %arrived, ptr %row, align 8
+  %p.began = getelementptr i64, ptr %row, i64 1
+  store i64 %began, ptr %p.began, align 8
   %now = call i64 @llvm.readcyclecounter()
-  %slot = getelementptr i64, ptr %profile, i64 %at
-  store i64 %now, ptr %slot, align 8
+  %p.done = getelementptr i64, ptr %row, i64 2
+  store i64 %now, ptr %p.done, align 8
+  %p.worker = getelementptr i64, ptr %row, i64 3
+  store i64 %worker, ptr %p.worker, align 8
   br label %out
 out:
   ret void
@@ -77,21 +97,22 @@ class _Entry:
         for n, elements in enumerate(distinct):
             self.store("i64", self.value(elements), counts, n + 1)
         arguments: list[int] = []
-        rows: list[tuple[int, int, int, int]] = []
-        for i, (call, size) in enumerate(zip(calls, sizes, strict=True)):
+        rows: list[tuple[int, int, int]] = []
+        for call, size in zip(calls, sizes, strict=True):
             which = 0 if size is None else distinct.index(size) + 1
-            rows.append((len(arguments), len(call.arguments), which, int(i in self.plan.barriers)))
+            rows.append((len(arguments), len(call.arguments), which))
             arguments += [numbers[_place(ref, self.plan)] for ref in call.arguments]
-        if calls:
-            self.walk(symbol, array, counts, table)
+        bounds = [0, *sorted(self.plan.barriers - {0}), len(calls)]
+        self.walk(symbol, len(bounds) - 1, array, counts, table)
         w.line("ret void")
         constants = [
             _constant(f"{symbol}.kernels", "ptr", [f"@{k}" for k in kernels]),
+            _constant(f"{symbol}.intervals", "i64", bounds),
             _constant(f"{symbol}.calls", "i64", [n for row in rows for n in row]),
             _constant(f"{symbol}.arguments", "i64", arguments),
             _constant(f"{symbol}.weights", "i64", offsets),
         ]
-        signature = f"define void @{symbol}(ptr %call, i64 %worker, i64 %workers, ptr %barrier, ptr %scratch)"
+        signature = f"define void @{symbol}(ptr %call, i64 %worker, i64 %workers, ptr %pool, ptr %scratch, i64 %claim)"
         return "\n".join([*constants, f"{signature} #0 {{", "entry:", *w.lines, "}"])
 
     def fill(self, array: str, places: Sequence[Place], offsets: str, weights: int) -> None:
@@ -114,26 +135,39 @@ class _Entry:
 
             w.loop(_ZERO, _number(weights), (), one, may_skip=False)
 
-    def walk(self, symbol: str, array: str, counts: str, table: str) -> None:
-        """The loop over the calls."""
-        w, total = self.writer, len(self.program.calls)
-        base = w.op(f"mul i64 %worker, {total * STAMPS}")
+    def walk(self, symbol: str, intervals: int, array: str, counts: str, table: str) -> None:
+        """The loop over claims, and inside it over the calls of an interval."""
+        w, total, profile = self.writer, len(self.program.calls), self.fields["profile"]
+        current, came = (w.op("alloca i64, align 8") for _ in range(2))
+        self.store("i64", "%claim", current, 0)
+        self.store("i64", w.op(f"call i64 @tfir_clock(ptr {profile})"), came, 0)
+        turn, out = w.fresh("turn"), w.fresh("out")
+        w.line(f"br label %{turn}")
+        w.label(turn)
+        claim = self.loaded("i64", current, 0)
+        share, interval = w.op(f"and i64 {claim}, {SHARE_MASK}"), w.op(f"lshr i64 {claim}, {SHARE_BITS}")
+        first = self.loaded("i64", f"@{symbol}.intervals", interval)
+        last = self.loaded("i64", f"@{symbol}.intervals", w.op(f"add i64 {interval}, 1"))
+        base = w.op(f"mul i64 {share}, {total * STAMPS}")
 
         def one(i: Val, _: list[Val]) -> Sequence[Val]:
-            row = w.op(f"getelementptr i64, ptr @{symbol}.calls, i64 {w.op(f'mul i64 {i.text}, 4')}")
-            first, count, which, meet = (self.loaded("i64", row, n) for n in range(4))
-            at = w.op(f"add i64 {base}, {w.op(f'mul i64 {i.text}, {STAMPS}')}")
-            self.stamp(at, 0)
-            w.branch(Val(w.op(f"icmp ne i64 {meet}, 0"), DType.bool), lambda: self.line("call void @tfir_barrier(ptr %barrier)"))
-            self.stamp(at, 1)
+            row = w.op(f"getelementptr i64, ptr @{symbol}.calls, i64 {w.op(f'mul i64 {i.text}, 3')}")
+            argument, count, which = (self.loaded("i64", row, n) for n in range(3))
+            began = w.op(f"call i64 @tfir_clock(ptr {profile})")
             some = w.op(f"icmp sgt i64 {self.loaded('i64', counts, which)}, 0")
-            w.branch(Val(some, DType.bool), lambda: self.call(symbol, i, first, count, array, table))
-            self.stamp(at, 2)
+            w.branch(Val(some, DType.bool), lambda: self.call(symbol, i, argument, count, share, array, table))
+            at = w.op(f"add i64 {base}, {w.op(f'mul i64 {i.text}, {STAMPS}')}")
+            w.line(f"call void @tfir_stamp(ptr {profile}, i64 {at}, i64 {self.loaded('i64', came, 0)}, i64 {began}, i64 %worker)")
+            self.store("i64", w.op(f"call i64 @tfir_clock(ptr {profile})"), came, 0)
             return []
 
-        w.loop(_ZERO, _number(total), (), one, may_skip=False)
+        w.loop(Val(first, DType.i64), Val(last, DType.i64), (), one)
+        following = w.op(f"call i64 @tfir_pool_next(ptr %pool, i64 %worker, i64 {claim}, i64 {intervals})")
+        self.store("i64", following, current, 0)
+        w.line(f"br i1 {w.op(f'icmp sge i64 {following}, 0')}, label %{turn}, label %{out}")
+        w.label(out)
 
-    def call(self, symbol: str, i: Val, first: str, count: str, array: str, table: str) -> Sequence[Val]:
+    def call(self, symbol: str, i: Val, first: str, count: str, share: str, array: str, table: str) -> Sequence[Val]:
         w = self.writer
 
         def argument(n: Val, _: list[Val]) -> Sequence[Val]:
@@ -144,11 +178,7 @@ class _Entry:
         w.loop(_ZERO, Val(count, DType.i64), (), argument)
         kernel = self.loaded("ptr", f"@{symbol}.kernels", i.text)
         dims, status = self.fields["dims"], self.fields["status"]
-        return self.line(f"call void {kernel}(ptr {table}, ptr {dims}, i64 %worker, i64 %workers, ptr %scratch, ptr {status})")
-
-    def stamp(self, at: str, which: int) -> None:
-        place = self.writer.op(f"add i64 {at}, {which}") if which else at
-        self.writer.line(f"call void @tfir_stamp(ptr {self.fields['profile']}, i64 {place})")
+        return self.line(f"call void {kernel}(ptr {table}, ptr {dims}, i64 {share}, i64 %workers, ptr %scratch, ptr {status})")
 
     def line(self, text: str) -> Sequence[Val]:
         self.writer.line(text)
