@@ -35,7 +35,7 @@ class Profile:
 
     @classmethod
     def of(cls, entry: Entry, stamps: np.ndarray, elapsed_ns: int, dims: Mapping[str, int]) -> Profile:
-        """From ``i64[shares, kernels, 4]``, cycle counts as the ABI describes them. The whole call, as the clock saw it, gives the length of a cycle."""
+        """From ``i64[shares, kernels, 4]``, cycle counts as in the ABI. The whole call, as the clock saw it, gives the length of a cycle."""
         cycles_at = stamps[..., :3]
         counts = (cycles_at - cycles_at.min() if stamps.size else cycles_at).astype(np.float64)
         seconds = elapsed_ns * 1e-9

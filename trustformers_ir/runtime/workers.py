@@ -1,7 +1,8 @@
 """The threads that execute a compiled module: the native pool of its object code, and what becomes of it after a fork.
 
 A pool is started by the first run. Its threads poll for the next run for a moment (``TFIR_SPIN_US``) and then park; no run waits for a thread
-that is not awake (see ``codegen/llvm/pool.py``, where the native side is described). A forked child has none of its parent's threads, so it forgets the pool and starts its own when it first runs something.
+that is not awake (see ``codegen/llvm/pool.py``, where the native side is described). A forked child has none of its parent's threads, so it
+forgets the pool and starts its own when it first runs something.
 """
 
 from __future__ import annotations
