@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.progress import note
-from trustformers_ir.tools.bench import compile_time, identity, memory
+from trustformers_ir.tools.bench import compile_time, gemm, identity, memory
 from trustformers_ir.tools.bench.bars import Bar, Line
 from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race, reference_of
-from trustformers_ir.tools.bench.limits import Limits
+from trustformers_ir.tools.bench.limits import Limits, fma_peak, vnni_peak
 from trustformers_ir.tools.bench.models import checkpoint
 from trustformers_ir.tools.bench.rivals.job import Job
 from trustformers_ir.tools.bench.rivals.table import F32, FREE, INT8
 
 DEPLOYED = ("onnxruntime", "onnxruntime-opt", "openvino", "openvino-throughput")
+PRODUCTS: Mapping[str, Callable[[int], float]] = {"f32": fma_peak, "int8": vnni_peak}  # kinds of `gemm.module`, and what bounds them
 ORT_INT8 = ("onnxruntime-int8", "onnxruntime-opt-int8")
 
 
@@ -121,6 +124,29 @@ def _error(e: Entrant) -> str:
     return "" if e.failure else f"rms {e.rms:.1e}, max {e.error:.1e}"
 
 
+def _product(m: int, n: int, k: int, context: Context) -> list[Figure]:
+    """The share of one core's limit that a product of that size reaches, f32 and int8; the limit is measured before and after."""
+    calls: dict[str, Callable[[], object]] = {}
+    failures: dict[str, str] = {}
+    for kind in PRODUCTS:
+        module, arrays = gemm.module(kind, m, n, k)
+        try:
+            calls[kind] = functools.partial(tfir.compile(module, threads=1), *arrays)
+        except CompilerError as error:
+            failures[kind] = error.diagnostics[0].message
+    before = [peak(1) for peak in PRODUCTS.values()]
+    times = dict(zip(calls, gemm.seconds(list(calls.values())), strict=True))
+    figures = []
+    for (kind, peak), first in zip(PRODUCTS.items(), before, strict=True):
+        limit = max(first, peak(1))
+        if kind in failures or not limit:
+            figures.append(Figure(note=failures.get(kind, "this machine has no VNNI")))
+            continue
+        rate, best = (2e-9 * m * n * k / f(times[kind]) for f in (statistics.median, min))
+        figures.append(Figure(rate / limit, f"{rate:.0f} GOP/s ({best:.0f})", f"{limit:.0f} GOP/s", rate / limit))
+    return figures
+
+
 def _compile(context: Context) -> list[Figure]:
     """From a checkpoint to the first result, in processes of their own; and what each layer more costs."""
     with tempfile.TemporaryDirectory(prefix="tfir-bench-") as scratch:
@@ -188,6 +214,16 @@ ROWS: tuple[Row, ...] = (
         for seq in (8, 32, 77, 200, 512)
     ),
     _encoder("bert-b3", "BERT-base f32, batch 3 seq 128", "bert-base", {"batch": 3, "seq": 128}, _best(1.0, None)),
+    *(
+        Row(
+            f"gemm-{m}x{n}x{k}",
+            f"product of {m}x{k} and {k}x{n}, one core",
+            (Bar("of the FMA limit, f32", 0.85, unit="%"), Bar("of the VNNI limit, int8", 0.6, unit="%")),
+            functools.partial(_product, m, n, k),
+            quick=m == 128,
+        )
+        for m, n, k in ((2048, 2048, 2048), (128, 768, 768), (128, 3072, 768))
+    ),
     Row(
         "compile",
         "compile BERT-base, checkpoint to first result",
