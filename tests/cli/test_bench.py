@@ -189,6 +189,14 @@ def test_rows_are_those_of_the_issue() -> None:
     assert set(F32) | set(INT8) == set(RIVALS)
 
 
+def test_products_next_to_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "PRODUCTS", {"f32": lambda threads: 10.0, "int8": lambda threads: 0.0})
+    monkeypatch.setattr(table.gemm, "seconds", lambda calls: [[2e-9 * 4 * 32 * 16 / r for r in (5.0, 8.0, 9.0)] for _ in calls])
+    f32, int8 = table._product(4, 32, 16, table.Context(Settings(1), LIMITS, ()))
+    assert f32.value == pytest.approx(0.8) and (f32.ours, f32.peer) == ("8 GOP/s (9)", "10 GOP/s")
+    assert math.isnan(int8.value) and "no VNNI" in int8.note
+
+
 ONE = Bar("the best", 1.2, 1.05)
 
 
