@@ -242,3 +242,28 @@ def test_rows_of_narrow_floats_compute_in_f32() -> None:
         mean = reduce("sum", a, cast(x[i, a], f32)) / 21.0
         k = kernel("k", [x, y], nest([i, j], store(y, (i, j), cast(cast(x[i, j], f32) - mean, d))))
         check(k, [np.random.default_rng(0).random((3, 21)).astype(d.numpy), np.zeros((3, 21), d.numpy)], {"m": 3, "n": 21})
+
+
+@pytest.mark.parametrize("d", [f32, DType.f16, DType.f64, DType.i8, DType.bool], ids=str)
+def test_squares_are_turned_round_in_registers(d: DType) -> None:
+    """A strided read in a tile whose 16 UNROLL points are neighbours: vectors along them, shuffled, instead of gathers."""
+    rows, columns = N, 32
+    x, y = Buffer("x", d, (rows, columns), readonly=True), Buffer("y", d, (columns, rows))
+    block, group, c, lane = Axis("block", rows // 16, SEQ), Axis("group", 2, SEQ), Axis("c", 16, UNROLL), Axis("lane", 16, VECTOR)
+    e, r = group * 16 + c, block * 16 + lane
+    k = kernel("turn", [x, y], nest([block, group, c, lane], store(y, (e, r), x[r, e])))
+    compiled = Compiled(k)
+    assert "gather" not in compiled.text
+    data = np.random.default_rng(0).integers(0, 2 if d is DType.bool else 100, (48, columns)).astype(d.numpy)
+    (_, got) = check(k, [data, np.zeros((columns, 48), d.numpy)], {"n": 48}, compiled=compiled)
+    assert (got == data.T).all()
+
+
+def test_repeated_rows_are_turned_round_as_well() -> None:
+    """The lanes need not lie on a line: here rows past the end repeat the last one."""
+    x, y = Buffer("x", f32, (N, 16), readonly=True), Buffer("y", f32, (16, 16))
+    c, lane = Axis("c", 16, UNROLL), Axis("lane", 16, VECTOR)
+    k = kernel("turn", [x, y], nest([c, lane], store(y, (c, lane), x[minimum(lane, N - 1), c])))
+    data = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
+    (_, got) = check(k, [data, np.zeros((16, 16), np.float32)], {"n": 5})
+    assert (got == data[np.minimum(np.arange(16), 4)].T).all()

@@ -122,6 +122,18 @@ def exp(x: Expr) -> Expr:
     return select(x < -103.97208404541016, 0.0, y)
 
 
+def exp_down(x: Expr) -> Expr:
+    """e^x for ``x <= 0`` (or NaN), as softmax needs it: ``exp`` in two thirds of its instructions, but 0 below -87, near the end of f32's
+    range. The C library's exp in f64."""
+    if x.dtype is not f32:
+        return unary("exp", x)
+    shifted = fma(x, math.log2(math.e), _MAGIC32)
+    n = shifted - _MAGIC32
+    r = fma(n, -_EXP_LO, fma(n, -_EXP_HI, x))
+    p = fma(_horner(r, _EXP), r * r, r) + 1.0
+    return select(x < -87.0, 0.0, p * _from_bits((_bits(shifted) << 23) + 0x3F800000))
+
+
 def _expm1_core(x: Expr) -> Expr:
     """e^x - 1 where it is finite and x >= -100: 2 * (2^(n-1) (exp(r) - 1) + (2^(n-1) - 1/2)), with n - 1 so that the largest
     results do not overflow early."""

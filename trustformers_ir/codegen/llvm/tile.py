@@ -248,6 +248,10 @@ class Evaluator:
                 when = Condition(self._both(when.scalar, self.ops.any_lane(when.lanes)), None)
             return self.memory.load_scalar(e.buffer, self.eval(flat, point), when)
         line = self.addressing.line(flat, self.vector)
+        if not (line is not None and isinstance(line.slope, Const) and line.slope.value in (1, -1)):
+            across = self._across(flat, when, point)
+            if across is not None:
+                return self._transposed(e, flat, across, point)
         if line is None:
             return self.memory.gather(e.buffer, literal(0, DType.i64), self.vector_value(flat, point), when)
         slope = line.slope.value if isinstance(line.slope, Const) else None
@@ -257,6 +261,31 @@ class Evaluator:
             low = self.ops.binary("sub", self.eval(line.rest, point), literal(self.lanes - 1, DType.i64), index=True)
             return self.memory.load_reversed(e.buffer, low, self.lanes, when)
         return self.memory.gather(e.buffer, self.eval(line.rest, point), self._steps(line.slope, point), when)
+
+    def _across(self, flat: Expr, when: Condition, point: Point) -> Axis | None:
+        """The UNROLL axis of 16 points along which the elements of a strided read are neighbours, when nothing is masked."""
+        if self.lanes != LANES or self.mask_guards or when != Condition():
+            return None
+        for a in point:
+            if a.static_extent == LANES and a in flat.free_axes:
+                line = self.addressing.line(flat, a)
+                if line is not None and isinstance(line.slope, Const) and line.slope.value == 1:
+                    return a
+        return None
+
+    def _transposed(self, e: Load, flat: Expr, across: Axis, point: Point) -> Val:
+        """A strided read for all 16 points of ``across`` at once: 16 vectors along it, one per lane, turned round in registers. It
+        takes a quarter of the time of 16 gathers."""
+        assert self.vector is not None
+        rows = []
+        for lane in range(LANES):
+            start = self.simplifier(substitute(flat, {self.vector: const(lane), across: const(0)}))
+            rows.append(self.memory.load_vector(e.buffer, self.eval(start, point), LANES, Condition()))
+        columns = self.ops.transpose(rows)
+        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
+        for c, column in enumerate(columns):
+            self.scopes[-1][(e, self._coordinates(e, {**point, across: c}), conditions)] = column
+        return columns[point[across]]
 
     def _both(self, a: Val | None, b: Val) -> Val:
         return b if a is None else self.ops.logic("and", a, b)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir import optable
+from trustformers_ir.codegen.kernel_ir.nodes import LANES
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal, scalar_type, suffix, vector_of
 from trustformers_ir.ir.dtypes import DType, Kind
 
@@ -69,6 +70,32 @@ class Ops:
             indices = ", ".join(f"i32 {base + j}" for j in range(n))
             parts.append(Val(self.w.op(f"shufflevector {x.typed}, {x.type} poison, <{n} x i32> <{indices}>"), x.dtype, n))
         return parts[0], parts[1]
+
+    def transpose(self, rows: Sequence[Val]) -> list[Val]:
+        """The 16 columns of 16 vectors of 16 lanes, in 64 shuffles of one instruction each: pairs of lanes inside 128 bits, pairs of pairs, then
+        whole quarters twice."""
+        quarters = range(0, LANES, 4)
+        pairs = [q + n for q in quarters for n in (0, LANES, 1, LANES + 1)]  # a0 b0 a1 b1 of each quarter; two lanes on: a2 b2 a3 b3
+        doubles = [q + n for q in quarters for n in (0, 1, LANES, LANES + 1)]
+        even = [half + q + n for half in (0, LANES) for q in (0, 8) for n in range(4)]  # quarters 0 and 2 of both
+        tiles: list[list[Val]] = []  # of four rows each; vector m holds in quarter q what column 4q + m has in these rows
+        for r in range(0, LANES, 4):
+            (a, b), (c, d) = (self._both_halves(rows[r + n], rows[r + n + 1], pairs, 2) for n in (0, 2))
+            tiles.append([*self._both_halves(a, c, doubles, 2), *self._both_halves(b, d, doubles, 2)])
+        columns: list[Val] = [rows[0]] * LANES
+        for m in range(4):
+            upper, lower = (self._both_halves(tiles[t][m], tiles[t + 1][m], even, 4) for t in (0, 2))
+            for q in (0, 1):
+                columns[4 * q + m], columns[4 * q + 8 + m] = self._both_halves(upper[q], lower[q], even, 4)
+        return columns
+
+    def _both_halves(self, a: Val, b: Val, pick: Sequence[int], step: int) -> tuple[Val, Val]:
+        """The lanes of two vectors at ``pick``, and those ``step`` lanes further on."""
+        return self._shuffle(a, b, pick), self._shuffle(a, b, [n + step for n in pick])
+
+    def _shuffle(self, a: Val, b: Val, pick: Sequence[int]) -> Val:
+        order = ", ".join(f"i32 {n}" for n in pick)
+        return a.named(self.w.op(f"shufflevector {a.typed}, {b.typed}, <{len(pick)} x i32> <{order}>"))
 
     def any_lane(self, x: Val) -> Val:
         """Whether a bool holds in some lane."""

@@ -51,13 +51,16 @@ class MachineShape:
         return self.tile_rows if self.registers >= 32 else 4
 
     @property
-    def attention_rows(self) -> int:
-        """Query rows of the attention tile; with ``attention_vectors`` it fits the registers beside one vector and one broadcast."""
-        return 6
+    def attention_vectors(self) -> int:
+        """Vectors of 16 queries in a tile of attention."""
+        return 2 if self.registers >= 32 else 1
 
     @property
-    def attention_vectors(self) -> int:
-        return 4 if self.registers >= 32 else 1
+    def attention_rows(self) -> int:
+        """Rows of the register tiles of attention (keys, then features of v), each ``attention_vectors`` wide. 8 x 2 vectors are 16 chains of
+        additions, enough to hide the latency of one; with fewer vectors the broadcasts of K, which all come from one bank of L1, would take
+        longer than the products. 4 pairs of 256-bit registers are 8 chains."""
+        return 8 if self.registers >= 32 else 4
 
 
 def gemm_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:

@@ -72,14 +72,19 @@ class AttentionMath:
 
     def score(self, dot: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
         """The masked score from the plain dot product of query i and key j; -inf where the key may not be seen."""
+        value = self.biased(dot, b, h, i, j)
+        visible = self.visible(b, h, i, j)
+        return value if visible is None else select(visible, value, Const(-math.inf, value.dtype))
+
+    def biased(self, dot: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
+        """The score from the plain dot product of query i and key j, whether the key may be seen or not."""
         value = dot * self.scale
         if self.op.softcap is not None:
             value = unary("tanh", value / self.op.softcap) * self.op.softcap
         at = (b, h, i, j)
         if self.bias is not None:
             value = value + cast(self.d.lifted(self.bias, broadcast_index(at, self.bias.type.shape, self.score_shape)), value.dtype)
-        visible = self.visible(b, h, i, j)
-        return value if visible is None else select(visible, value, Const(-math.inf, value.dtype))
+        return value
 
     def visible(self, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr | None:
         conditions: list[Expr] = []
