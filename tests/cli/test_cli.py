@@ -59,7 +59,7 @@ class Toy:
     def __call__(self, *arrays: Any, **named: Any) -> Any:
         return evaluate(self.module, *arrays, **named) + np.float32(self.error)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str, embed_weights: bool = False) -> None:
         with atomic_output(path) as stream:
             stream.write(b"toy")
 

@@ -183,3 +183,16 @@ def test_command_line(fat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["targets"]) == 0
     listed = capsys.readouterr().out
     assert [name for name in familiar() if f"\n{name} " not in listed] == []
+
+
+def test_one_file_for_all_targets(tmp_path: Path) -> None:
+    path = tmp_path / "all.tfc"
+    exe = tfir.compile(module(), target=",".join(familiar()))
+    exe.save(path)
+    found = artifact.inspect(path)
+    assert sorted(exe.targets) == sorted(familiar()) and len({v.graph for v in found.variants}) == 1
+    features = [set(v.manifest.target.features) for v in found.variants]
+    assert not any(a < b for n, a in enumerate(features) for b in features[n + 1 :])  # nothing stands before what is better
+    running = [name for name in familiar() if here(name)]
+    bits = {tuple(y.tobytes() for y in tfir.load(str(path), 2, target=name)(*encoder_inputs())) for name in running}
+    assert len(bits) == 1 and len(running) > 0

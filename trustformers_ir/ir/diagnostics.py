@@ -126,6 +126,7 @@ class Code(enum.Enum):
     INDEX_OUT_OF_RANGE = (5016, "index out of range", "An index in an input points outside the tensor that it indexes.")
     OUT_OF_MEMORY = (5017, "out of memory", "The memory that the call needs could not be allocated.")
     UNKNOWN_ENTRY = (5018, "unknown entry point", "The model has no function of that name.")
+    OUTPUT_SIZE = (5019, "output too small", "A buffer that is to receive an output of a compiled library is smaller than the output.")
 
     # 6xxx: requests: the command line, files, the environment
     USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")
@@ -134,7 +135,7 @@ class Code(enum.Enum):
     UNWRITABLE = (6004, "unwritable output", "The output could not be written; nothing was left behind.")
     UNKNOWN_FORMAT = (6005, "unknown file format", "The kind of a file cannot be told from its name, or is not one that can be read.")
     NOT_BUILT = (6006, "not built yet", "The request is part of the plan, and this version does not do it yet.")
-    MISSING_DEPENDENCY = (6007, "missing dependency", "An optional Python package is needed for this and is not installed.")
+    MISSING_DEPENDENCY = (6007, "missing dependency", "An optional Python package, or a program of the system, is needed and not installed.")
     BAD_ARRAY = (6008, "broken array file", "A `.npy` file is broken or holds something that is not a plain array.")
     TEXT_TOO_LONG = (6009, "text too long for the model", "A text has more tokens than the model has positions.")
     FACTORY = (6010, "model factory failed", "`module:factory` could not be imported, or the factory raised.")
@@ -261,13 +262,14 @@ ADVICE = {
     Code.INDEX_OUT_OF_RANGE: "indices count from 0; negative ones count from the end",
     Code.OUT_OF_MEMORY: "give smaller inputs, or run where there is more memory",
     Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
+    Code.OUTPUT_SIZE: "ask for the shapes of the outputs first",
     Code.USAGE: "`tfc COMMAND --help` shows what there is",
     Code.FILE_NOT_FOUND: "look at the path",
     Code.UNREADABLE: "look at the path and its permissions",
     Code.UNWRITABLE: "name an output in a folder that exists, is writable and has room",
     Code.UNKNOWN_FORMAT: "give a checkpoint folder, a .tfir or a .tfc file",
     Code.NOT_BUILT: "CHANGELOG.md lists what each version does",
-    Code.MISSING_DEPENDENCY: "install the package with pip",
+    Code.MISSING_DEPENDENCY: "install the package: with pip, or with the package manager of the system",
     Code.BAD_ARRAY: "write it with numpy.save, without pickled objects",
     Code.TEXT_TOO_LONG: "shorten it, or cut it with --truncate (truncate=True)",
     Code.FACTORY: "import the module in Python and call the factory to see more",

@@ -98,6 +98,7 @@ SPIN: Variable[int] = Variable(
     "how long the threads of a compiled model poll for the next call before they sleep; more makes calls with pauses between them faster, and "
     "costs the CPU time of every thread but one for as long",
 )
+CC: Variable[str] = Variable("CC", "a command", str, "cc", "the C compiler that makes shared libraries", "cc")
 CACHE_DIR: Variable[Path | None] = Variable(
     "TFIR_CACHE_DIR",
     "a folder",

@@ -6,17 +6,20 @@ torch is never imported here: whoever hands in a tensor has imported it already.
 from __future__ import annotations
 
 import math
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.abi import Port
+from trustformers_ir.ir.abi import Manifest, Port
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType, Kind
 
 Array = Any  # a numpy array or a torch tensor
 
+_DEFAULT = re.compile(r"-?[0-9]{1,9}\Z")
 _NUMBERS = {
     Kind.BOOL: (bool,),
     Kind.INT: (int,),
@@ -24,6 +27,12 @@ _NUMBERS = {
     Kind.FLOAT: (int, float),
     Kind.COMPLEX: (int, float, complex),
 }
+
+
+def defaults_of(manifest: Manifest, ports: Iterable[Port]) -> dict[str, int]:
+    """Inputs that may be left out, with the number that then fills them: ``default.<name>`` of the metadata."""
+    written = {p.name: manifest.metadata.get(f"default.{p.name}", "") for p in ports}
+    return {name: int(value) for name, value in written.items() if _DEFAULT.match(value)}
 
 
 def is_tensor(value: object) -> bool:

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Entry, Manifest, Port
+from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, parse_dim
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.runtime import container, memory
-from trustformers_ir.runtime.arguments import Array, dtype_of, is_tensor, ready, tensor_dtype
+from trustformers_ir.runtime import container, library, memory
+from trustformers_ir.runtime.arguments import Array, defaults_of, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.prediction import known_rates, predict
@@ -207,16 +208,31 @@ class Executable:
                     message = f"the code follows version {m.abi} of the calling convention; this runtime has version {ABI_VERSION}"
                     raise CompilerError.of(Code.ARTIFACT_VERSION, message, help="compile the model again")
                 check_target(m.target)
-                library = link([self.compiled.code], [*POOL_SYMBOLS, *dict.fromkeys(e.symbol for e in m.entries)])
-                self._addresses = {e.name: library.address(e.symbol) for e in m.entries}
+                linked = link([self.compiled.code], [*POOL_SYMBOLS, *dict.fromkeys(e.symbol for e in m.entries)])
+                self._addresses = {e.name: linked.address(e.symbol) for e in m.entries}
                 if self._weights is None:
                     self._weights = memory.materialise(m.weights, self.compiled.weights)
-                self._workers = Workers(library, self.threads)
+                self._workers = Workers(linked, self.threads)
             return self._workers
 
-    def save(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
-        """Writes the artifact, whole or not at all; ``runtime.artifact.load`` reads it back. ``durable`` waits for the disk."""
-        container.write(self.family, path, self._makers(), durable)
+    def save(self, path: str | os.PathLike[str], *, embed_weights: bool = False, durable: bool = True) -> None:
+        """Writes the module, by the end of the name: ``*.so``, a shared library with its C header (``runtime/library.py``; ``embed_weights``
+        puts the weights into it instead of into a file beside it); ``*.o``, the object code alone; anything else is an artifact, which
+        ``runtime.artifact.load`` reads back. Files are written whole or not at all; ``durable`` waits for the
+        disk to have an artifact."""
+        kind = os.path.splitext(path)[1]
+        if embed_weights and kind != ".so":
+            raise CompilerError.of(Code.USAGE, "weights are embedded in shared libraries alone", Where(file=os.fspath(path)), "name it *.so")
+        if kind == ".so":
+            library.write(self.family, path, self._makers(), embed_weights, ALONE_BELOW)
+        elif kind == ".o":
+            if len(self.family) > 1:
+                message = f"an object file holds the code of one target, not of {', '.join(self.targets)}"
+                raise CompilerError.of(Code.USAGE, message, Where(file=os.fspath(path)), "choose one target, or write a .so or a .tfc file")
+            with atomic_output(path) as stream:
+                stream.write(self.compiled.code)
+        else:
+            container.write(self.family, path, self._makers(), durable)
 
     def _makers(self) -> dict[str, Callable[[], np.ndarray]]:
         """What gives the bytes of each weight of the family: the block in memory has those of the code that is executed."""
@@ -371,9 +387,7 @@ class _Callable:
     @functools.cached_property
     def defaults(self) -> dict[str, int]:
         """Inputs that may be left out, with the number that then fills them: ``default.<name>`` of the metadata."""
-        metadata = self.executable.manifest.metadata
-        written = {p.name: metadata.get(f"default.{p.name}", "") for p in self.entry.inputs}
-        return {name: int(text) for name, text in written.items() if re.fullmatch(r"-?[0-9]{1,9}", text)}
+        return defaults_of(self.executable.manifest, self.entry.inputs)
 
     def filled(self, port: Port, found: Mapping[str, Any]) -> np.ndarray:
         """The default of an input, in the shape that the other inputs give it."""

@@ -11,6 +11,7 @@ import typer
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.atomic import check_writable, write_text
+from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
 from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads
@@ -34,7 +35,9 @@ BUILT = (Stage.GRAPH, Stage.KERNELS, Stage.LLVM, Stage.ASM)
 
 def compile(
     model: Model,
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="The artifact to write, *.tfc.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="OUT", help="What to write: *.tfc; *.so, a shared library with a C header; *.o.")
+    ] = None,
     target: Target = "cpu",
     quantize: Quantize = None,
     dtype: Dtype = None,
@@ -42,6 +45,7 @@ def compile(
     dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
     partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
     emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
+    embed_weights: Annotated[bool, typer.Option("--embed-weights", help="Put the weights into OUT.so, not into a file beside it.")] = False,
     json: Json = False,
 ) -> None:
     """Compile MODEL into an artifact that runs without the compiler."""
@@ -53,8 +57,12 @@ def compile(
         raise console.not_built(f"--emit {emit.value}", f"the stages are {', '.join(s.value for s in BUILT)}")
     if output is not None:
         check_writable(output)
-        if emit is None and not output.endswith(".tfc"):
-            raise console.usage(f"'{output}' is no .tfc file", "-o OUT.tfc; `tfc export` writes other formats")
+        if emit is None and not output.endswith((".tfc", ".so", ".o")):
+            raise console.usage(f"'{output}' is no .tfc file", "-o OUT.tfc, OUT.so or OUT.o; `tfc export` writes other formats")
+    if embed_weights and (output is None or not output.endswith(".so")):
+        raise console.usage("--embed-weights is for shared libraries", "-o OUT.so")
+    if output is not None and emit is None and output.endswith(".so"):
+        find_compiler()  # before the work whose result needs it
     started = time.perf_counter()
     with console.progress("compiling"):
         dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
@@ -67,7 +75,7 @@ def compile(
             write_text(output, text if text.endswith("\n") else text + "\n")
         else:
             assert output is not None
-            executable.save(output)
+            executable.save(output, embed_weights=embed_weights)
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)
     console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
