@@ -11,10 +11,13 @@ import pytest
 from trustformers_ir.frontend.trace import trace
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.clone import clone_module
-from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.core import Block, Function, Module, Value
+from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.ops.data import Literal
 from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.verifier import check_module
 from trustformers_ir.passes.fuse import Fuse
@@ -88,6 +91,53 @@ def test_a_norm_takes_the_sum_before_it() -> None:
     m = traced(lambda x, y, w: F.layer_norm(x + y, w) * 2.0, f32["n", 8], f32["n", 8], f32[8])
     fused(m)
     assert regions(m) == [("reduction", ["add", "layer_norm", "mul"])]
+
+
+def quantized_norm(readers: Callable[[Builder, Value], list[Value]] = lambda b, y: [], static: bool = False, norm: Any = None) -> Module:
+    """A norm of a sum, other readers of it, and after them its codes."""
+    module = Module("quantized", Facts({"n": SymbolFact()}))
+    block = Block()
+    module.add_function(Function("main", block))
+    build = Builder(module, block)
+    x, r, w = block.add_arg(f32["n", 4, 24], "x"), block.add_arg(f32["n", 4, 24], "r"), block.add_arg(f32[24], "w")
+    y = build(norm or ops.LayerNorm(), build(ops.Add(), x, r), w, *([None] if norm is None else []))
+    others = readers(build, y)
+    if static:
+        constants = (build(ops.Constant(Literal.of(np.asarray(v)))) for v in (np.float32(0.03), np.int32(128)))
+        codes = build.create(ops.QuantizeStatic(), y, *constants).results
+    else:
+        codes = build.create(ops.QuantizeDynamic(), y).results
+    build.create(ops.Return(), *codes, *others)
+    return module
+
+
+@pytest.mark.parametrize("norm", [None, ops.RmsNorm()])
+def test_a_norm_takes_the_codes_of_its_result(norm: Any) -> None:
+    module = quantized_norm(norm=norm)
+    fused(module)
+    mnemonic = "layer_norm" if norm is None else "rms_norm"
+    assert regions(module) == [("reduction", ["add", mnemonic, "quantize_dynamic"])]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_readers_of_a_norm_come_after_its_codes(static: bool) -> None:
+    """The result of the norm leaves the region beside its codes, which were quantized after another reader."""
+    module = quantized_norm(lambda b, y: [b(ops.Tanh(), y)], static)
+    fused(module)
+    codes = "quantize_static" if static else "quantize_dynamic"
+    assert regions(module) == [("reduction", ["add", "layer_norm", codes]), ("loop", ["tanh"])]
+
+
+def test_codes_of_what_is_no_norm_are_a_region() -> None:
+    module = Module("gelu", Facts({"n": SymbolFact()}))
+    block = Block()
+    module.add_function(Function("main", block))
+    build = Builder(module, block)
+    codes = build.create(ops.QuantizeDynamic(), build(ops.Gelu(), block.add_arg(f32["n", 24], "x")))
+    build.create(ops.Return(), *codes.results)
+    log = fused(module)
+    assert regions(module) == [("loop", ["gelu"]), ("reduction", ["quantize_dynamic"])]
+    assert ("fused", "gelu before quantize_dynamic: it would be computed again in every pass of the reduction") in log.misses
 
 
 def test_a_norm_does_not_repeat_what_is_dear() -> None:

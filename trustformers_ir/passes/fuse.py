@@ -18,7 +18,8 @@ Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen 
 
 1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result;
 2. *contractions* take in the elementwise operations after them that have their shape, and views of the result;
-3. *reductions* take in cheap operations before them and elementwise ones after them;
+3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result,
+   whatever else reads that result: the row is at hand;
 4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
 
 An operation enters a region only when nothing else needs its result, so no work is done twice, except that operations without operands
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 
 from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value
+from trustformers_ir.ir.ops.nn import normalised_axes
 from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.schema import FusionKind
 from trustformers_ir.passes.manager import Pass, PassLog
@@ -43,6 +45,7 @@ CHEAP = (
     *(ops.And, ops.Or, ops.Xor, ops.LogicalNot, ops.BitwiseNot, ops.Eq, ops.Ne, ops.Lt, ops.Le, ops.Gt, ops.Ge),
 )
 VIEWS = (ops.Reshape, ops.Transpose)
+NORMS = (ops.LayerNorm, ops.RmsNorm)
 _KINDS = {
     FusionKind.ATTENTION: RegionKind.ATTENTION,
     FusionKind.CONTRACTION: RegionKind.CONTRACTION,
@@ -136,7 +139,7 @@ class _Fusion:
             self.views_before(group, group.anchor)
         elif group.kind is RegionKind.REDUCTION:
             self.grow_up(group)
-        while (following := self.following(group)) is not None:
+        while (following := self.following(group)) is not None and not self.quantizes(group, following):
             reason = self.refuse_after(group, following)
             if reason is not None:
                 self.log.miss("fused", f"{following.op.mnemonic} after {group.anchor.op.mnemonic}: {reason}")
@@ -145,6 +148,31 @@ class _Fusion:
                 return
             group.viewed |= isinstance(following.op, VIEWS)
             group.last = following
+        if group.kind is RegionKind.REDUCTION:
+            self.codes(group)
+
+    def codes(self, group: _Group) -> None:
+        """Takes in what quantizes the group's result, which leaves the region as well when others read it.
+
+        It moves to the group's end, so that those others still come after the region.
+        """
+        last = group.last
+        for user in last.result.users if len(last.results) == 1 else ():
+            if user not in self.group_of and self.quantizes(group, user) and self.add(group, user):
+                assert last.next is not None
+                user.move_before(last.next)
+                group.last = user
+                return
+
+    def quantizes(self, group: _Group, o: Operation) -> bool:
+        """Whether ``o`` makes codes of the rows that the group's norm has just made, from nothing else but constants."""
+        norm = group.anchor
+        if not isinstance(norm.op, NORMS) or not isinstance(o.op, (ops.QuantizeDynamic, ops.QuantizeStatic)) or group.viewed:
+            return False
+        if o.inputs[0] is not group.last.result or any(m.op.fusion is FusionKind.INJECTIVE for m in group.members):
+            return False
+        others = (v.producer for v in o.inputs[1:])
+        return normalised_axes(*norm.operand_types[1:]) == 1 and all(p is not None and isinstance(p.op, ops.Constant) for p in others)
 
     def following(self, group: _Group) -> Operation | None:
         """The only operation that reads the group's result, when there is one that may be fused."""

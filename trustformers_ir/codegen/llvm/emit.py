@@ -105,6 +105,8 @@ class _Emitter:
         memory = Memory(self.ops, pointers, addressing)
         self.ev = Evaluator(self.writer, self.ops, memory, addressing, "%status", None if dot is None else Dots(self.ops, memory, dot))
 
+        self.ev.expect(e for s in walk_statements(self.kernel.body) if isinstance(s, Store) for e in (*s.index, s.value))
+
     # -- frame ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> EmittedFunction:

@@ -6,7 +6,8 @@ UNROLL axes that it depends on (a vector when it depends on the vector axis, a s
 (expression, those coordinates). So in ``sum_k A[i, k] * B[k, j]`` with i unrolled and j a vector, the 8 broadcasts of A and the 3 vectors of
 B are loaded once per k and shared by the 24 products.
 
-A Reduce is asked for at one point but emitted for all points it depends on, in one loop with one accumulator each (unroll-and-jam).
+A Reduce is asked for at one point but emitted for all points it depends on, in one loop with one accumulator each (unroll-and-jam). Reduces over the
+same axes (the smallest and the largest element of a row) run in the same loop.
 Before a loop is opened, the Reduces inside that do not depend on it are evaluated: they belong outside.
 
 Memo entries live in scopes: a loop body opens one, since what it computes does not dominate what follows.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from trustformers_ir.codegen import math as functions
 from trustformers_ir.codegen.kernel_ir import optable
+from trustformers_ir.codegen.kernel_ir.kernel import walk
 from trustformers_ir.codegen.kernel_ir.nodes import (
     DOT,
     LANES,
@@ -50,7 +52,7 @@ from trustformers_ir.ir.dtypes import DType
 
 Point = dict[Axis, int]
 Key = tuple[Expr, tuple[int, ...], tuple[str, ...]]
-Accumulators = dict[tuple[int, ...], list[Val]]
+Bodies = tuple[Expr, ...]
 
 
 class Evaluator:
@@ -75,6 +77,7 @@ class Evaluator:
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
         self._obeys: dict[Expr, bool] = {}
         self._needed: dict[Expr, dict[Expr, None]] = {}
+        self._alike: dict[tuple[Axis, ...], list[Reduce]] = {}
 
     # -- scopes and memo -----------------------------------------------------------------------------------------------
 
@@ -85,6 +88,14 @@ class Evaluator:
             return list(run())
         finally:
             self.scopes.pop()
+
+    def expect(self, roots: Iterable[Expr]) -> None:
+        """Tells which Reduces there will be, so that those over the same axes can run together."""
+        seen: set[Expr] = set()
+        for root in roots:
+            for n in walk(root, seen):
+                if isinstance(n, Reduce) and not n.kind.startswith("arg"):
+                    self._alike.setdefault(n.axes, []).append(n)
 
     def forget(self, stored: Iterable[Buffer]) -> None:
         """Drops every value read from buffers that have changed."""
@@ -457,14 +468,22 @@ class Evaluator:
         else:
             ranges = [range(a.static_extent or 0) for a in axes]
             points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
-        emitter = _Fold(self, e, points)
-        results = emitter.run()
+        together = [e, *(r for r in self._alike.get(e.axes, ()) if r is not e and self._runs_with(r, e, point))]
+        results = _Fold(self, together, points).run()
         conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
-        for p, value in zip(points, results, strict=True):
-            self.scopes[-1][(e, self._coordinates(e, p), conditions)] = value
+        for p, values in zip(points, results, strict=True):
+            for r, value in zip(together, values, strict=True):
+                self.scopes[-1][(r, self._coordinates(r, p), conditions)] = value
         hit = self._lookup((e, self._coordinates(e, point), conditions))
         assert hit is not None
         return hit
+
+
+    def _runs_with(self, r: Reduce, e: Reduce, point: Point) -> bool:
+        """Whether ``r`` can be folded in the loop of ``e``: same points, no conditions, and not yet known."""
+        if r.guard is not e.guard or r.free_axes != e.free_axes or e.kind.startswith("arg") or e.axes[-1].kind is DOT:
+            return False
+        return not self._conditional(e) and not self._conditional(r) and self._lookup((r, self._coordinates(r, point), ())) is None
 
 
 def conjuncts(guard: Expr | None) -> list[Expr]:
@@ -487,18 +506,19 @@ def as_limit(guard: Expr, axis: Axis, addressing: Addressing) -> Expr | None:
 
 
 class _Fold:
-    """One Reduce over a set of tile points: its loops, with an accumulator per point."""
+    """Reduces over the same axes and a set of tile points: their loops, with an accumulator per point and Reduce."""
 
-    def __init__(self, ev: Evaluator, e: Reduce, points: list[Point]) -> None:
+    def __init__(self, ev: Evaluator, together: list[Reduce], points: list[Point]) -> None:
+        e = together[0]  # axes, guard and dependences are those of all
         self.ev = ev
         self.ops = ev.ops
         self.w = ev.w
         self.e = e
+        self.together = together
         self.points = points
         lane_axis = e.axes[-1] if e.axes[-1].kind is VECTOR else None
         # Inside a vector context the lanes of the fold become 16 accumulators of vectors; see ``_spread``.
         self.spread = lane_axis is not None and ev.vector is not None
-        self.fused = e.kind == "sum" and e.body.dtype.is_float and isinstance(e.body, Binary) and e.body.op == "mul"
         self.place: Expr = e.axes[0]  # the position that argmax and argmin report
         self.limits: dict[Axis, list[Expr]] = {}
         self.rest: list[Expr] = []
@@ -511,30 +531,34 @@ class _Fold:
             else:
                 self.limits.setdefault(mine[-1], []).append(limit)
 
-    def run(self) -> list[Val]:
-        """The value at each point."""
+    def run(self) -> list[list[Val]]:
+        """The values of all Reduces at each point."""
         e, ev = self.e, self.ev
         lanes = ev.lanes if ev.vector is not None else LANES if e.axes[-1].kind is VECTOR else 0
-        start = [self.ops.splat(v, lanes) for v in self.ops.neutral(e.kind, e.body.dtype)]
-        self.width = len(start)
+        starts = [[self.ops.splat(v, lanes) for v in self.ops.neutral(r.kind, r.body.dtype)] for r in self.together]
+        self.width = len(starts[0])
         self.slots = LANES if self.spread else 1
-        accumulators = [v for _ in self.points for _ in range(self.slots) for v in start]
+        accumulators = [v for _ in self.points for start in starts for _ in range(self.slots) for v in start]
+        bodies = tuple(r.body for r in self.together)
         for p in self.points:
-            ev.hoist((e.body, *self.rest), frozenset(e.axes), p)
+            ev.hoist((*bodies, *self.rest), frozenset(e.axes), p)
         groups = self._groups()
-        final = self._dots(groups, accumulators) if groups is not None else self._level(0, accumulators, e.body, self.rest, {}, 0)
-        out: list[Val] = []
-        for n in range(len(self.points)):
-            at = n * self.slots * self.width
-            slots = [final[at + s * self.width : at + (s + 1) * self.width] for s in range(self.slots)]
-            while len(slots) > 1:
-                half = len(slots) // 2
-                slots = [self.ops.merge(e.kind, slots[j], slots[j + half]) for j in range(half)]
-            result = slots[0]
-            if e.axes[-1].kind is VECTOR and not self.spread:
-                result = self.ops.tree(e.kind, result)
-            out.append(self._finish(result))
-        return out
+        final = self._dots(groups, accumulators) if groups is not None else self._level(0, accumulators, bodies, self.rest, {}, 0)
+        step = self.slots * self.width
+        parts = [final[at : at + step] for at in range(0, len(final), step)]
+        count = len(self.together)
+        return [[self._joined(r, parts[n * count + j]) for j, r in enumerate(self.together)] for n in range(len(self.points))]
+
+    def _joined(self, r: Reduce, acc: list[Val]) -> Val:
+        """The value from the accumulators of one point."""
+        slots = [acc[s * self.width : (s + 1) * self.width] for s in range(self.slots)]
+        while len(slots) > 1:
+            half = len(slots) // 2
+            slots = [self.ops.merge(r.kind, slots[j], slots[j + half]) for j in range(half)]
+        result = slots[0]
+        if r.axes[-1].kind is VECTOR and not self.spread:
+            result = self.ops.tree(r.kind, result)
+        return self._finish(result)
 
     def _finish(self, acc: Sequence[Val]) -> Val:
         if not self.e.kind.startswith("arg"):
@@ -553,29 +577,29 @@ class _Fold:
     def _never_empty(self, axis: Axis) -> bool:
         return axis not in self.limits and self.ev.simplifier.proves_less(const(0), axis.extent)
 
-    def _level(self, depth: int, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point, lane: int) -> list[Val]:
+    def _level(self, depth: int, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point, lane: int) -> list[Val]:
         """The loops from ``depth`` inwards."""
         e, ev = self.e, self.ev
         if depth == len(e.axes):
-            return self._element(acc, body, rest, fixed, lane)
+            return self._element(acc, bodies, rest, fixed, lane)
         axis = e.axes[depth]
         if depth:
             for p in self.points:
-                ev.hoist((body,), frozenset(e.axes[depth:]), {**p, **fixed})
+                ev.hoist(bodies, frozenset(e.axes[depth:]), {**p, **fixed})
         if axis.kind is UNROLL:
             for c in range(axis.static_extent or 0):
-                acc = self._level(depth + 1, acc, body, rest, {**fixed, axis: c}, lane)
+                acc = self._level(depth + 1, acc, bodies, rest, {**fixed, axis: c}, lane)
             return acc
         if axis.kind is VECTOR:
-            return self._spread(axis, acc, body, rest, fixed) if self.spread else self._lanes(axis, acc, body, rest, fixed)
+            return self._spread(axis, acc, bodies, rest, fixed) if self.spread else self._lanes(axis, acc, bodies, rest, fixed)
 
         def turn(i: Val, values: list[Val]) -> Sequence[Val]:
             ev.bound[axis] = i
-            return ev.scoped(lambda: self._level(depth + 1, values, body, rest, fixed, lane))
+            return ev.scoped(lambda: self._level(depth + 1, values, bodies, rest, fixed, lane))
 
         return self.w.loop(literal(0, DType.i64), self._extent(axis, fixed), acc, turn, may_skip=not self._never_empty(axis))
 
-    def _lanes(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
+    def _lanes(self, axis: Axis, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point) -> list[Val]:
         """The 16-lane fold in a scalar context: whole chunks of 16, then one masked chunk."""
         ev = self.ev
         stop = self._extent(axis, fixed)
@@ -592,12 +616,12 @@ class _Fold:
             ev.bound[chunk] = c
             mapping: dict[Expr, Expr] = {axis: where * LANES + lane}
             self.place = mapping[axis]
-            new_body = ev.simplifier(substitute(body, mapping))
+            new_bodies = tuple(ev.simplifier(substitute(b, mapping)) for b in bodies)
             new_rest = [ev.simplifier(substitute(g, mapping)) for g in rest]
             ev.vector, ev.lanes = lane, LANES
             ev.mask_guards = () if guard is None else (guard,)
             try:
-                return ev.scoped(lambda: self._element(values, new_body, new_rest, fixed, 0))
+                return ev.scoped(lambda: self._element(values, new_bodies, new_rest, fixed, 0))
             finally:
                 ev.vector, ev.lanes, ev.mask_guards = None, 0, ()
 
@@ -616,7 +640,7 @@ class _Fold:
             return at(tail, chunks, guard, acc)
         return self.w.branch(self.ops.compare("gt", left, literal(0, DType.i64)), lambda: at(tail, chunks, guard, acc), acc)
 
-    def _spread(self, axis: Axis, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point) -> list[Val]:
+    def _spread(self, axis: Axis, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point) -> list[Val]:
         """The 16-lane fold inside a vector context: lane j of the fold is accumulator j, itself a vector."""
         ev = self.ev
         stop = self._extent(axis, fixed)
@@ -639,7 +663,7 @@ class _Fold:
                     if not exact:
                         guards.append(place < axis.extent)
                         guards += [place < limit for limit in self.limits.get(axis, ())]
-                    current = self._element(current, ev.simplifier(substitute(body, mapping)), guards, fixed, lane)
+                    current = self._element(current, tuple(ev.simplifier(substitute(b, mapping)) for b in bodies), guards, fixed, lane)
                 return current
 
             return ev.scoped(lanes)
@@ -682,38 +706,44 @@ class _Fold:
         left, right = groups.rest
         return ev.scoped(lambda: group(left, right, acc))
 
-    def _element(self, acc: list[Val], body: Expr, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
+    def _element(self, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
         """Folds one element into the accumulator of each point."""
         ev, e = self.ev, self.e
         out = list(acc)
         for n, p in enumerate(self.points):
             point = {**p, **fixed} if fixed else p
-            at = (n * self.slots + slot) * self.width
-            old = acc[at : at + self.width]
             keep: Val | None = None
             for g in rest:
                 holds = ev.eval(g, point)
                 if holds.literal != 1:
                     keep = holds if keep is None else self.ops.logic("and", keep, holds)
-            if keep is not None:
-                ev.conditions.append(keep)
-            new = self._step(old, body, point)
-            if keep is not None:
-                ev.conditions.pop()
             mask = ev.mask(point) if ev.vector is not None and e.axes[-1].kind is VECTOR and not self.spread else None
-            if mask is not None:
-                keep = mask if keep is None else self.ops.logic("and", keep, mask)
-            lanes = old[0].lanes
-            new = [self.ops.splat(v, lanes) for v in new]
-            out[at : at + self.width] = new if keep is None else [self.ops.choose(keep, a, b) for a, b in zip(new, old, strict=True)]
+            for j, (r, body) in enumerate(zip(self.together, bodies, strict=True)):
+                at = ((n * len(bodies) + j) * self.slots + slot) * self.width
+                old = acc[at : at + self.width]
+                if keep is not None:
+                    ev.conditions.append(keep)
+                new = self._step(r, old, body, point)
+                if keep is not None:
+                    ev.conditions.pop()
+                chosen = keep
+                if mask is not None:
+                    chosen = mask if keep is None else self.ops.logic("and", keep, mask)
+                lanes = old[0].lanes
+                new = [self.ops.splat(v, lanes) for v in new]
+                out[at : at + self.width] = new if chosen is None else [self.ops.choose(chosen, a, b) for a, b in zip(new, old, strict=True)]
         return out
 
-    def _step(self, old: list[Val], body: Expr, point: Point) -> list[Val]:
-        ev, e = self.ev, self.e
-        if self.fused and isinstance(body, Binary) and body.op == "mul":
+    def _step(self, e: Reduce, old: list[Val], body: Expr, point: Point) -> list[Val]:
+        ev = self.ev
+        if e.kind == "sum" and e.body.dtype.is_float and _product(e.body) and isinstance(body, Binary) and body.op == "mul":
             return [self.ops.fma(ev.eval(body.a, point), ev.eval(body.b, point), old[0])]
         x = ev.eval(body, point)
         position = None
         if e.kind.startswith("arg"):
             position = ev.eval(self.place, point)
         return self.ops.fold(e.kind, old, x, position)
+
+
+def _product(e: Expr) -> bool:
+    return isinstance(e, Binary) and e.op == "mul"

@@ -1,11 +1,12 @@
 """The loop nest of an ordinary region: one store per result element, loops by a simple heuristic.
 
-Two shapes of nest exist besides the GEMM tile of ``schedules.py``:
+Three shapes of nest exist besides the GEMM tile of ``schedules.py``:
 
 * *flat*: every operand has the result's shape or one element; the whole index space is one line, cut into chunks for the workers, each
   chunk a vector loop;
 * *rows*: leading dims are parallel loops, the last one is a vector loop, unless a 16-lane fold depends on it (then it is an ordinary loop
-  and the vector unit works inside the fold).
+  and the vector unit works inside the fold);
+* *summary*: some results have one element per row (the scale of its codes), others all of them: the folds of a row serve both.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
             if a not in needed and a is not innermost:
                 kinds[a] = SEQ
     return _bind(order, kinds, stores)
+
+
+def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit) -> tuple[Stmt, ...]:
+    """``for rows parallel: what there is once per row; for columns vector: the rest``, where both come from folds of that row."""
+    rows = [None if d == 1 else Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape[:-1])]
+    column = Axis("column", dim_expr(shape[-1]), VECTOR)
+    lead = tuple(const(0) if a is None else a for a in rows)
+    statements: tuple[Stmt, ...] = (*summary((*lead, const(0))), For(column, tuple(columns((*lead, column)))))
+    for a in reversed([a for a in rows if a is not None]):
+        statements = (For(a, statements),)
+    return statements
 
 
 def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -> tuple[Stmt, ...]:

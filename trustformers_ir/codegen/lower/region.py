@@ -6,7 +6,7 @@ The results of a region are often views of what it computes (``reshape(transpose
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
@@ -17,7 +17,7 @@ from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest
+from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
 from trustformers_ir.codegen.lower.schedules import MachineShape, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.ir import ops
@@ -122,7 +122,29 @@ def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[Lower
     groups: dict[tuple[Dim, ...], list[_Output]] = {}
     for output in outputs:
         groups.setdefault(output.core.type.shape, []).append(output)
+    if anchor is None and _is_summary(*groups):
+        first, second = groups.values()
+        return [_lower_summary(body, first, second, ctx)]
     return [_lower_group(region, body, anchor, group, ctx) for group in groups.values()]
+
+
+def _is_summary(*shapes: tuple[Dim, ...]) -> bool:
+    """Whether there are two index spaces, whole rows and one element of each."""
+    return len(shapes) == 2 and {s[-1:] == (1,) for s in shapes} == {True, False} and shapes[0][:-1] == shapes[1][:-1] and all(shapes)
+
+
+def _lower_summary(body: Block, first: list[_Output], second: list[_Output], ctx: LoweringContext) -> LoweredKernel:
+    d = _definer(body, [o.target for o in (*first, *second)], ctx)
+    summary, columns = (first, second) if first[0].core.type.shape[-1] == 1 else (second, first)
+
+    def emit(group: list[_Output]) -> Callable[[Index], list[Store]]:
+        return lambda index: [o.place(d, index, d.at(o.core, index)) for o in group]
+
+    return _finish(d, summary_nest(columns[0].core.type.shape, emit(summary), emit(columns)), _label(body), ctx)
+
+
+def _label(body: Block) -> str:
+    return "+".join(dict.fromkeys(o.op.mnemonic for o in body if o.op.fusion not in (FusionKind.CONSTANT, FusionKind.STRUCTURE)))
 
 
 def _anchor(body: Block) -> Operation | None:
@@ -176,7 +198,7 @@ class _ReadElsewhere(Exception):
 def _lower_group(region: Operation, body: Block, anchor: Operation | None, group: list[_Output], ctx: LoweringContext) -> LoweredKernel:
     d = _definer(body, [o.target for o in group], ctx)
     shape = group[0].core.type.shape
-    label = "+".join(dict.fromkeys(o.op.mnemonic for o in body if o.op.fusion not in (FusionKind.CONSTANT, FusionKind.STRUCTURE)))
+    label = _label(body)
 
     def emit(index: Index) -> list[Store]:
         return [o.place(d, index, d.at(o.core, index)) for o in group]
