@@ -2,7 +2,8 @@
 
 Each product is a whole call of a compiled function, its weight packed at build time. f32 is ``linear`` with a bias; int8 is ``linear_int8`` with
 scales and zero points per row, and ``quantize + int8`` the same from f32, codes of the rows included. Rounds of all of them are
-interleaved, and the medians and bests are printed, in 10⁹ operations per second, next to the limits of ``limits.py`` measured in the same run.
+interleaved with measurements of the limits (``limits.py``). Printed are 10⁹ operations per second, the median and the best, and the median
+share of the limit of the same round: a shared machine is slower in some seconds than in others, and the limit is so with it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def module(kind: str, m: int, n: int, k: int) -> tuple[Module, list[np.ndarray]]
     return out, arguments
 
 
-def seconds(calls: list[Callable[[], Any]]) -> list[list[float]]:
+def seconds(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[list[float]]:
     """Times of one call of each, of every round; rounds of all are interleaved."""
     counts = []
     for call in calls:
@@ -76,7 +77,7 @@ def seconds(calls: list[Callable[[], Any]]) -> list[list[float]]:
         call()
         counts.append(max(1, int(SECONDS / (time.perf_counter() - started))))
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for call, count, mine in zip(calls, counts, times, strict=True):
             started = time.perf_counter()
             for _ in range(count):
@@ -85,22 +86,35 @@ def seconds(calls: list[Callable[[], Any]]) -> list[list[float]]:
     return times
 
 
+def shares(times: list[float], limits: list[float], operations: float) -> float:
+    """The median share of the limit, round by round; 0 where there is none."""
+    return statistics.median(operations / t / 1e9 / limit if limit else 0.0 for t, limit in zip(times, limits, strict=True))
+
+
 def main(target: str = "cpu") -> None:
     """Measure and print."""
     kinds = ("f32", "int8", "quantize + int8")
     rows = []
-    limits = {"f32": fma_peak(1), "int8": vnni_peak(1)}
+    limits: dict[str, list[float]] = {"f32": [], "int8": []}
     for m, n, k in SHAPES:
         made = [module(kind, m, n, k) for kind in kinds]
         calls: list[Callable[[], Any]] = [functools.partial(tfir.compile(mod, threads=1, target=target), *arrays) for mod, arrays in made]
-        for kind, times in zip(kinds, seconds(calls), strict=True):
-            limit = limits["f32" if kind == "f32" else "int8"]
+        here: dict[str, list[float]] = {"f32": [], "int8": []}
+        rounds = []
+        for _ in range(ROUNDS):
+            rounds.append([t for (t,) in seconds(calls, 1)])
+            here["f32"].append(fma_peak(1, 3))
+            here["int8"].append(vnni_peak(1, 3))
+        for position, kind in enumerate(kinds):
+            times, bound = [r[position] for r in rounds], "f32" if kind == "f32" else "int8"
             median, best = (2e-9 * m * n * k / f(times) for f in (statistics.median, min))
-            share = f"{100 * median / limit:.0f} %" if limit else "-"
-            rows.append((f"{m}x{n}x{k}", kind, f"{median:.1f}", f"{best:.1f}", share))
+            share = shares(times, here[bound], 2.0 * m * n * k)
+            rows.append((f"{m}x{n}x{k}", kind, f"{median:.1f}", f"{best:.1f}", f"{share:.0%}" if share else "-"))
+        for bound, found in here.items():
+            limits[bound] += found
     console.print_table(rows, ("m x n x k", "kind", "median GOP/s", "best", "of the limit"))
-    again = {"f32": fma_peak(1), "int8": vnni_peak(1)}
-    console.say(f"limits on one core: FMA {max(limits['f32'], again['f32']):.0f} GFLOP/s, VNNI {max(limits['int8'], again['int8']):.0f} GOP/s")
+    fma, vnni = (f"{statistics.median(limits[bound]):.0f} (best {max(limits[bound]):.0f})" for bound in ("f32", "int8"))
+    console.say(f"limits on one core: FMA {fma} GFLOP/s, VNNI {vnni} GOP/s")
 
 
 if __name__ == "__main__":
