@@ -109,6 +109,9 @@ class Fake:
         seconds = {OURS: 0.02, "openvino": 0.05}.get(self.outcome.name, 0.2)
         return {"first": 2 * seconds, "seconds": [seconds] * request["run"]}
 
+    def dismiss(self) -> None:
+        pass
+
     def close(self) -> None:
         self.log.append(f"close {self.outcome.name}")
 

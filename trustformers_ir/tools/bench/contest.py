@@ -100,10 +100,14 @@ class Process:
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return f"its process ended with code {code}: " + " / ".join(lines[-LINES:])
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
+        """Lets the process end; ``close`` waits for that."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+
+    def close(self) -> None:
+        self.dismiss()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -123,6 +127,8 @@ def contestants(names: Sequence[str], job: Job) -> Iterator[list[Process]]:
             running.append(Process(name, job.work, job.threads))
         yield running
     finally:
+        for process in running:
+            process.dismiss()
         for process in running:
             process.close()
 
