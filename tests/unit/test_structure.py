@@ -180,7 +180,7 @@ def test_heavy_packages_are_not_imported_at_the_top() -> None:
 
 
 def test_files_are_small() -> None:
-    files = [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    files = [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.[ch]"), *(ROOT / "tests").rglob("*.py")]
     large = {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > MAX_LINES}
     assert not large, f"files of more than {MAX_LINES} lines: {large}"
 

@@ -218,8 +218,7 @@ class Executable:
     def save(self, path: str | os.PathLike[str], *, embed_weights: bool = False, durable: bool = True) -> None:
         """Writes the module, by the end of the name: ``*.so``, a shared library with its C header (``runtime/library.py``; ``embed_weights``
         puts the weights into it instead of into a file beside it); ``*.o``, the object code alone; anything else is an artifact, which
-        ``runtime.artifact.load`` reads back. Files are written whole or not at all; ``durable`` waits for the
-        disk to have an artifact."""
+        ``runtime.artifact.load`` reads back. Files are written whole or not at all; ``durable`` waits for the disk to have an artifact."""
         kind = os.path.splitext(path)[1]
         if embed_weights and kind != ".so":
             raise CompilerError.of(Code.USAGE, "weights are embedded in shared libraries alone", Where(file=os.fspath(path)), "name it *.so")
