@@ -234,6 +234,14 @@ def test_multiprocessing() -> None:
 # --- exits -------------------------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import atexit, gc
+def dropped():
+    if {early}:
+        global exe
+        del exe
+        gc.collect()
+        print('done')
+atexit.register(dropped)
 import sys; sys.path.insert(0, {here!r})
 import os, threading, numpy as np
 from runtime_harness import *
@@ -254,6 +262,31 @@ def work():
 threading.Thread(target=work, daemon=True).start()
 print('done')
 """,
+    "by exit in a thread during a call of another": """
+def work():
+    while True: exe(*inputs)
+threading.Thread(target=work, daemon=True).start()
+print('done')
+sys.exit(0)
+""",
+    "by _exit during a call": """
+def work():
+    while True: exe(*inputs)
+threading.Thread(target=work, daemon=True).start()
+print('done', flush=True)
+os._exit(0)
+""",
+    "after it was dropped at exit": """
+import atexit, gc
+def drop():
+    global exe
+    del exe
+    gc.collect()
+    print('done')
+atexit.register(drop)
+""",
+    "by an exit function that was registered before all others": "",
+    "with threads that still poll": "exe.close(); os.environ['TFIR_SPIN_US'] = '10000000'; exe(*inputs); print('done')",
     "in a forked child": """
 pid = os.fork()
 exe(*inputs)
@@ -264,7 +297,7 @@ if pid: print('done' if os.waitpid(pid, 0)[1] == 0 else 'failed')
 
 @pytest.mark.parametrize("end", ENDS)
 def test_the_interpreter_exits_cleanly(end: str) -> None:
-    program = PROGRAM.format(here=str(HERE), end=ENDS[end])
+    program = PROGRAM.format(here=str(HERE), end=ENDS[end], early=not ENDS[end])
     run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and run.stdout.strip() == "done" and not run.stderr, run.stderr
 

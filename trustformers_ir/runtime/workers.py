@@ -97,7 +97,7 @@ class Workers:
             raise CompilerError.of(Code.OUT_OF_MEMORY, f"{workers} threads could not be started", help="use fewer: threads=, TFIR_THREADS")
         self._patience(pool, spin)
         self._pools[workers] = pool
-        # At exit nothing is done: the process takes its parked threads with it.
+        # At exit nothing is done: the process takes its parked threads with it. (The function keeps the code until the threads have ended.)
         end = weakref.finalize(self, self._destroy, pool)
         end.atexit = False
         self._ends.append(end)
