@@ -19,6 +19,23 @@ from trustformers_ir.ir.text import parse_module
 
 #: name: (signature, body lines); everything in the body becomes one region
 REGIONS: dict[str, tuple[str, str, str]] = {
+    "product of computed matrices with an epilogue": (
+        "%x: f32[b, s, 40], %y: f32[40, 100], %c: f32[100]",
+        """%0 = matmul(%x, %y) : f32[b, s, 100]
+        %1 = add(%0, %c) : f32[b, s, 100]
+        %2 = relu(%1) : f32[b, s, 100]""",
+        "%2: f32[b, s, 100]",
+    ),
+    "products of stacks of computed matrices": (
+        "%x: f32[b, 2, s, 24], %y: f32[b, 1, 24, s]",
+        "%0 = matmul(%x, %y) : f32[b, 2, s, s]",
+        "%0: f32[b, 2, s, s]",
+    ),
+    "linear by a computed weight": (
+        "%x: f32[b, s, 32], %w: f32[50, 32], %c: f32[50]",
+        "%0 = linear(%x, %w, %c) : f32[b, s, 50]",
+        "%0: f32[b, s, 50]",
+    ),
     "elementwise chain with broadcasts": (
         "%x: f32[b, s, 40], %c: f32[40], %m: f32[b, 1, 1]",
         """%0 = mul(%x, %c) : f32[b, s, 40]

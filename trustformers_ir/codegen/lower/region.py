@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, Axis, Buffer, Expr
-from trustformers_ir.codegen.kernel_ir.schedule import Move, apply
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Buffer, Expr
+from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Tag, apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
@@ -226,6 +226,16 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         lowered = _finish(d, _nest2(m, n, stores), label, ctx)
         scheduled = apply(lowered.kernel, matrix.moves(d, ctx.machine), ctx.symbol_facts)
         return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
+    pair = _Pair.of(anchor, shape)
+    if pair is not None:
+        rows, lead = pair.rows, tuple(Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(pair.lead))
+        m, n = Axis("m", dim_expr(product(rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
+        statements = _nest2(m, n, emit((*lead, *d.flat.digits(m, rows), n)))
+        for axis in reversed(lead):
+            statements = (For(axis, statements),)
+        lowered = _finish(d, statements, label, ctx)
+        moves = pair.moves(ctx.machine)
+        return LoweredKernel(apply(lowered.kernel, moves, ctx.symbol_facts), lowered.values, lowered.writes, label)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
         return _finish(d, flat_nest(d, shape, emit), label, ctx)
@@ -267,6 +277,41 @@ class _Product:
         if self.weight not in d.buffers or not isinstance(self.weight.type.shape[1], int):
             return tiles
         return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, columns * self.weight.type.shape[1], self.weight.type.dtype.itemsize))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A product of two computed matrices, read where they lie. ``lead``: dims along which the right one changes; ``rows``: those of the left
+    one that share a right one."""
+
+    lead: tuple[Dim, ...]
+    rows: tuple[Dim, ...]
+    columns: Dim
+    turned: int | None  # the number of terms of a sum, where the right one lies transposed
+
+    @classmethod
+    def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Pair | None:
+        """The product when the region is one that has register tiles."""
+        if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.MatMul)) or anchor.result.type.shape != shape or len(shape) < 2:
+            return None
+        left, right = anchor.inputs[:2]
+        columns, terms = shape[-1], left.type.shape[-1]
+        if anchor.result.type.dtype not in (DType.f32, DType.f16, DType.bf16) or (isinstance(columns, int) and columns < LANES):
+            return None
+        if left.type.rank < 2 or right.type.rank < 2:
+            return None
+        if isinstance(anchor.op, ops.Linear):
+            return cls((), shape[:-1], columns, terms) if isinstance(terms, int) and terms and terms % LANES == 0 else None
+        alone = all(size == 1 for size in right.type.shape[:-2])
+        return cls((), shape[:-1], columns, None) if alone else cls(shape[:-2], shape[-2:-1], columns, None)
+
+    def moves(self, machine: MachineShape) -> tuple[Move, ...]:
+        """Register tiles; the transposed matrix is turned round 16 x 16 elements at a time."""
+        rows, columns = product(self.rows), machine.panel
+        if isinstance(self.columns, int):
+            columns = min(columns, -(-self.columns // LANES) * LANES)
+        tiles = gemm_schedule(machine, columns, rows if isinstance(rows, int) else None)
+        return tiles if self.turned is None else (*tiles, Split("k", LANES), Tag("k.i", UNROLL))
 
 
 def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:
