@@ -317,6 +317,27 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.codes == (Code.USAGE,)
 
 
+def test_a_process_bound_to_one_cpu_uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TFIR_THREADS", raising=False)
+
+    def work() -> bool:
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        return Executable(add()).threads == 1
+
+    assert in_child(work) == 0
+
+
+def test_more_workers_than_cpus_give_the_same_bits() -> None:
+    inputs = encoder_inputs(64, 128)
+    want, exe = Executable(encoder(), 1)(*inputs), Executable(encoder(), 64)
+
+    def work() -> bool:
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        return all(same(exe(*inputs), want) for _ in range(200))
+
+    assert in_child(work) == 0  # 64 threads on one CPU
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
