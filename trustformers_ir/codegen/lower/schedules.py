@@ -59,8 +59,8 @@ class MachineShape:
     def attention_rows(self) -> int:
         """Rows of the register tiles of attention (keys, then features of v), each ``attention_vectors`` wide. 8 x 2 vectors are 16 chains of
         additions, enough to hide the latency of one; with fewer vectors the broadcasts of K, which all come from one bank of L1, would take
-        longer than the products. 4 pairs of 256-bit registers are 8 chains."""
-        return 8 if self.registers >= 32 else 4
+        longer than the products. With pairs of 256-bit registers it is 6 x 1, as for GEMM."""
+        return 8 if self.registers >= 32 else 6
 
 
 def gemm_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:
