@@ -10,12 +10,16 @@ from accuracy import differs
 from lowering_harness import compile_modules
 from random_graphs import wrap
 
+import trustformers_ir as tfir
 from trustformers_ir.ir.conformance import random_array
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.functional import attention
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.rounding import round_to
+from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.text import parse_module
+from trustformers_ir.runtime.executable import Executable
 
 QUERIES, KEYS, FEATURES = 9, 70, 8  # two blocks of keys, two tiles of queries
 Arrays = dict[str, np.ndarray]
@@ -146,3 +150,29 @@ def test_regions_that_read_attention_at_other_places(name: str) -> None:
         want = evaluate(parse_module(source), *inputs, dims=dims)
         assert isinstance(want, np.ndarray)
         np.testing.assert_allclose(run(inputs, dims, 2)[0], want, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 7), (33, 70), (47, 129), (64, 64)])
+def test_bits_do_not_depend_on_how_the_work_is_cut(exes: list[Executable], queries: int, keys: int) -> None:
+    """Machines, threads, one sequence alone, padding keys left out, one query alone: the same bits."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 3, n, 40)).astype(np.float32) for n in (queries, keys, keys))
+    seen = keys // 2 + 1
+    mask = np.broadcast_to(np.arange(keys) < seen, (2, 1, 1, keys)).astype(np.float32)
+    want, *others = [e(q, k, v, mask) for e in exes]
+    assert all(np.array_equal(y, want) for y in others)
+    one = exes[0]
+    assert np.array_equal(one(q[1:], k[1:], v[1:], mask[1:]), want[1:])
+    assert np.array_equal(one(q, k[:, :, :seen], v[:, :, :seen], mask[..., :seen]), want)
+    for i in range(0, queries, 7):
+        assert np.array_equal(one(q[:, :, i : i + 1], k, v, mask), want[:, :, i : i + 1])
+
+
+@pytest.fixture(scope="module")
+def exes() -> list[Executable]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attention(q, k, v, mask > 0)
+
+    f32 = tfir.f32
+    specs = f32["b", 3, "s", 40], f32["b", 3, "t", 40], f32["b", 3, "t", 40], f32["b", 1, 1, "t"]
+    return [tfir.compile(tfir.trace(attend, *specs), target=t, threads=n) for t in ("cpu", "cpu:avx2") for n in (1, 2)]
