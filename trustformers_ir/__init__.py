@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trustformers_ir.api import export as export
     from trustformers_ir.api import load as load
     from trustformers_ir.api import parse as parse
+    from trustformers_ir.api import quantization_error as quantization_error
     from trustformers_ir.api import trace as trace
     from trustformers_ir.ir.core import Module as Module
     from trustformers_ir.ir.diagnostics import CheckFailed as CheckFailed
@@ -24,18 +25,20 @@ if TYPE_CHECKING:
     from trustformers_ir.ir.diagnostics import Diagnostic as Diagnostic
     from trustformers_ir.ir.diagnostics import InternalError as InternalError
     from trustformers_ir.ir.dtypes import DType as DType
+    from trustformers_ir.passes.recipes import Int8 as Int8
 
     i8, i16, i32, i64 = DType.i8, DType.i16, DType.i32, DType.i64
     u8, u16, u32, u64 = DType.u8, DType.u16, DType.u32, DType.u64
     f16, bf16, f32, f64 = DType.f16, DType.bf16, DType.f32, DType.f64
     c64, c128 = DType.c64, DType.c128
 
-_FUNCTIONS = ("compile", "evaluate", "export", "load", "parse", "trace")
+_FUNCTIONS = ("compile", "evaluate", "export", "load", "parse", "quantization_error", "trace")
 _DTYPES = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f16", "bf16", "f32", "f64", "c64", "c128")
 _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
     **dict.fromkeys(("CheckFailed", "CompilerError", "Diagnostic", "InternalError"), "ir.diagnostics"),
     "DType": "ir.dtypes",
+    "Int8": "passes.recipes",
     "Module": "ir.core",
 }
 
@@ -45,6 +48,7 @@ __all__ = [
     "CompilerError",
     "DType",
     "Diagnostic",
+    "Int8",
     "InternalError",
     "Module",
     "__version__",
@@ -64,6 +68,7 @@ __all__ = [
     "i64",
     "load",
     "parse",
+    "quantization_error",
     "trace",
     "u8",
     "u16",

@@ -13,6 +13,7 @@ from trustformers_ir.runtime.executable import Executable
 
 if TYPE_CHECKING:
     from trustformers_ir.ir.core import Module
+    from trustformers_ir.passes.int8_error import ErrorReport
     from trustformers_ir.passes.manager import Report
 
 
@@ -27,6 +28,7 @@ def compile(
     threads: int | None = None,
     partition: Any = None,
     verify: bool | None = None,
+    calibration: Any = None,
 ) -> Executable:
     """Compile ``model`` to native code for ``target``.
 
@@ -34,26 +36,50 @@ def compile(
     tensors. ``example_inputs`` are the arguments of a function to trace, or a dict of them by name: tensor types (``f32["n", 4]``) or arrays; for
     other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), one that ``tfc targets``
     lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. ``dtype`` is what a
-    checkpoint computes in (f32). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the
-    CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. What a checkpoint folder
-    was compiled to is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises
-    ``CompilerError`` with everything that is wrong with the request.
+    checkpoint computes in (f32). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples of ``calibration``, or an
+    ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or
+    the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. What a checkpoint folder
+    was compiled to, unless that rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``;
+    ``report()["cache"]`` says so). Raises ``CompilerError`` with everything that is wrong with the request.
     """
-    for name, value in (("quantize", quantize), ("partition", partition)):
-        if value is not None:
-            raise CompilerError.of(Code.NOT_BUILT, f"{name} is not built yet", help="CHANGELOG.md lists what each version does")
-    asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic}
-    slot = cache.slot(model, asked) if example_inputs is None else None
+    if partition is not None:
+        raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
+    recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize}"
+    asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
+    examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
+    slot = cache.slot(model, asked) if example_inputs is None and examples is None else None
     found = slot.load(threads, _parse) if slot is not None else None
     if found is not None:
         return found
 
     from trustformers_ir import compiler
 
-    made = compiler.compile_model(model, example_inputs, compiler.Request(target, dtype, dynamic, verify), threads)
+    request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration)
+    made = compiler.compile_model(model, example_inputs, request, threads)
     if slot is not None:
         slot.store(made)
     return made
+
+
+def quantization_error(
+    model: Any,
+    examples: Any,
+    quantize: Any = "int8",
+    *,
+    example_inputs: Any = None,
+    dynamic: Any = None,
+    threads: int | None = None,
+    calibration: Any = None,
+) -> ErrorReport:
+    """How far ``model`` quantized lies from ``model`` in f32 on ``examples``, product by product, the worst first.
+
+    ``examples`` are texts, dicts of arrays, or paths of ``.npz`` and text files, one of them or a list; the other arguments are those of
+    :func:`compile`. Each product is compared on the same activation, and on what the quantized model feeds it. Raises ``CompilerError``.
+    """
+    from trustformers_ir import compiler
+
+    request = compiler.Request.of("cpu", None, dynamic, None, quantize, calibration)
+    return compiler.quantization_error(model, examples, example_inputs, request, threads)
 
 
 def load(path: str, threads: int | None = None, target: str | None = None) -> Executable:

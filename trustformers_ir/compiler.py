@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,34 @@ from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
 from trustformers_ir.frontend.checkpoint import load_checkpoint
+from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
-from trustformers_ir.frontend.tokenizer import tokenizer_text
+from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.manager import Pass, PassManager, Report, option_text, parse_pipeline
+from trustformers_ir.passes.calibration import Range
+from trustformers_ir.passes.int8_error import ErrorReport
+from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
+from trustformers_ir.passes.options import option_fields, option_text
+from trustformers_ir.passes.quantize_int8 import QuantizeInt8
+from trustformers_ir.passes.recipes import Int8, find_recipe
 from trustformers_ir.passes.registry import PASSES
+from trustformers_ir.passes.weights import mapped_files
+from trustformers_ir.quantizer import calibrate, check_quantized, measure
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.machine import choose_target, memory
@@ -56,6 +65,7 @@ class Request:
     dtype: DType | str | None = None
     dynamic: Sequence[str] | None = None
     verify: bool | None = None
+    quantize: Int8 | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
@@ -65,6 +75,11 @@ class Request:
         if self.verify not in (None, True, False):
             raise CompilerError.of(Code.USAGE, f"verify is {self.verify!r}", help="True, False or None")
         _dtype(self.dtype)
+
+    @classmethod
+    def of(cls, target: str, dtype: Any, dynamic: Any, verify: bool | None, quantize: Any, calibration: Any = None) -> Request:
+        """The request whose recipe is an object or a text; ``calibration`` goes into one that is given as text."""
+        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration))
 
 
 def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
@@ -162,7 +177,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     """See :func:`trustformers_ir.compile`."""
     if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
         if request != Request(verify=request.verify):
-            message = f"'{model}' is compiled already: target, dtype and dynamic cannot be chosen any more"
+            message = f"'{model}' is compiled already: target, dtype, quantize and dynamic cannot be chosen any more"
             raise CompilerError.of(Code.USAGE, message, Where(file=str(model)), "compile the model itself")
         return artifact.load(str(model), threads, parse=parse_module)
     started = time.perf_counter()
@@ -173,11 +188,15 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     _specialise(module, request.dynamic, example_inputs)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
-    sources = {id(f): f for w in module.weights.values() if (f := w.file) is not None}.values()
+    sources = mapped_files(module)
     read = time.perf_counter()
-    graphs = _graphs(module, targets, request.verify)
+    recipe = request.quantize
+    quantizer = None if recipe is None else recipe.quantizer(_ranges(module, recipe, model, threads))
+    calibrated = time.perf_counter()
+    graphs = _graphs(module, targets, quantizer, request.verify)
     passed = time.perf_counter()
     executed = _executed([building.target_info(t) for t in targets])
+    metadata = _tokenizer(model) | ({} if recipe is None else {RECIPE_KEY: str(recipe)})
     laid_out: list[Weights] = []
     family: list[CompiledModule] = []
     for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
@@ -191,18 +210,21 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
                     graph.weights[w.name].settle(laid_out[0].array(w))
 
         placed = {w.name: w for m in family for w in m.manifest.weights}
-        made = building.build(graph, target, names, _tokenizer(model), lay_out if n == executed else None, tuple(placed.values()))
-        family.append(replace(made, report={"passes": report.as_dict()["passes"]}))
-    seconds = {"read": read - started, "passes": passed - read, "build": time.perf_counter() - passed}
+        made = building.build(graph, target, names, metadata, lay_out if n == executed else None, tuple(placed.values()))
+        told = {} if recipe is None else {"quantization": _told(recipe, quantizer, report)}
+        family.append(replace(made, report={"passes": report.as_dict()["passes"], **told}))
+    seconds = {"read": read - started, "passes": passed - calibrated, "build": time.perf_counter() - passed}
+    if recipe is not None and recipe.static:
+        seconds["calibration"] = calibrated - read
     family = [replace(m, report={"seconds": seconds, **m.report}) for m in family]
     return Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
 
 
-def _graphs(module: Module, targets: Sequence[Target], verify: bool | None) -> list[tuple[Module, Report]]:
+def _graphs(module: Module, targets: Sequence[Target], quantizer: Pass | None, verify: bool | None) -> list[tuple[Module, Report]]:
     """The module after the passes of each target. Targets of equal passes share the graph, and with it the weights; so that they do, all pack
     weights for the narrowest micro-kernel where the others can read that."""
     panel = building.common_panel(targets)
-    lists = [_pipeline(t, panel) for t in targets]
+    lists = [_pipeline(t, panel, quantizer) for t in targets]
     alike = all(passes == lists[0] for passes in lists)
     found: list[tuple[Module, Report]] = []
     for n, passes in enumerate(lists):
@@ -224,8 +246,8 @@ def _executed(targets: Sequence[TargetInfo]) -> int:
         return 0
 
 
-def _pipeline(target: Target, panel: int | None = None) -> list[Pass]:
-    return pipelines.cpu(panel or building.machine_shape(target).panel)
+def _pipeline(target: Target, panel: int | None = None, quantizer: Pass | None = None) -> list[Pass]:
+    return pipelines.cpu(panel or building.machine_shape(target).panel, quantizer)
 
 
 def _cpu(target: str) -> str:
@@ -277,6 +299,54 @@ def _tokenizer(model: Any) -> dict[str, str]:
     return {}
 
 
+# --- quantizing --------------------------------------------------------------------------------------------------------------------
+
+
+def quantization_error(model: Any, examples: Any, example_inputs: Any, request: Request, threads: int | None) -> ErrorReport:
+    """See :func:`trustformers_ir.quantization_error`."""
+    recipe = request.quantize
+    if recipe is None:
+        raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
+    module = to_module(model, example_inputs, request.dtype)
+    _specialise(module, request.dynamic, example_inputs)
+    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    ranges = _ranges(module, recipe, model, threads)
+    return measure(module, recipe, ranges, _batches(examples, module, model), threads)
+
+
+def _ranges(module: Module, recipe: Int8, model: Any, threads: int | None) -> dict[str, Range] | None:
+    """The ranges of static activations, by running the model on the recipe's examples."""
+    if not recipe.static:
+        return None
+    if recipe.calibration is None:
+        raise CompilerError.of(Code.CALIBRATION, "static activations need examples to find their ranges from")
+    return calibrate(module, recipe, _batches(recipe.calibration, module, model), threads)
+
+
+def _batches(examples: Any, module: Module, model: Any) -> list[Batch]:
+    types = {name: a.type for name, a in zip(argument_names(module.main), module.main.args, strict=True)}
+    ids = types.get("input_ids")
+    high = module.facts.bounds(ids.shape[-1])[1] if ids is not None and ids.rank else float("inf")
+
+    def tokenizer() -> TextTokenizer | None:
+        text = _tokenizer(model)
+        return load_tokenizer(text[TOKENIZER_KEY].encode(), str(model)) if text else None
+
+    return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)
+
+
+def _told(recipe: Int8, quantizer: Pass | None, report: Report) -> dict[str, object]:
+    """What the pass decided about every product. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
+    (rows,) = (p.log.rows for p in report.passes if p.name == QuantizeInt8.name)
+    check_quantized(rows)
+    if isinstance(quantizer, QuantizeInt8) and quantizer.ranges is not None:
+        for row in rows:
+            if row["int8"]:
+                known = quantizer.ranges[str(row["name"])]
+                row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
+    return {"recipe": str(recipe), "int8": sum(bool(row["int8"]) for row in rows), "products": rows}
+
+
 # --- looking inside ----------------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +366,7 @@ def list_passes() -> Iterator[str]:
 
 
 def _options(kind: type[Pass]) -> str:
-    options = ",".join(f"{f.name}={option_text(f.default)}" for f in fields(kind))
+    options = ",".join(f"{f.name}={option_text(f.default)}" for f in option_fields(kind))
     return f"{{{options}}}" if options else ""
 
 

@@ -218,7 +218,7 @@ def test_empty_tensors() -> None:
 
 
 REFUSED = {
-    "quantize": ({"quantize": "int8"}, "quantize is not built yet"),
+    "quantize": ({"quantize": "q4_0"}, "no quantization recipe 'q4_0'"),
     "partition": ({"partition": "tp2"}, "partition is not built yet"),
     "gpu": ({"target": "cuda:sm_90"}, "is not built yet"),
     "target": ({"target": "cpu:z80"}, "z80"),

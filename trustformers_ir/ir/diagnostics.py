@@ -108,6 +108,9 @@ class Code(enum.Enum):
     UNKNOWN_RECIPE = (4006, "unknown quantization recipe", "No quantization recipe has that name.")
     UNSUPPORTED_SHAPE = (4007, "shape not compiled", "A dim is of a form that code generation cannot handle.")
     TOO_LARGE = (4008, "too large for the target", "A buffer or an index does not fit the target's address arithmetic.")
+    RECIPE_OPTION = (4009, "bad option of a recipe", "A quantization recipe does not have that option, or the option does not take that value.")
+    CALIBRATION = (4010, "no calibration data", "Static quantization needs examples to find ranges from, and they are missing or of no use.")
+    NOTHING_QUANTIZED = (4011, "nothing to quantize", "A recipe was asked for, and every product of the model has a reason to stay as it is.")
 
     # 5xxx: artifacts and running them
     NOT_AN_ARTIFACT = (5001, "not an artifact", "The file does not begin as a `.tfc` file does.")
@@ -243,9 +246,12 @@ ADVICE = {
     Code.UNKNOWN_TARGET: "`tfc targets` lists what this machine can compile for",
     Code.UNKNOWN_FEATURE: "`tfc targets` lists what this machine can compile for",
     Code.TARGET_UNAVAILABLE: "`tfc targets` lists what this machine can compile for",
-    Code.UNKNOWN_RECIPE: "CHANGELOG.md lists what each version does",
+    Code.UNKNOWN_RECIPE: "docs/quantization.md lists the recipes",
     Code.UNSUPPORTED_SHAPE: "give the dim a constant size: dynamic=",
     Code.TOO_LARGE: "declare bounds of the dims, or make the model smaller",
+    Code.RECIPE_OPTION: "docs/quantization.md lists the options of each recipe",
+    Code.CALIBRATION: "give some: --calibrate texts.txt, or Int8(calibration=…)",
+    Code.NOTHING_QUANTIZED: "leave the recipe out, or change what it keeps: docs/quantization.md",
     Code.NOT_AN_ARTIFACT: "make one: tfc compile MODEL -o FILE.tfc",
     Code.ARTIFACT_TRUNCATED: "the copy was cut off: copy the file again",
     Code.ARTIFACT_CORRUPT: "compile the model again, or copy the file again",

@@ -23,16 +23,11 @@ A pass is a frozen dataclass whose fields are its command-line options::
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import re
 import time
-import types
-import typing
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,18 +35,20 @@ from trustformers_ir.ir import env, progress, rewriting
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Diagnostic, DiagnosticError, InternalError
-from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.text import print_module
 from trustformers_ir.ir.verifier import Proven, check_module, verify_module
+from trustformers_ir.passes.options import nearest, options_text, parse_options
 
 
 @dataclass
 class PassLog:
-    """What a pass has to say: notes in order, counts by name, and near misses (what almost happened, and the reason why it did not)."""
+    """What a pass has to say: notes in order, counts by name, near misses (what almost happened, and the reason why it did not), and a table
+    of what was decided, item by item, for who reads the report as data."""
 
     notes: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     misses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rows: list[dict[str, object]] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """A line for a person to read."""
@@ -64,6 +61,10 @@ class PassLog:
     def miss(self, what: str, reason: str) -> None:
         """``what`` was possible but for ``reason``."""
         self.misses[what, reason] += 1
+
+    def row(self, **fields: object) -> None:
+        """A row of the table: plain data."""
+        self.rows.append(fields)
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,7 @@ class Pass:
 
     def __str__(self) -> str:
         """The text that ``parse_pipeline`` reads: the name and the options that differ from their defaults."""
-        options = []
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if value != f.default:
-                options.append(f"{f.name}={option_text(value)}")
-        return self.name + (f"{{{','.join(options)}}}" if options else "")
+        return self.name + options_text(self)
 
 
 @dataclass(frozen=True)
@@ -269,10 +265,10 @@ def parse_pipeline(text: str, registry: Mapping[str, type[Pass]]) -> list[Pass]:
         kind = registry.get(match[1])
         if kind is None:
             names = ", ".join(sorted(registry)) or "none"
-            problems.add(Code.UNKNOWN_PASS, f"there is no pass '{match[1]}'", help=_nearest(match[1], registry, f"the passes are {names}"))
+            problems.add(Code.UNKNOWN_PASS, f"there is no pass '{match[1]}'", help=nearest(match[1], registry, f"the passes are {names}"))
             continue
         before = len(problems)
-        options = _options(kind, match[2] or "", problems)
+        options = parse_options(kind, f"pass '{kind.name}'", match[2] or "", problems)
         if len(problems) == before:
             try:
                 passes.append(kind(**options))
@@ -280,64 +276,3 @@ def parse_pipeline(text: str, registry: Mapping[str, type[Pass]]) -> list[Pass]:
                 problems.add(Code.PASS_OPTION, f"'{match[1]}': {error}")
     problems.check()
     return passes
-
-
-def _options(kind: type[Pass], text: str, problems: Collector) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-    options: dict[str, Any] = {}
-    for item in text.split(",") if text.strip() else []:
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in fields:
-            known = f"its options are {', '.join(fields)}" if fields else "it has no options"
-            problems.add(Code.PASS_OPTION, f"the pass '{kind.name}' has no option '{key}'", help=_nearest(key, fields, known))
-        elif key in options:
-            problems.add(Code.PASS_OPTION, f"the option '{key}' of the pass '{kind.name}' is given twice")
-        elif not equals:
-            problems.add(Code.PASS_OPTION, f"the option '{key}' of the pass '{kind.name}' has no value", help=f"write {key}=<value>")
-        else:
-            try:
-                options[key] = _option_value(fields[key], value)
-            except ValueError:
-                message = f"the option '{key}' of the pass '{kind.name}' takes {_takes(fields[key])}, not '{value}'"
-                problems.add(Code.PASS_OPTION, message)
-    return options
-
-
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    near = get_close_matches(name, list(known), 1)
-    return f"did you mean '{near[0]}'?" if near else otherwise
-
-
-def _choices(hint: Any) -> Sequence[Any]:
-    """The alternatives of ``X | None``; a plain hint is its only one."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-
-
-def _option_value(hint: Any, text: str) -> Any:
-    """``ValueError`` when ``text`` is no value of the type."""
-    for choice in sorted(_choices(hint), key=lambda c: c is not type(None)):
-        if choice is type(None):
-            if text == "none":
-                return None
-        elif choice is bool:
-            if text in ("true", "false"):
-                return text == "true"
-        elif issubclass(choice, DType):
-            if text in choice.__members__:
-                return choice.__members__[text]
-        else:
-            return choice(text)  # int, float, str, an enum by value
-    raise ValueError(text)
-
-
-def option_text(value: Any) -> str:
-    """The value of an option as ``parse_pipeline`` reads it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value.value) if isinstance(value, enum.Enum) and not isinstance(value, DType) else str(value)
-
-
-def _takes(hint: Any) -> str:
-    names: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "none", DType: "a dtype"}
-    return " or ".join(names.get(c) or " or ".join(f"'{m.value}'" for m in c) for c in _choices(hint))

@@ -14,8 +14,9 @@ from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
 
 
-def cpu(panel: int = 48) -> list[Pass]:
-    """From any front end's module to regions for the CPU. ``panel`` is the width of packed weights that the target's micro-kernel reads."""
+def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
+    """From any front end's module to regions for the CPU. ``panel`` is the width of packed weights that the target's micro-kernel reads;
+    ``quantize`` is the pass of a recipe, or one that looks at what such a pass would do."""
     return [
         Canonicalize(),
         ConstantFold(),
@@ -24,6 +25,7 @@ def cpu(panel: int = 48) -> list[Pass]:
         Canonicalize(),  # what decomposition left behind
         FoldWeights(),
         MergeLinears(),
+        *([] if quantize is None else [quantize]),  # products are merged and weights folded; nothing is packed yet
         PackWeights(width=panel),
         Dce(),  # weights in the form that nothing reads any more
         Fuse(),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trustformers_ir.ir.core import Module, Value, Weight
+from trustformers_ir.ir.mapped import MappedFile
 from trustformers_ir.ir.ops import WeightOp
 from trustformers_ir.ir.types import TensorType
 
@@ -22,3 +23,8 @@ def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.n
     if name not in module.weights:
         module.add_weight(Weight(name, type, make))
     return module.weights[name]
+
+
+def mapped_files(module: Module) -> list[MappedFile]:
+    """The files that weights of the module are views of."""
+    return list({id(file): file for w in module.weights.values() if (file := w.file) is not None}.values())

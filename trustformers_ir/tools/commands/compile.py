@@ -14,7 +14,8 @@ from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
-from trustformers_ir.tools.commands.options import Dtype, Json, Model, Quantize, Target, Threads
+from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Model, Quantize, Target, Threads, files
+from trustformers_ir.tools.quantized import summary
 
 
 class Stage(enum.Enum):
@@ -40,6 +41,7 @@ def compile(
     ] = None,
     target: Target = "cpu",
     quantize: Quantize = None,
+    calibrate: Calibrate = None,
     dtype: Dtype = None,
     threads: Threads = None,
     dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
@@ -66,7 +68,9 @@ def compile(
     started = time.perf_counter()
     with console.progress("compiling"):
         dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
-        executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, dynamic=dims, threads=threads, partition=partition)
+        executable = tfir.compile(
+            model, target=target, dtype=dtype, quantize=quantize, dynamic=dims, threads=threads, partition=partition, calibration=files(calibrate)
+        )
         if emit is not None:
             text = str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value)
             if output is None:
@@ -78,6 +82,8 @@ def compile(
             executable.save(output, embed_weights=embed_weights)
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)
+    for line in summary(executable.report()):
+        console.say(line)
     console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
     if json:
         console.print_json(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import trustformers_ir as tfir
-from trustformers_ir.ir.abi import Manifest
+from trustformers_ir.ir.abi import RECIPE_KEY, Manifest
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
@@ -65,6 +65,7 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "cpu": manifest.target.cpu,
         "features": list(manifest.target.features),
         **_of_variants(found),
+        **({"quantize": manifest.metadata[RECIPE_KEY]} if RECIPE_KEY in manifest.metadata else {}),
         "dims": {name: str(fact) for name, fact in manifest.symbols},
         "inputs": {p.name: str(p.type) for p in main.inputs},
         "outputs": {p.name: str(p.type) for p in main.outputs},

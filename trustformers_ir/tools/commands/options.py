@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,10 +20,19 @@ Model = Annotated[
 Target = Annotated[
     str, typer.Option(metavar="T", help="What to compile for, one of `tfc targets`, or several with commas between: the best that runs is executed.")
 ]
-Quantize = Annotated[str | None, typer.Option(metavar="R", help="A quantization recipe, for example int8.")]
+Quantize = Annotated[str | None, typer.Option(metavar="R", help="A quantization recipe: int8, or int8{activations=static,method=entropy}.")]
+Calibrate = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE", help="Examples for int8{activations=static}: a .npz of arrays or a text per line; give it again for more."),
+]
 Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout, and nothing else there.")]
+
+
+def files(paths: list[str] | None) -> list[Path] | None:
+    """Paths as examples are named in Python."""
+    return [Path(p) for p in paths] if paths else None
 
 
 def check_options_of_artifact(model: str, target: str, quantize: str | None, dtype: str | None) -> None:

@@ -18,7 +18,7 @@ from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads, check_options_of_artifact
+from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Quantize, Target, Threads, check_options_of_artifact, files
 from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
 
@@ -40,6 +40,7 @@ def run(
     ] = None,
     target: Target = "cpu",
     quantize: Quantize = None,
+    calibrate: Calibrate = None,
     dtype: Dtype = None,
     threads: Threads = None,
     json: Json = False,
@@ -62,7 +63,7 @@ def run(
             check_options_of_artifact(model, target, quantize, dtype)
             executable = tfir.load(model, threads=threads)
         else:
-            executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
+            executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads, calibration=files(calibrate))
     started = time.perf_counter()
     call = _Call(executable)
     results = _run_texts(executable, call, model, texts, batch, pad, truncate) if texts else _named(executable, call(**arrays))

@@ -1,7 +1,8 @@
 """``tfc verify``: do these files compute the same function?
 
 Every file is fed the same made-up inputs. An artifact is executed; a source (a checkpoint, a ``.tfir`` file) is evaluated with the
-reference semantics, unless ``--compiled`` asks for it to be compiled first.
+reference semantics, unless ``--compiled`` asks for it to be compiled first. With ``--quantize`` there is one file, and the question is how far it
+lies from itself when it is quantized.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Json
+from trustformers_ir.tools.commands.options import Calibrate, Json
 from trustformers_ir.tools.probes import draw_dims, draw_inputs, tolerance_of
+from trustformers_ir.tools.quantized import error_of, show
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,21 @@ def verify(
     tolerance: Annotated[float | None, typer.Option(min=0.0, help="Allowed difference, relative to the output's largest magnitude.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the inputs.")] = 0,
     compiled: Annotated[bool, typer.Option("--compiled", help="Compile sources too, instead of interpreting them.")] = False,
+    quantize: Annotated[str | None, typer.Option(metavar="R", help="Compare one model with itself quantized by this recipe.")] = None,
+    calibrate: Calibrate = None,
+    data: Annotated[list[str] | None, typer.Option(metavar="FILE", help="With --quantize: a .npz, or a text per line, to compare on.")] = None,
     json: Json = False,
 ) -> None:
     """Check that files compute the same function."""
+    if quantize is not None:
+        if len(files) != 1 or compiled:
+            raise console.usage("--quantize compares one model with itself, compiled", "tfc verify MODEL --quantize int8")
+        with console.progress("verifying"):
+            report = error_of(files[0], quantize, calibrate, data, probe, seed)
+        show(report, files[0], tolerance, json)
+        return
+    if calibrate or data:
+        raise console.usage("--calibrate and --data go with --quantize", "tfc verify MODEL --quantize int8 --data texts.txt")
     if len(files) < 2:
         raise console.usage("verify compares at least two files", "tfc verify A B")
     with console.progress("verifying"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from trustformers_ir.passes.canonicalize import FAMILIES
-from trustformers_ir.passes.manager import Pass, option_text
+from trustformers_ir.passes.manager import Pass
+from trustformers_ir.passes.options import option_fields, option_text
 from trustformers_ir.passes.registry import PASSES
 
 INTRODUCTION = """\
@@ -140,7 +141,7 @@ def page() -> str:
 
 
 def _pass_row(kind: type[Pass]) -> str:
-    options = [f"`{f.name}`" + ("" if f.default is dataclasses.MISSING else f" = {option_text(f.default)}") for f in dataclasses.fields(kind)]
+    options = [f"`{f.name}`" + ("" if f.default is dataclasses.MISSING else f" = {option_text(f.default)}") for f in option_fields(kind)]
     sets = [", ".join(sorted(names)) for names in (kind.requires, kind.ensures, kind.breaks)]
     return f"| `{kind.name}` | {_cell(kind.summary)} | {', '.join(options)} | {' | '.join(sets)} |\n"
 

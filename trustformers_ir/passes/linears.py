@@ -1,0 +1,90 @@
+"""The products of a graph whose weight is known at build time, by name: what quantization, calibration and error reports speak of.
+
+A product is named after its weight, ``encoder.layer.0.output.dense`` for ``encoder.layer.0.output.dense.weight``; one that ``merge_linears``
+made has the names of its parts, what they begin with written once: ``encoder.layer.0.attention.self.query+key+value``. The second product
+with the same weight is ``name#2``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.ir.types import ROW_MAJOR
+from trustformers_ir.passes.weights import weight_of
+
+
+@dataclass(frozen=True)
+class Product:
+    """One ``linear``, or ``matmul`` by a matrix; ``weight`` is None when the right side is computed. ``parts`` are the full names of the products
+    that were merged into this one, or its own."""
+
+    name: str
+    parts: tuple[str, ...]
+    operation: Operation
+    weight: Weight | None
+
+    @property
+    def activation(self) -> Value:
+        return self.operation.inputs[0]
+
+    @property
+    def bias(self) -> Value | None:
+        return self.operation.operands[2] if isinstance(self.operation.op, ops.Linear) else None
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight holds a column, not a row, for each output."""
+        return isinstance(self.operation.op, ops.MatMul)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of outputs and of terms of each, (n, k)."""
+        assert self.weight is not None
+        rows, columns = self.weight.type.concrete({})
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def location(self) -> str:
+        return str(self.operation.loc) if self.operation.loc is not None else ""
+
+
+def products(module: Module) -> Iterator[Product]:
+    """Every product of two matrices, in order. Those of two activations (rank above 2 on the right) are none."""
+    seen: Counter[str] = Counter()
+    for function in module.functions.values():
+        for operation in function.body:
+            if not isinstance(operation.op, (ops.Linear, ops.MatMul)) or operation.inputs[1].type.rank != 2:
+                continue
+            right = operation.inputs[1]
+            weight = weight_of(module, right) if right.type.layout == ROW_MAJOR else None
+            parts = (operation.op.mnemonic,) if weight is None else tuple(p.removesuffix(".weight") for p in weight.name.split("+"))
+            name = _short(parts)
+            seen[name] += 1
+            yield Product(name if seen[name] == 1 else f"{name}#{seen[name]}", parts, operation, weight)
+
+
+def _short(parts: tuple[str, ...]) -> str:
+    """The names joined by ``+``, from the second on without the words that all of them begin with."""
+    words = [p.split(".") for p in parts]
+    shared = min(len(w) for w in words) - 1
+    while len({tuple(w[:shared]) for w in words}) > 1:
+        shared -= 1
+    return "+".join([parts[0], *(".".join(w[shared:]) for w in words[1:])])
+
+
+def is_head(operation: Operation) -> bool:
+    """Whether a result of the function is made from this one by elementwise operations and views alone: a classifier, a pooler, logits."""
+    waiting, seen = [operation], {operation}
+    while waiting:
+        for user in (u for r in waiting.pop().results for u in r.users):
+            if user.op.terminator:
+                return True
+            if user not in seen and user.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE):
+                seen.add(user)
+                waiting.append(user)
+    return False

@@ -1,0 +1,252 @@
+"""Products with known weights are computed in 8-bit integers: int8 weights per output, unsigned 8-bit activations.
+
+Before::
+
+    %w = weight {name = "inner.weight"} : f32[1536, 384]
+    %y = linear(%x, %w, %bias) : f32[batch, seq, 1536]
+
+After::
+
+    %q, %s, %z = quantize_dynamic(%x) : u8[batch, seq, 384], f32[batch, seq, 1], i32[batch, seq, 1]
+    %w = weight {name = "inner.weight.int8"} : i8[1536, 384]
+    %a = weight {name = "inner.weight.int8.scale"} : f32[1536]
+    %b = weight {name = "inner.weight.int8.sum"} : i32[1536]
+    %y = linear_int8(%q, %s, %z, %w, %a, %b, %bias) : f32[batch, seq, 1536]
+
+or, where ``ranges`` tells between which values %x lies (``passes/calibration.py``)::
+
+    %s, %z = constant() 0.0235 : f32[], constant() 121 : i32[]
+    %q = quantize_static(%x, %s, %z) : u8[batch, seq, 384]
+
+An activation is quantized once for all its readers. Row n of a weight becomes ``round(w / scale)`` with ``scale = max |w| / 127``, ties to even,
+in -127 … 127 (symmetric and per output: Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 3). The integers are made
+when the bytes are first asked for, weight by weight; before that each weight is read once, for its scales.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.builder import Builder
+from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.mapped import let_go
+from trustformers_ir.ir.ops.quantized import MOST_TERMS
+from trustformers_ir.ir.rewriting import constant_of
+from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes.calibration import Ranges
+from trustformers_ir.passes.linears import Product, is_head, products
+from trustformers_ir.passes.manager import Pass, PassLog
+from trustformers_ir.passes.options import IN_PYTHON
+from trustformers_ir.passes.weights import derived, mapped_files
+
+LARGEST = 127
+BLOCK_BYTES = 1 << 20  # weights are read in blocks of rows that stay in the cache
+
+
+@dataclass(frozen=True)
+class Sensitive:
+    """Which products stay in f32: the options that the pass and the recipe share.
+
+    ``keep`` has patterns of names (``*`` and ``?``; a merged product is kept with any of its parts). Without ``heads``, products that give a
+    result of the model through nothing but elementwise operations and views stay: poolers, classifiers, logits. ``min_size``: those with fewer
+    outputs or terms gain less than quantizing their activation costs. ``max_error``: those whose weight would move further, relatively.
+    """
+
+    keep: tuple[str, ...] = ()
+    heads: bool = False
+    min_size: int = 32
+    max_error: float = 0.05
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
+        found = []
+        if not isinstance(self.keep, tuple) or not all(isinstance(p, str) for p in self.keep):
+            found.append(f"keep is {self.keep!r}, not a tuple of patterns of names")
+        if not isinstance(self.heads, bool):
+            found.append(f"heads is {self.heads!r}, not True or False")
+        if not isinstance(self.min_size, int) or isinstance(self.min_size, bool) or self.min_size < 1:
+            found.append(f"min_size is {self.min_size!r}, not a whole number of at least 1")
+        if not isinstance(self.max_error, (int, float)) or isinstance(self.max_error, bool) or not self.max_error > 0:
+            found.append(f"max_error is {self.max_error!r}, not a number above 0")
+        return found
+
+    def reason(self, product: Product) -> str | None:
+        """Why a product stays in f32, as far as that can be said without looking at the weight."""
+        if any(fnmatchcase(name, pattern) for pattern in self.keep for name in (product.name, *product.parts)):
+            return "keep names it"
+        if product.weight is None:
+            return "its weight is not known at build time"
+        for what, dtype in (("its activation", product.activation.type.dtype), ("its weight", product.weight.type.dtype)):
+            if dtype is not DType.f32:
+                return f"{what} is {dtype}, and only f32 is quantized"
+        n, k = product.sizes
+        if min(n, k) < self.min_size:
+            return f"{n} outputs of {k} terms: one is below min_size = {self.min_size}"
+        if k > MOST_TERMS:
+            return f"a sum of {k} terms may leave an i32"
+        if not self.heads and is_head(product.operation):
+            return "it is a head: a result of the model is made from it directly"
+        return None
+
+
+@dataclass(frozen=True)
+class QuantizeInt8(Sensitive, Pass):
+    """With ``ranges`` (by name of the product) activations have constants for scale and zero point; without, those of each row."""
+
+    ranges: Ranges | None = field(default=None, metadata=IN_PYTHON)
+
+    name = "quantize_int8"
+    summary = "compute products with known weights in 8-bit integers"
+    requires = frozenset({"flat"})
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ValueError("; ".join(problems))
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Rewrites every product that is not sensitive; a row of the log's table tells what was decided about each."""
+        activations: dict[Value, tuple[Value, Value, Value]] = {}
+        sources = mapped_files(module)
+        for product in list(products(module)):
+            made, reason = self.attempt(module, product, activations)
+            let_go(sources)  # who reads every weight for its scales should not hold them all
+            if made is None:
+                log.miss(f"{product.name} in int8", reason)
+            else:
+                product.operation.replace_with([made.result])
+                log.count("products in int8")
+            log.row(**decision(product, made, reason))
+        log.count("activations quantized", len(activations))
+
+    def attempt(
+        self, module: Module, product: Product, activations: dict[Value, tuple[Value, Value, Value]]
+    ) -> tuple[Operation | None, str]:
+        """The product in integers, inserted before it; or None and the reason why not. ``activations`` are those that are quantized already."""
+        refused = self.reason(product)
+        if refused is not None:
+            return None, refused
+        assert product.weight is not None
+        if self.ranges is not None and product.name not in self.ranges:
+            return None, "calibration has not seen its activation"
+        matrix = Int8Matrix(product)
+        if not np.isfinite(matrix.error):
+            return None, "its weight has values that are not finite"
+        if matrix.error > self.max_error:
+            return None, f"its weight would move by {matrix.error:.2%}, more than max_error = {self.max_error:.2%}"
+        if not rewriting.allowed():
+            return None, "TFIR_STOP_AFTER has been reached"
+        builder = Builder.before(module, product.operation)
+        x = product.activation
+        if x not in activations:
+            activations[x] = self._quantized(builder, product)
+        weights = [builder(ops.WeightOp(w.name)) for w in matrix.weights(module)]
+        return builder.create(ops.LinearInt8(), *activations[x], *weights, product.bias), ""
+
+    def _quantized(self, builder: Builder, product: Product) -> tuple[Value, Value, Value]:
+        x = product.activation
+        if self.ranges is None:
+            q, scale, zero = builder.create(ops.QuantizeDynamic(), x).results
+            return q, scale, zero
+        known = self.ranges[product.name]
+        constants = constant_of(builder, known.scale, TensorType((), DType.f32)), constant_of(builder, known.zero, TensorType((), DType.i32))
+        return builder(ops.QuantizeStatic(), x, *constants), *constants
+
+
+def decision(product: Product, made: Operation | None, reason: str) -> dict[str, object]:
+    """What was decided about a product, as plain data."""
+    row: dict[str, object] = {"name": product.name, "location": product.location, "int8": made is not None, "reason": reason or None}
+    if product.weight is not None:
+        row["outputs"], row["terms"] = product.sizes
+    return row
+
+
+class Int8Matrix:
+    """The 8-bit form of the weight of a product: scales now, integers when they are asked for, and their sums along with them.
+
+    ``error`` is the expected root mean square of what rounding moves, relative to that of the weight: a rounding error is spread evenly over a
+    step, ``scale**2 / 12`` on average. NaN or infinite for a weight that is not finite.
+    """
+
+    def __init__(self, product: Product) -> None:
+        assert product.weight is not None
+        self.name = product.weight.name + (".transposed.int8" if product.transposed else ".int8")
+        self.sizes = product.sizes
+        self._rows = rows_of(product.weight, product.transposed)
+        rows = self._rows()
+        largest, squares = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+        for part in _blocks(*rows.shape):
+            block = np.ascontiguousarray(rows[part])
+            np.maximum(block.max(1), -block.min(1), out=largest[part])
+            with np.errstate(all="ignore"):
+                squares[part] = np.einsum("nk,nk->n", block, block)
+            if not (np.isfinite(squares[part]) & ((squares[part] > 0) | (largest[part] == 0))).all():  # beyond the range of f32
+                squares[part] = np.square(block.astype(np.float64)).sum(1)
+        self.scale = step_of(largest)
+        with np.errstate(all="ignore"):
+            moved = rows.shape[1] / 12 * np.square(self.scale.astype(np.float64)).sum(where=largest > 0)
+            self.error = float(np.sqrt(moved / squares.sum())) if squares.any() else 0.0
+        self._sums: np.ndarray | None = None
+        self._making = threading.Lock()
+
+    def weights(self, module: Module) -> tuple[Weight, Weight, Weight]:
+        """Integers ``i8[n, k]``, scales ``f32[n]`` and sums of the integers of each row ``i32[n]``."""
+        n, k = self.sizes
+        return (
+            derived(module, self.name, TensorType((n, k), DType.i8), self.integers),
+            derived(module, f"{self.name}.scale", TensorType((n,), DType.f32), _always(self.scale)),
+            derived(module, f"{self.name}.sum", TensorType((n,), DType.i32), self.sums),
+        )
+
+    def integers(self) -> np.ndarray:
+        """``i8[n, k]``, made anew each time: whoever packs them keeps them."""
+        rows = self._rows()
+        out = np.empty(rows.shape, np.int8)
+        for part in _blocks(*rows.shape):
+            out[part] = steps_of(rows[part], self.scale[part])
+        with self._making:
+            if self._sums is None:
+                self._sums = out.sum(1, dtype=np.int32)
+        return out
+
+    def sums(self) -> np.ndarray:
+        """``i32[n]``; kept, for they are small and cost as much as the integers."""
+        if self._sums is None:
+            self.integers()
+        assert self._sums is not None
+        return self._sums
+
+
+def rows_of(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
+    """What gives the weight of a product as ``[n, k]``."""
+    return lambda: weight.data.T if transposed else weight.data
+
+
+def step_of(largest: np.ndarray) -> np.ndarray:
+    """The scale of rows whose largest magnitudes are given: 1 for a row of zeros, never below the smallest normal number."""
+    scale = np.maximum(largest / np.float32(LARGEST), np.float32(2.0**-126))
+    return np.where(largest == 0, np.float32(1), scale).astype(np.float32)
+
+
+def steps_of(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``clip(round(w / scale), -127, 127)`` of ``rows: f32[n, k]`` as i8, ties to even."""
+    steps: np.ndarray = rows / scale[:, None]
+    np.rint(steps, out=steps)
+    np.clip(steps, -LARGEST, LARGEST, out=steps)
+    quantized: np.ndarray = steps.astype(np.int8)
+    return quantized
+
+
+def _blocks(n: int, k: int) -> list[slice]:
+    rows = max(1, BLOCK_BYTES // max(4 * k, 1))
+    return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def _always(array: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: array

@@ -1,0 +1,136 @@
+"""What quantization learns by running a model: ranges of activations, and the error of every quantized product.
+
+Both add results to a copy of the graph, compile it for this machine, and feed it examples; nothing is kept but sums and histograms. A batch
+whose results would fill more than ``MOST_BYTES`` is run in pieces along the first dim, where all inputs begin with the same symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.codegen import build as building
+from trustformers_ir.ir.binding import Shaped, bind_dims
+from trustformers_ir.ir.clone import clone_module
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
+from trustformers_ir.ir.dims import Facts, evaluate
+from trustformers_ir.ir.interpreter import result_names
+from trustformers_ir.ir.progress import note
+from trustformers_ir.passes import pipelines
+from trustformers_ir.passes.calibration import Observed, Range
+from trustformers_ir.passes.compare_int8 import CompareInt8
+from trustformers_ir.passes.int8_error import Deviation, ErrorReport, ProductError
+from trustformers_ir.passes.manager import Pass, PassManager
+from trustformers_ir.passes.observe_activations import ObserveActivations
+from trustformers_ir.passes.recipes import Int8
+from trustformers_ir.runtime.executable import Executable
+
+MOST_BYTES = 256 << 20  # of results at a time
+MASK = "attention_mask"  # an input of ones for tokens and zeros for padding: what stands beside padding is not looked at
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Probe:
+    """A copy of a module with more results, compiled for this machine. ``rows`` is what its pass wrote into its table."""
+
+    def __init__(self, module: Module, looking: Pass, threads: int | None) -> None:
+        copy = clone_module(module)
+        target = building.find_target("cpu")
+        passes = pipelines.cpu(building.machine_shape(target).panel, looking)
+        report = PassManager(passes).run(copy)
+        self.rows: list[dict[str, Any]] = report.passes[passes.index(looking)].log.rows
+        self.executable = Executable(building.build(copy, target), threads)
+
+    def run(self, piece: Batch) -> list[np.ndarray]:
+        """All results, rows of padding left out."""
+        results = self.executable(**piece)
+        mask = piece.get(MASK)
+        return [_real(r, mask) for r in (results if isinstance(results, tuple) else (results,))]
+
+    def pieces(self, batch: Batch) -> Iterator[Batch]:
+        """The batch, cut so that the results of each piece are not too large."""
+        ports = {p.name: p.type for p in self.executable.inputs}
+        known = {name: np.asarray(array) for name, array in batch.items()}
+        leading = {t.shape[0] if t.rank else 0 for t in ports.values()}
+        lengths = {a.shape[0] if a.ndim else 0 for a in known.values()}
+        (rows,) = lengths if len(lengths) == 1 else (1,)
+        at_once = rows
+        if len(leading) == 1 and not isinstance(next(iter(leading)), int) and rows > 1 and set(known) <= set(ports):
+            dims = bind_dims([Shaped(n, ports[n].shape, a.shape) for n, a in known.items()], Facts(dict(self.executable.manifest.symbols)))
+            need = sum(evaluate(p.type.bytes, dims) for p in self.executable.outputs)
+            at_once = max(1, rows * MOST_BYTES // max(need, MOST_BYTES))
+        if at_once >= rows:
+            yield known
+            return
+        for start in range(0, rows, at_once):
+            yield {name: a[start : start + at_once] for name, a in known.items()}
+
+
+def _real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The rows of real tokens, where the array has a row per token."""
+    if mask is None or array.ndim <= mask.ndim or array.shape[: mask.ndim] != mask.shape:
+        return array
+    return np.asarray(array[np.asarray(mask) != 0])
+
+
+def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None) -> dict[str, Range]:
+    """The range of the activation of every product that the recipe may quantize. ``CALIBRATION`` when the examples show none."""
+    probe = Probe(module, ObserveActivations(recipe.keep, recipe.heads, recipe.min_size, recipe.max_error), threads)
+    seen = {int(row["result"]): Observed() for row in probe.rows}
+    examples = list(batches)
+    for number, batch in enumerate(examples):
+        note("calibrating", number, len(examples))
+        for piece in probe.pieces(batch):
+            results = probe.run(piece)
+            for result, observed in seen.items():
+                observed.see(results[result])
+    problems = Collector()
+    for row in probe.rows:
+        observed = seen[int(row["result"])]
+        if observed.lost or not observed.values:
+            what = f"{observed.lost} of its values are not finite" if observed.lost else "no values came"
+            problems.add(Code.CALIBRATION, f"the activation of '{row['name']}' cannot be calibrated: {what}", help="look at the examples")
+    problems.check()
+    ranges = {result: observed.range(recipe.method, recipe.percentile) for result, observed in seen.items()}
+    return {str(row["name"]): ranges[int(row["result"])] for row in probe.rows}
+
+
+def measure(
+    module: Module,
+    recipe: Int8,
+    ranges: Mapping[str, Range] | None,
+    batches: Sequence[Batch],
+    threads: int | None = None,
+) -> ErrorReport:
+    """The error of every product that the recipe quantizes, on the examples. ``NOTHING_QUANTIZED`` when there is none."""
+    options = (recipe.keep, recipe.heads, recipe.min_size, recipe.max_error, ranges)
+    wanted, quantized = Probe(module, CompareInt8(*options), threads), Probe(module, CompareInt8(*options, instead=True), threads)
+    check_quantized(wanted.rows)
+    pairs = [(a, b) for a, b in zip(wanted.rows, quantized.rows, strict=True) if a["int8"]]
+    errors = [ProductError(a["name"], a["location"]) for a, _ in pairs]
+    names = result_names(module.main)
+    outputs = {name: Deviation() for name in names}
+    for number, batch in enumerate(batches):
+        note("measuring", number, len(batches))
+        for piece in wanted.pieces(batch):
+            want, have = wanted.run(piece), quantized.run(piece)
+            for i, deviation in enumerate(outputs.values()):
+                deviation.see(want[i], have[i])
+            for error, (a, b) in zip(errors, pairs, strict=True):
+                error.own.see(want[a["f32_result"]], want[a["int8_result"]])
+                error.arrived.see(want[a["f32_result"]], have[b["int8_result"]])
+    kept = {row["name"]: row["reason"] for row in wanted.rows if not row["int8"]}
+    return ErrorReport(str(recipe), sorted(errors, key=lambda e: e.own.sqnr), outputs, kept, len(batches))
+
+
+def check_quantized(rows: Sequence[Mapping[str, Any]]) -> None:
+    """``NOTHING_QUANTIZED``, with the reasons, when no row is that of a quantized product."""
+    if any(row["int8"] for row in rows):
+        return
+    reasons = dict.fromkeys(f"{row['name']}: {row['reason']}" for row in rows)
+    shown = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+    raise CompilerError.of(Code.NOTHING_QUANTIZED, f"nothing of the model is quantized: {shown or 'it has no products with known weights'}")
