@@ -15,8 +15,8 @@ The lanes of vectors are *queries*, 32 of them or the last 16, so everything is 
 key's feature is one broadcast straight from memory; maximum and sum over the keys add whole vectors, with no step across lanes. q is turned
 round once per tile on the way in, the result once on the way out, 16 x 16 elements at a time in registers. (With keys as lanes, each row of
 each block waited for two trees of shuffles, and all of K was gathered into transposed panels: 93 and 112 GFLOP/s on one core for heads of
-32 and 64 features and 128 tokens, where this form makes 157 and 179. With 16 queries alone, sixteen broadcasts from rows that are a power of
-two apart come from one bank of L1 and are slower than the products: 166.)
+32 and 64 features and 128 tokens, where this form makes 157 and 179. With 16 queries alone there are sixteen broadcasts
+per step instead of eight: 166.)
 
 Sums over a block: four running sums, of the keys j = 0, 1, 2, 3 modulo 4, joined as (0 + 1) + (2 + 3).
 """
