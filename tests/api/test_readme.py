@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.schema import OPS
 from trustformers_ir.tools.cli import COMMANDS, main
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -42,3 +45,10 @@ def test_the_commands_of_readme_run(folder: Path) -> None:
         words = shlex.split(line)[1:]
         if words[0] != "bench":  # torch and a minute
             assert main(words) == 0, line
+
+
+def test_the_numbers_of_readme_are_counted() -> None:
+    declared = [kind for kind in OPS.values() if kind.__module__.startswith(ops.__name__)]
+    broken = list((ROOT / "tests" / "ir" / "broken").glob("*.tfir"))
+    for number, what in ((len(declared), "ops"), (len(broken), "broken modules")):
+        assert f" {number} {what}" in README
