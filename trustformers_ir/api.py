@@ -10,6 +10,7 @@ import numpy as np
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import artifact, cache
 from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.workers import thread_count
 
 if TYPE_CHECKING:
     from trustformers_ir.ir.core import Module
@@ -44,7 +45,8 @@ def compile(
     """
     if partition is not None:
         raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
-    recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize}"
+    thread_count(threads)  # what is wrong with it is said now, and is no fault of an entry of the cache
+    recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize!r}"
     asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
     examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
     slot = cache.slot(model, asked) if example_inputs is None and examples is None else None

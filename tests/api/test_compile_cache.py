@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import trustformers_ir as tfir
+from trustformers_ir import compiler
+from trustformers_ir.passes.recipes import Int8
 from trustformers_ir.runtime import cache
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools.bench.compile_time import bert
@@ -118,6 +121,43 @@ def test_requests_are_kept_apart(checkpoint: Path, kept: Path) -> None:
     assert compiled(checkpoint, threads=1)[0] == "used"
 
 
+def test_recipes_that_print_alike_are_kept_apart(checkpoint: Path, kept: Path) -> None:
+    for keep in (("pooler*", "other*"), ("pooler*+other*",)):
+        assert compiled(checkpoint, quantize=Int8(keep=keep))[0] == "stored"
+
+
+def test_a_wrong_number_of_threads_costs_no_entry(checkpoint: Path, kept: Path) -> None:
+    compiled(checkpoint)
+    with pytest.raises(tfir.CompilerError, match="threads is 0"):
+        tfir.compile(checkpoint, threads=0)
+    assert len(entries(kept)) == 1 and compiled(checkpoint)[0] == "used"
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_not_kept(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its entry would be known by the old bytes and hold the new ones."""
+    compile_model = compiler.compile_model
+
+    def late(*arguments: Any) -> Executable:
+        change_weights(checkpoint)
+        return compile_model(*arguments)
+
+    monkeypatch.setattr(compiler, "compile_model", late)
+    assert compiled(checkpoint)[0] == "not stored" and not list(kept.iterdir())
+
+
+def test_without_a_thread_to_write_it_nothing_is_kept(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "tfir compile cache":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    what, exe = compiled(checkpoint)
+    assert what == "not stored" and exe(IDS)
+
+
 def test_a_compiler_that_changed_makes_its_own(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled(checkpoint)
     monkeypatch.setattr(cache, "_SOURCES", "another")
@@ -195,9 +235,13 @@ def test_off(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_folder_that_others_can_write_is_not_used(checkpoint: Path, kept: Path) -> None:
     kept.mkdir(parents=True)
-    kept.chmod(0o777)
-    assert compiled(checkpoint)[0] == "off"
+    for place in (kept, kept.parent):  # who can write the outer one can put another one into its place
+        place.chmod(0o777)
+        assert compiled(checkpoint)[0] == "off"
+        place.chmod(0o700)
     assert not entries(kept)
+    kept.parent.chmod(0o1777)
+    assert compiled(checkpoint)[0] == "stored"
 
 
 def test_a_cache_that_cannot_be_made_stops_nobody(checkpoint: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ never out of date; one that nobody can ask for any more is at some point the one
   mapped stays until nobody maps it.
 * An entry is checked like an artifact of unknown origin. Its weights are hashed when it is first used after a boot, and not again as long as the
   system says that the file is the same (``identity.py``). An entry that does not pass is removed, and made again.
-* The code of an entry runs with all rights of this process, so the folder has to belong to this user alone; else it is not used.
-* Entries are written by a thread of their own, after the result is there. The interpreter waits for it when it ends.
+* The code of an entry runs with all rights of this process, so the folder has to belong to this user alone, and the one around it must
+  not be everybody's; else it is not used.
+* Entries are written by a thread of their own, after the result is there, unless the checkpoint was changed meanwhile. The interpreter waits
+  for it when it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,18 +56,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a result that is asked for: where it is, or will be."""
+    """The place of a result that is asked for: where it is, or will be, and the files that it is made of, as they were when that was asked."""
 
     cache: Cache
     path: Path
+    model: Path
+    files: list[tuple[str, str]]
 
     def load(self, threads: int | None, parse: Callable[..., Any]) -> Executable | None:
         """The executable that lies here; None when there is none, or a broken one."""
         return self.cache.load(self.path, threads, parse)
 
     def store(self, executable: Executable) -> None:
-        """Writes the executable here, on a thread of its own. ``report()["cache"]`` says how that went."""
-        self.cache.store(self.path, executable)
+        """Writes the executable here, on a thread of its own, unless the checkpoint was changed while it was compiled: nobody knows then which
+        bytes were read. ``report()["cache"]`` says how that went."""
+        self.cache.store(self.path, executable, self._unchanged)
+
+    def _unchanged(self) -> bool:
+        return folder_identity(self.model, self.cache.memory) == self.files
 
 
 class Cache:
@@ -117,7 +127,8 @@ class Cache:
         executable.annotate({**_read_report(_report(path)), "cache": {"state": "used", "file": str(path)}})
         return executable
 
-    def store(self, path: Path, executable: Executable) -> None:
+    def store(self, path: Path, executable: Executable, unchanged: Callable[[], bool]) -> None:
+        """Writes an entry on a thread of its own; it appears when ``unchanged`` holds after all that it is made of was read."""
         state: dict[str, object] = {"state": "being stored", "file": str(path)}
         executable.annotate({"cache": state})
         size = sum(w.bytes for w in executable.manifest.weights)
@@ -126,8 +137,13 @@ class Cache:
             return
 
         def write() -> None:
+            made = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp")
             try:
-                executable.save(path, durable=False)
+                executable.save(made, durable=False)
+                if not unchanged():
+                    state.update(state="not stored", reason="the checkpoint changed while it was compiled")
+                    return
+                os.replace(made, path)
                 report = {k: v for k, v in executable.compiled.report.items() if k != "cache"}
                 write_text(_report(path), json.dumps(report), durable=False)
                 self.memory.remember(path, path.stat(), CHECKED)
@@ -135,8 +151,14 @@ class Cache:
                 self.evict(path)
             except (OSError, CompilerError, ValueError) as error:
                 state.update(state="not stored", reason=str(error))
+            finally:
+                with contextlib.suppress(OSError):
+                    made.unlink(missing_ok=True)
 
-        threading.Thread(target=write, name="tfir compile cache").start()
+        try:
+            threading.Thread(target=write, name="tfir compile cache").start()
+        except RuntimeError as error:  # as many threads as the system allows, or the interpreter ends
+            state.update(state="not stored", reason=str(error))
 
     def evict(self, keep: Path) -> None:
         """Removes what was used longest ago until the rest fits; ``keep`` stays. Leftovers of processes that died go too."""
@@ -199,10 +221,15 @@ def _read_report(path: Path) -> dict[str, object]:
 
 def opened(folder: Path | None = None) -> Cache:
     """The cache in the folder of the environment, or in ``folder``. ``OSError`` when it cannot be used."""
-    cache = Cache(folder or env.cache_folder(), env.CACHE_LIMIT.get())
-    cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cache.memory.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    base = folder or env.cache_folder()
+    cache = Cache(base, env.CACHE_LIMIT.get())
+    base.parent.mkdir(parents=True, exist_ok=True)
+    base.mkdir(mode=0o700, exist_ok=True)
+    status = base.stat()
+    if status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:  # unlike in /tmp, anybody could put other folders into the place of ours
+        raise OSError(f"'{base}' can be written by everybody")
     for place in (cache.folder, cache.memory.folder):
+        place.mkdir(mode=0o700, exist_ok=True)
         status = place.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OSError(f"'{place}' can be written by others")
@@ -232,7 +259,8 @@ def slot(model: Any, request: dict[str, object]) -> Slot | None:
     facts: dict[str, object] = {"files": files, "name": folder.name, "request": request, "machine": this_machine(), "compiler": _SOURCES}
     facts |= {"abi": ABI_VERSION, "format": container.FORMAT_VERSION}
     text = json.dumps(facts, sort_keys=True)
-    return Slot(cache, cache.folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tfc")
+    name = f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tfc"
+    return Slot(cache, cache.folder / name, folder, files)
 
 
 def _plain(value: object) -> bool:
