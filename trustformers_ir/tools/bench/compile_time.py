@@ -20,15 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from trustformers_ir.frontend.random_model import random_model
-from trustformers_ir.ir.core import Module
-from trustformers_ir.ir.dims import evaluate
-from trustformers_ir.models.registry import find_family
 from trustformers_ir.tools import console
+from trustformers_ir.tools.bench.models import write_random
 
-_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _CHILD = """
 import json, sys, time
 started = float(sys.argv[1])
@@ -56,32 +50,12 @@ class Run:
     cache: object
 
 
-def write_checkpoint(folder: Path, module: Module, config: Mapping[str, object]) -> None:
-    """A checkpoint folder of a module's weights: ``config.json`` and ``model.safetensors``, tensor by tensor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    header: dict[str, object] = {}
-    end = 0
-    for name, w in module.weights.items():
-        size = evaluate(w.type.bytes, {})
-        header[name] = {"dtype": _NAMES[w.type.dtype.name], "shape": list(w.type.shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for w in module.weights.values():
-            stream.write(np.ascontiguousarray(w.data).reshape(-1).view(np.uint8).data)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def bert(folder: Path, layers: int, hidden: int = 768) -> Path:
     """A BERT-base of so many layers in a folder, written unless it is there."""
     path = folder / f"bert-{hidden}-{layers}"
     if not (path / "config.json").is_file():
         fields = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": hidden // 64, "intermediate_size": 4 * hidden}
-        query = "&".join(f"{k}={v}" for k, v in fields.items())
-        config = {"model_type": "bert", "architectures": ["BertModel"], **find_family("bert").base, **fields}
-        write_checkpoint(path, random_model(f"random:bert?{query}"), config)
+        write_random(path, "bert", fields)
     return path
 
 

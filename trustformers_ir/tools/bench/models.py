@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from trustformers_ir.frontend.random_model import random_model
+from trustformers_ir.ir.core import Weight
+from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.models.registry import find_family
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools.fetch import fetch
@@ -26,25 +28,39 @@ def checkpoint(name: str, into: Path = FOLDER) -> Path:
         return fetch(name, into)
     folder = into / f"random-{name}"
     if not folder.is_dir():
-        _write(folder, RANDOM[name])
+        write_random(folder, RANDOM[name])
     return folder
 
 
-def _write(folder: Path, model_type: str) -> None:
-    """``config.json`` and ``model.safetensors`` of a random model, in a folder that appears whole."""
-    from safetensors.numpy import save_file
-
-    module, family = random_model(f"random:{model_type}"), find_family(model_type)
+def write_random(folder: Path, model_type: str, fields: Mapping[str, int] | None = None) -> None:
+    """``config.json`` and ``model.safetensors`` of a random model, in a folder that appears whole; the weights are written one by one."""
+    query = "&".join(f"{k}={v}" for k, v in (fields or {}).items())
+    module, family = random_model(f"random:{model_type}?{query}" if query else f"random:{model_type}"), find_family(model_type)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         made = Path(work) / folder.name
         made.mkdir()
-        config = {**family.base, "model_type": model_type, "architectures": [family.backbone], "torch_dtype": "float32"}
+        config = {**family.base, **(fields or {}), "model_type": model_type, "architectures": [family.backbone], "torch_dtype": "float32"}
         (made / "config.json").write_text(json.dumps(config))
-        save_file({name: np.ascontiguousarray(w.data) for name, w in module.weights.items()}, made / "model.safetensors", {"format": "pt"})
+        _write_weights(made / "model.safetensors", module.weights)
         if folder.is_dir():  # someone else was faster
             return
         os.replace(made, folder)
+
+
+def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, w in weights.items():
+        size = evaluate(w.type.bytes, {})
+        header[name] = {"dtype": w.type.dtype.name.upper(), "shape": list(w.type.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for w in weights.values():
+            stream.write(np.ascontiguousarray(w.data).reshape(-1).view(np.uint8).data)
 
 
 def draw_sets(exe: Executable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
