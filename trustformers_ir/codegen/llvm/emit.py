@@ -31,10 +31,11 @@ from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts, simplify_kernel
 from trustformers_ir.codegen.kernel_ir.verify import verify
 from trustformers_ir.codegen.llvm.dot import DotKind, Dots
+from trustformers_ir.codegen.llvm.fold import as_limit, conjuncts
 from trustformers_ir.codegen.llvm.memory import ZEROS_DEFINITION, Addressing, Memory
 from trustformers_ir.codegen.llvm.strips import is_tile, legalise
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
-from trustformers_ir.codegen.llvm.tile import Evaluator, Point, as_limit, conjuncts
+from trustformers_ir.codegen.llvm.tile import Evaluator, Point
 from trustformers_ir.codegen.llvm.values import Ops
 from trustformers_ir.ir.dtypes import DType
 

@@ -6,8 +6,8 @@ UNROLL axes that it depends on (a vector when it depends on the vector axis, a s
 (expression, those coordinates). So in ``sum_k A[i, k] * B[k, j]`` with i unrolled and j a vector, the 8 broadcasts of A and the 3 vectors of
 B are loaded once per k and shared by the 24 products.
 
-A Reduce is asked for at one point but emitted for all points it depends on, in one loop with one accumulator each (unroll-and-jam). Reduces over the
-same axes (the smallest and the largest element of a row) run in the same loop.
+A Reduce is asked for at one point but emitted for all points it depends on, in one loop with one accumulator each (unroll-and-jam; see ``fold.py``).
+Reduces over the same axes (the smallest and the largest element of a row) run in the same loop.
 Before a loop is opened, the Reduces inside that do not depend on it are evaluated: they belong outside.
 
 Memo entries live in scopes: a loop body opens one, since what it computes does not dominate what follows.
@@ -25,9 +25,6 @@ from trustformers_ir.codegen.kernel_ir.kernel import walk
 from trustformers_ir.codegen.kernel_ir.nodes import (
     DOT,
     LANES,
-    SEQ,
-    UNROLL,
-    VECTOR,
     Axis,
     Binary,
     Buffer,
@@ -44,7 +41,8 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     const,
 )
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
-from trustformers_ir.codegen.llvm.dot import Bytes, Dots, Grouping, Groups
+from trustformers_ir.codegen.llvm.dot import Dots
+from trustformers_ir.codegen.llvm.fold import Fold
 from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Memory
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
 from trustformers_ir.codegen.llvm.values import Ops
@@ -52,7 +50,6 @@ from trustformers_ir.ir.dtypes import DType
 
 Point = dict[Axis, int]
 Key = tuple[Expr, tuple[int, ...], tuple[str, ...]]
-Bodies = tuple[Expr, ...]
 
 
 class Evaluator:
@@ -73,7 +70,7 @@ class Evaluator:
         self.mask_guards: tuple[Expr, ...] = ()
         self.masking = False
         self.conditions: list[Val] = []
-        self.scopes: list[dict[Key, Val | list[Val]]] = [{}]
+        self.scopes: list[dict[Key, Val]] = [{}]
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
         self._obeys: dict[Expr, bool] = {}
         self._needed: dict[Expr, dict[Expr, None]] = {}
@@ -104,14 +101,15 @@ class Evaluator:
             for key in [k for k in scope if not changed.isdisjoint(k[0].loads)]:
                 del scope[key]
 
-    def _coordinates(self, e: Expr, point: Point) -> tuple[int, ...]:
+    def coordinates(self, e: Expr, point: Point) -> tuple[int, ...]:
+        """The part of a point that matters to the value of ``e``."""
         free = e.free_axes
         return tuple(c for a, c in point.items() if a in free)
 
     def _lookup(self, key: Key) -> Val | None:
         for scope in reversed(self.scopes):
             hit = scope.get(key)
-            if isinstance(hit, Val):
+            if hit is not None:
                 return hit
         return None
 
@@ -123,7 +121,7 @@ class Evaluator:
             return self._axis(e, point)
         if isinstance(e, Sym):
             return self.symbols[e.name]
-        coordinates = self._coordinates(e, point)
+        coordinates = self.coordinates(e, point)
         conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for n in range(len(conditions) + 1):  # what holds under fewer conditions holds here
             hit = self._lookup((e, coordinates, conditions[:n]))
@@ -295,7 +293,7 @@ class Evaluator:
         columns = self.ops.transpose(rows)
         conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for c, column in enumerate(columns):
-            self.scopes[-1][(e, self._coordinates(e, {**point, across: c}), conditions)] = column
+            self.scopes[-1][(e, self.coordinates(e, {**point, across: c}), conditions)] = column
         return columns[point[across]]
 
     def _both(self, a: Val | None, b: Val) -> Val:
@@ -469,281 +467,17 @@ class Evaluator:
             ranges = [range(a.static_extent or 0) for a in axes]
             points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
         together = [e, *(r for r in self._alike.get(e.axes, ()) if r is not e and self._runs_with(r, e, point))]
-        results = _Fold(self, together, points).run()
+        results = Fold(self, together, points).run()
         conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for p, values in zip(points, results, strict=True):
             for r, value in zip(together, values, strict=True):
-                self.scopes[-1][(r, self._coordinates(r, p), conditions)] = value
-        hit = self._lookup((e, self._coordinates(e, point), conditions))
+                self.scopes[-1][(r, self.coordinates(r, p), conditions)] = value
+        hit = self._lookup((e, self.coordinates(e, point), conditions))
         assert hit is not None
         return hit
-
 
     def _runs_with(self, r: Reduce, e: Reduce, point: Point) -> bool:
         """Whether ``r`` can be folded in the loop of ``e``: same points, no conditions, and not yet known."""
         if r.guard is not e.guard or r.free_axes != e.free_axes or e.kind.startswith("arg") or e.axes[-1].kind is DOT:
             return False
-        return not self._conditional(e) and not self._conditional(r) and self._lookup((r, self._coordinates(r, point), ())) is None
-
-
-def conjuncts(guard: Expr | None) -> list[Expr]:
-    """The parts of a conjunction."""
-    if guard is None:
-        return []
-    if isinstance(guard, Binary) and guard.op == "and" and guard.dtype is DType.bool:
-        return conjuncts(guard.a) + conjuncts(guard.b)
-    return [guard]
-
-
-def as_limit(guard: Expr, axis: Axis, addressing: Addressing) -> Expr | None:
-    """For a guard ``p < q`` that says ``axis < bound``: the bound, an expression without the axis."""
-    if not isinstance(guard, Binary) or guard.op != "lt" or not guard.pure_index or guard.a.dtype is not DType.i64:
-        return None
-    line = addressing.line(addressing.simplifier(guard.b - guard.a), axis)
-    if line is None or not isinstance(line.slope, Const) or line.slope.value != -1:
-        return None
-    return line.rest
-
-
-class _Fold:
-    """Reduces over the same axes and a set of tile points: their loops, with an accumulator per point and Reduce."""
-
-    def __init__(self, ev: Evaluator, together: list[Reduce], points: list[Point]) -> None:
-        e = together[0]  # axes, guard and dependences are those of all
-        self.ev = ev
-        self.ops = ev.ops
-        self.w = ev.w
-        self.e = e
-        self.together = together
-        self.points = points
-        lane_axis = e.axes[-1] if e.axes[-1].kind is VECTOR else None
-        # Inside a vector context the lanes of the fold become 16 accumulators of vectors; see ``_spread``.
-        self.spread = lane_axis is not None and ev.vector is not None
-        self.place: Expr = e.axes[0]  # the position that argmax and argmin report
-        self.limits: dict[Axis, list[Expr]] = {}
-        self.rest: list[Expr] = []
-        for g in conjuncts(e.guard):
-            mine = [a for a in e.axes if a in g.free_axes]
-            limit = as_limit(g, mine[-1], ev.addressing) if mine and mine[-1].kind is not UNROLL else None
-            tile = any(a in limit.free_axes for a in points[0]) if limit is not None else True
-            if limit is None or tile or (ev.vector is not None and ev.vector in limit.free_axes):
-                self.rest.append(g)
-            else:
-                self.limits.setdefault(mine[-1], []).append(limit)
-
-    def run(self) -> list[list[Val]]:
-        """The values of all Reduces at each point."""
-        e, ev = self.e, self.ev
-        lanes = ev.lanes if ev.vector is not None else LANES if e.axes[-1].kind is VECTOR else 0
-        starts = [[self.ops.splat(v, lanes) for v in self.ops.neutral(r.kind, r.body.dtype)] for r in self.together]
-        self.width = len(starts[0])
-        self.slots = LANES if self.spread else 1
-        accumulators = [v for _ in self.points for start in starts for _ in range(self.slots) for v in start]
-        bodies = tuple(r.body for r in self.together)
-        for p in self.points:
-            ev.hoist((*bodies, *self.rest), frozenset(e.axes), p)
-        groups = self._groups()
-        final = self._dots(groups, accumulators) if groups is not None else self._level(0, accumulators, bodies, self.rest, {}, 0)
-        step = self.slots * self.width
-        parts = [final[at : at + step] for at in range(0, len(final), step)]
-        count = len(self.together)
-        return [[self._joined(r, parts[n * count + j]) for j, r in enumerate(self.together)] for n in range(len(self.points))]
-
-    def _joined(self, r: Reduce, acc: list[Val]) -> Val:
-        """The value from the accumulators of one point."""
-        slots = [acc[s * self.width : (s + 1) * self.width] for s in range(self.slots)]
-        while len(slots) > 1:
-            half = len(slots) // 2
-            slots = [self.ops.merge(r.kind, slots[j], slots[j + half]) for j in range(half)]
-        result = slots[0]
-        if r.axes[-1].kind is VECTOR and not self.spread:
-            result = self.ops.tree(r.kind, result)
-        return self._finish(result)
-
-    def _finish(self, acc: Sequence[Val]) -> Val:
-        if not self.e.kind.startswith("arg"):
-            return acc[0]
-        position = acc[1]
-        return self.ops.extremum("max", position, self.ops.like(position, 0))
-
-    def _extent(self, axis: Axis, fixed: Point) -> Val:
-        """Number of iterations: the extent, cut by the guards that bound this axis from above. ``fixed``: where unrolled axes of the fold stand."""
-        ev, point = self.ev, {**self.points[0], **fixed}
-        stop = ev.eval(axis.extent, point)
-        for limit in self.limits.get(axis, ()):
-            stop = self.ops.extremum("min", stop, ev.eval(limit, point))
-        return stop
-
-    def _never_empty(self, axis: Axis) -> bool:
-        return axis not in self.limits and self.ev.simplifier.proves_less(const(0), axis.extent)
-
-    def _level(self, depth: int, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point, lane: int) -> list[Val]:
-        """The loops from ``depth`` inwards."""
-        e, ev = self.e, self.ev
-        if depth == len(e.axes):
-            return self._element(acc, bodies, rest, fixed, lane)
-        axis = e.axes[depth]
-        if depth:
-            for p in self.points:
-                ev.hoist(bodies, frozenset(e.axes[depth:]), {**p, **fixed})
-        if axis.kind is UNROLL:
-            for c in range(axis.static_extent or 0):
-                acc = self._level(depth + 1, acc, bodies, rest, {**fixed, axis: c}, lane)
-            return acc
-        if axis.kind is VECTOR:
-            return self._spread(axis, acc, bodies, rest, fixed) if self.spread else self._lanes(axis, acc, bodies, rest, fixed)
-
-        def turn(i: Val, values: list[Val]) -> Sequence[Val]:
-            ev.bound[axis] = i
-            return ev.scoped(lambda: self._level(depth + 1, values, bodies, rest, fixed, lane))
-
-        return self.w.loop(literal(0, DType.i64), self._extent(axis, fixed), acc, turn, may_skip=not self._never_empty(axis))
-
-    def _lanes(self, axis: Axis, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point) -> list[Val]:
-        """The 16-lane fold in a scalar context: whole chunks of 16, then one masked chunk."""
-        ev = self.ev
-        stop = self._extent(axis, fixed)
-        sixteen = literal(LANES, DType.i64)
-        static = axis.static_extent if axis not in self.limits else None
-        if static is None:
-            stop = self.ops.extremum("max", stop, literal(0, DType.i64))
-        chunks = self.ops.binary("floordiv", stop, sixteen, index=True, positive=True)
-        left = self.ops.binary("mod", stop, sixteen, index=True, positive=True)
-        chunk = Axis(f"{axis.name}.c", axis.extent // LANES, SEQ)
-        lane = Axis(f"{axis.name}.l", LANES, VECTOR)
-
-        def at(where: Expr, c: Val, guard: Expr | None, values: list[Val]) -> list[Val]:
-            ev.bound[chunk] = c
-            mapping: dict[Expr, Expr] = {axis: where * LANES + lane}
-            self.place = mapping[axis]
-            new_bodies = tuple(ev.simplifier(substitute(b, mapping)) for b in bodies)
-            new_rest = [ev.simplifier(substitute(g, mapping)) for g in rest]
-            ev.vector, ev.lanes = lane, LANES
-            ev.mask_guards = () if guard is None else (guard,)
-            try:
-                return ev.scoped(lambda: self._element(values, new_bodies, new_rest, fixed, 0))
-            finally:
-                ev.vector, ev.lanes, ev.mask_guards = None, 0, ()
-
-        if chunks.literal != 0:
-            acc = self.w.loop(
-                literal(0, DType.i64), chunks, acc, lambda c, values: at(chunk, c, None, values), may_skip=chunks.literal is None
-            )
-        if left.literal == 0:
-            return acc
-        tail = Axis(f"{axis.name}.t", chunk.extent + 1, SEQ)
-        ev.bound[tail] = chunks
-        count = Axis(f"{axis.name}.n", axis.extent + 1, SEQ)  # stands for the register that holds the number of iterations
-        ev.bound[count] = stop
-        guard = tail * LANES + lane < count
-        if left.literal is not None:
-            return at(tail, chunks, guard, acc)
-        return self.w.branch(self.ops.compare("gt", left, literal(0, DType.i64)), lambda: at(tail, chunks, guard, acc), acc)
-
-    def _spread(self, axis: Axis, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point) -> list[Val]:
-        """The 16-lane fold inside a vector context: lane j of the fold is accumulator j, itself a vector."""
-        ev = self.ev
-        stop = self._extent(axis, fixed)
-        chunk = Axis(f"{axis.name}.c", (axis.extent + (LANES - 1)) // LANES, SEQ)
-        last = self.ops.binary("add", stop, literal(LANES - 1, DType.i64), index=True)
-        last = self.ops.extremum("max", last, literal(0, DType.i64))
-        chunks = self.ops.binary("floordiv", last, literal(LANES, DType.i64), index=True, positive=True)
-        exact = axis not in self.limits and axis.static_extent is not None and axis.static_extent % LANES == 0
-
-        def turn(c: Val, values: list[Val]) -> Sequence[Val]:
-            ev.bound[chunk] = c
-
-            def lanes() -> list[Val]:
-                current = values
-                for lane in range(LANES):
-                    place = chunk * LANES + lane
-                    mapping: dict[Expr, Expr] = {axis: place}
-                    self.place = place
-                    guards = [ev.simplifier(substitute(g, mapping)) for g in rest]
-                    if not exact:
-                        guards.append(place < axis.extent)
-                        guards += [place < limit for limit in self.limits.get(axis, ())]
-                    current = self._element(current, tuple(ev.simplifier(substitute(b, mapping)) for b in bodies), guards, fixed, lane)
-                return current
-
-            return ev.scoped(lanes)
-
-        return self.w.loop(literal(0, DType.i64), chunks, acc, turn)
-
-    def _groups(self) -> Groups | None:
-        """The fold as groups of four bytes, where the machine has instructions for them."""
-        ev = self.ev
-        if self.e.axes[-1].kind is not DOT or ev.dots is None or ev.vector is None or ev.lanes != LANES:
-            return None
-        return Grouping(self.e, ev.vector, ev.addressing).groups()
-
-    def _dots(self, groups: Groups, acc: list[Val]) -> list[Val]:
-        """A group of every point per turn; what rows and columns share is loaded once."""
-        ev, dots = self.ev, self.ev.dots
-        assert dots is not None
-
-        def group(left: Bytes, right: Bytes, values: list[Val]) -> list[Val]:
-            known: dict[tuple[Bytes, tuple[int, ...]], list[Val]] = {}
-
-            def operand(b: Bytes, load: Callable[[Bytes, Val], list[Val]], point: Point) -> list[Val]:
-                place = (b, ev._coordinates(b.start, point))
-                if place not in known:
-                    known[place] = load(b, ev.eval(b.start, point))
-                return known[place]
-
-            return [
-                dots.add(total, operand(left, dots.left, p), operand(right, dots.right, p)) for total, p in zip(values, self.points, strict=True)
-            ]
-
-        def turn(i: Val, values: list[Val]) -> Sequence[Val]:
-            ev.bound[groups.axis] = i
-            return ev.scoped(lambda: group(groups.left, groups.right, values))
-
-        if groups.whole:
-            acc = self.w.loop(literal(0, DType.i64), literal(groups.whole, DType.i64), acc, turn, may_skip=False)
-        if groups.rest is None:
-            return acc
-        left, right = groups.rest
-        return ev.scoped(lambda: group(left, right, acc))
-
-    def _element(self, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
-        """Folds one element into the accumulator of each point."""
-        ev, e = self.ev, self.e
-        out = list(acc)
-        for n, p in enumerate(self.points):
-            point = {**p, **fixed} if fixed else p
-            keep: Val | None = None
-            for g in rest:
-                holds = ev.eval(g, point)
-                if holds.literal != 1:
-                    keep = holds if keep is None else self.ops.logic("and", keep, holds)
-            mask = ev.mask(point) if ev.vector is not None and e.axes[-1].kind is VECTOR and not self.spread else None
-            for j, (r, body) in enumerate(zip(self.together, bodies, strict=True)):
-                at = ((n * len(bodies) + j) * self.slots + slot) * self.width
-                old = acc[at : at + self.width]
-                if keep is not None:
-                    ev.conditions.append(keep)
-                new = self._step(r, old, body, point)
-                if keep is not None:
-                    ev.conditions.pop()
-                chosen = keep
-                if mask is not None:
-                    chosen = mask if keep is None else self.ops.logic("and", keep, mask)
-                lanes = old[0].lanes
-                new = [self.ops.splat(v, lanes) for v in new]
-                out[at : at + self.width] = new if chosen is None else [self.ops.choose(chosen, a, b) for a, b in zip(new, old, strict=True)]
-        return out
-
-    def _step(self, e: Reduce, old: list[Val], body: Expr, point: Point) -> list[Val]:
-        ev = self.ev
-        if e.kind == "sum" and e.body.dtype.is_float and _product(e.body) and isinstance(body, Binary) and body.op == "mul":
-            return [self.ops.fma(ev.eval(body.a, point), ev.eval(body.b, point), old[0])]
-        x = ev.eval(body, point)
-        position = None
-        if e.kind.startswith("arg"):
-            position = ev.eval(self.place, point)
-        return self.ops.fold(e.kind, old, x, position)
-
-
-def _product(e: Expr) -> bool:
-    return isinstance(e, Binary) and e.op == "mul"
+        return not self._conditional(e) and not self._conditional(r) and self._lookup((r, self.coordinates(r, point), ())) is None
