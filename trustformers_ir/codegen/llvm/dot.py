@@ -19,7 +19,7 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, Axis, Binary, Buffer, Const, Expr, Load, Reduce, const
+from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, Axis, Buffer, Const, Expr, Load, Reduce, const
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
 from trustformers_ir.codegen.kernel_ir.verify import byte_factors
 from trustformers_ir.codegen.llvm.memory import Addressing, Memory
@@ -101,12 +101,10 @@ class Grouping:
             return None
         if guard is None:
             return 0
-        if not isinstance(guard, Binary) or guard.op != "lt":
+        limit = self.addressing.limit(guard, inner)
+        if limit is None:
             return None
-        line = self.addressing.line(self.addressing.simplifier(guard.b - guard.a), inner)
-        if line is None or not _is(line.slope, -1):
-            return None
-        exist = [self.addressing.simplifier(substitute(line.rest, _place(outer, const(n)))) for n in range(max(blocks - 2, 0), blocks)]
+        exist = [self.addressing.simplifier(substitute(limit, _place(outer, const(n)))) for n in range(max(blocks - 2, 0), blocks)]
         counts = [int(n.value) for n in exist if isinstance(n, Const)]
         if len(counts) != len(exist) or not 1 <= counts[-1] <= DEPTH or (blocks > 1 and counts[0] != counts[-1] + DEPTH):
             return None
@@ -119,10 +117,10 @@ class Grouping:
             index = tuple(simplifier(substitute(i, place)) for i in load.index)
             exists = index if count == DEPTH or lanes else tuple(simplifier(substitute(i, {inner: const(count - 1)})) for i in index)
             along = self.addressing.line(self.addressing.flat(load.buffer, index), inner)
-            if not self.addressing.safe(load.buffer, exists) or along is None or not _is(along.slope, 1):
+            if not self.addressing.safe(load.buffer, exists) or along is None or along.step != 1:
                 return None
             across = self.addressing.line(along.rest, self.vector)
-            if across is None or not _is(across.slope, lanes):
+            if across is None or across.step != lanes:
                 return None
             found.append(Bytes(load.buffer, across.rest, DEPTH if lanes else count))
         return found[0], found[1]
@@ -130,10 +128,6 @@ class Grouping:
 
 def _place(outer: Axis | None, at: Expr) -> dict[Expr, Expr]:
     return {} if outer is None else {outer: at}
-
-
-def _is(e: Expr, value: int) -> bool:
-    return isinstance(e, Const) and e.value == value
 
 
 class Dots:

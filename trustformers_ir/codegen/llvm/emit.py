@@ -31,7 +31,7 @@ from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts, simplify_kernel
 from trustformers_ir.codegen.kernel_ir.verify import verify
 from trustformers_ir.codegen.llvm.dot import DotKind, Dots
-from trustformers_ir.codegen.llvm.fold import as_limit, conjuncts
+from trustformers_ir.codegen.llvm.fold import conjuncts
 from trustformers_ir.codegen.llvm.memory import ZEROS_DEFINITION, Addressing, Memory
 from trustformers_ir.codegen.llvm.strips import is_tile, legalise
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
@@ -105,7 +105,6 @@ class _Emitter:
         addressing = Addressing(self.kernel, self.simplifier)
         memory = Memory(self.ops, pointers, addressing)
         self.ev = Evaluator(self.writer, self.ops, memory, addressing, "%status", None if dot is None else Dots(self.ops, memory, dot))
-
         self.ev.expect(e for s in walk_statements(self.kernel.body) if isinstance(s, Store) for e in (*s.index, s.value))
 
     # -- frame ---------------------------------------------------------------------------------------------------------
@@ -191,8 +190,7 @@ class _Emitter:
         """``body`` where all guards hold."""
         holds: Val | None = None
         for g in guards:
-            v = self.ev.eval(g, {})
-            holds = v if holds is None else self.ops.logic("and", holds, v)
+            holds = self.ops.both(holds, self.ev.eval(g, {}))
         if holds is None or holds.literal == 1:
             self._body(body)
         elif holds.literal != 0:
@@ -219,7 +217,7 @@ class _Emitter:
         rest: list[Expr] = []
         limited = False
         for g in conjuncts(loop.guard):
-            limit = as_limit(g, loop.axis, self.ev.addressing)
+            limit = self.ev.addressing.limit(g, loop.axis)
             if limit is None or limit.loads:
                 rest.append(g)
             else:

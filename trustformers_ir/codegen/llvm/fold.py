@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, SEQ, UNROLL, VECTOR, Axis, Binary, Const, Expr, Reduce, const
+from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, SEQ, UNROLL, VECTOR, Axis, Binary, Expr, Reduce, const
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
 from trustformers_ir.codegen.llvm.dot import Bytes, Grouping, Groups
-from trustformers_ir.codegen.llvm.memory import Addressing
 from trustformers_ir.codegen.llvm.text import Val, literal
 from trustformers_ir.ir.dtypes import DType
 
@@ -29,16 +28,6 @@ def conjuncts(guard: Expr | None) -> list[Expr]:
     if isinstance(guard, Binary) and guard.op == "and" and guard.dtype is DType.bool:
         return conjuncts(guard.a) + conjuncts(guard.b)
     return [guard]
-
-
-def as_limit(guard: Expr, axis: Axis, addressing: Addressing) -> Expr | None:
-    """For a guard ``p < q`` that says ``axis < bound``: the bound, an expression without the axis."""
-    if not isinstance(guard, Binary) or guard.op != "lt" or not guard.pure_index or guard.a.dtype is not DType.i64:
-        return None
-    line = addressing.line(addressing.simplifier(guard.b - guard.a), axis)
-    if line is None or not isinstance(line.slope, Const) or line.slope.value != -1:
-        return None
-    return line.rest
 
 
 class Fold:
@@ -60,7 +49,7 @@ class Fold:
         self.rest: list[Expr] = []
         for g in conjuncts(e.guard):
             mine = [a for a in e.axes if a in g.free_axes]
-            limit = as_limit(g, mine[-1], ev.addressing) if mine and mine[-1].kind is not UNROLL else None
+            limit = ev.addressing.limit(g, mine[-1]) if mine and mine[-1].kind is not UNROLL else None
             tile = any(a in limit.free_axes for a in points[0]) if limit is not None else True
             if limit is None or tile or (ev.vector is not None and ev.vector in limit.free_axes):
                 self.rest.append(g)
@@ -252,7 +241,7 @@ class Fold:
             for g in rest:
                 holds = ev.eval(g, point)
                 if holds.literal != 1:
-                    keep = holds if keep is None else self.ops.logic("and", keep, holds)
+                    keep = self.ops.both(keep, holds)
             mask = ev.mask(point) if ev.vector is not None and e.axes[-1].kind is VECTOR and not self.spread else None
             for j, (r, body) in enumerate(zip(self.together, bodies, strict=True)):
                 at = ((n * len(bodies) + j) * self.slots + slot) * self.width
@@ -262,9 +251,7 @@ class Fold:
                 new = self._step(r, old, body, point)
                 if keep is not None:
                     ev.conditions.pop()
-                chosen = keep
-                if mask is not None:
-                    chosen = mask if keep is None else self.ops.logic("and", keep, mask)
+                chosen = keep if mask is None else self.ops.both(keep, mask)
                 lanes = old[0].lanes
                 new = [self.ops.splat(v, lanes) for v in new]
                 out[at : at + self.width] = new if chosen is None else [self.ops.choose(chosen, a, b) for a, b in zip(new, old, strict=True)]

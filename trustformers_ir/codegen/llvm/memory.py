@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, walk
-from trustformers_ir.codegen.kernel_ir.nodes import Axis, Buffer, CheckedIndex, Expr, const
+from trustformers_ir.codegen.kernel_ir.nodes import Axis, Binary, Buffer, CheckedIndex, Const, Expr, const
 from trustformers_ir.codegen.kernel_ir.simplify import Poly, Simplifier
 from trustformers_ir.codegen.llvm.text import Val, literal, memory_type, suffix, vector_of
 from trustformers_ir.codegen.llvm.values import Ops
@@ -28,6 +28,11 @@ class Line:
 
     rest: Expr
     slope: Expr
+
+    @property
+    def step(self) -> int | None:
+        """The slope where it is a number."""
+        return int(self.slope.value) if isinstance(self.slope, Const) else None
 
 
 class Addressing:
@@ -71,6 +76,13 @@ class Addressing:
                 return None
             slope[tuple(others)] = c
         return Line(self.simplifier.expr(rest), self.simplifier.expr(slope))
+
+    def limit(self, guard: Expr, axis: Axis) -> Expr | None:
+        """For a guard ``p < q`` that says ``axis < bound``: the bound, an expression without the axis."""
+        if not isinstance(guard, Binary) or guard.op != "lt" or not guard.pure_index or guard.a.dtype is not DType.i64:
+            return None
+        line = self.line(self.simplifier(guard.b - guard.a), axis)
+        return line.rest if line is not None and line.step == -1 else None
 
     def safe(self, buffer: Buffer, index: tuple[Expr, ...]) -> bool:
         """Whether every index is provably inside the shape, whenever the enclosing loops run."""

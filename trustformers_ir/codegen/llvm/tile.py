@@ -43,7 +43,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
 from trustformers_ir.codegen.llvm.dot import Dots
 from trustformers_ir.codegen.llvm.fold import Fold
-from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Memory
+from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Line, Memory
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
 from trustformers_ir.codegen.llvm.values import Ops
 from trustformers_ir.ir.dtypes import DType
@@ -193,9 +193,9 @@ class Evaluator:
             return None
         a, b = (e.a, e.b) if e.op in ("lt", "le") else (e.b, e.a)
         line = self.addressing.line(self.simplifier(b - a), self.vector)
-        if line is None or not isinstance(line.slope, Const) or line.slope.value not in (1, -1):
+        if line is None or line.step not in (1, -1):
             return None
-        below = int(line.slope.value) == -1  # rest - lane > 0  <=>  lane < rest;   rest + lane > 0  <=>  lane > -rest
+        below = line.step == -1  # rest - lane > 0  <=>  lane < rest;   rest + lane > 0  <=>  lane > -rest
         rest = self.eval(line.rest, point)
         limit = rest if below else self.ops.binary("sub", literal(0, DType.i64), rest, index=True)
         strict = e.op in ("lt", "gt")
@@ -215,8 +215,7 @@ class Evaluator:
         total: Val | None = None
         guards, self.mask_guards, self.masking = self.mask_guards, (), True
         for g in guards:
-            lane = self.ops.splat(self.eval(g, point), self.lanes)
-            total = lane if total is None else self.ops.logic("and", total, lane)
+            total = self.ops.both(total, self.ops.splat(self.eval(g, point), self.lanes))
         self.mask_guards, self.masking = guards, False
         return total
 
@@ -240,9 +239,9 @@ class Evaluator:
             if part.lanes and not along:
                 part = self.ops.any_lane(part)
             if part.lanes:
-                lanes = part if lanes is None else self.ops.logic("and", lanes, part)
+                lanes = self.ops.both(lanes, part)
             else:
-                scalar = part if scalar is None else self.ops.logic("and", scalar, part)
+                scalar = self.ops.both(scalar, part)
         return Condition(scalar, lanes)
 
     def _holes(self, index: tuple[Expr, ...], point: Point) -> list[Val]:
@@ -254,22 +253,21 @@ class Evaluator:
         when = self.condition(e.buffer, e.index, point)
         if self.vector is None or self.vector not in flat.free_axes:
             if when.lanes is not None:  # the address lost its dependence on the lanes (a dimension of one element)
-                when = Condition(self._both(when.scalar, self.ops.any_lane(when.lanes)), None)
+                when = Condition(self.ops.both(when.scalar, self.ops.any_lane(when.lanes)), None)
             return self.memory.load_scalar(e.buffer, self.eval(flat, point), when)
         line = self.addressing.line(flat, self.vector)
-        if not (line is not None and isinstance(line.slope, Const) and line.slope.value in (1, -1)):
+        if line is None or line.step not in (1, -1):
             across = self._across(flat, when, point)
             if across is not None:
                 return self._transposed(e, flat, across, point)
         if line is None:
             return self.memory.gather(e.buffer, literal(0, DType.i64), self.vector_value(flat, point), when)
-        slope = line.slope.value if isinstance(line.slope, Const) else None
-        if slope == 1:
+        if line.step == 1:
             return self.memory.load_vector(e.buffer, self.eval(line.rest, point), self.lanes, when)
-        if slope == -1 and when.lanes is None:
+        if line.step == -1 and when.lanes is None:
             low = self.ops.binary("sub", self.eval(line.rest, point), literal(self.lanes - 1, DType.i64), index=True)
             return self.memory.load_reversed(e.buffer, low, self.lanes, when)
-        return self.memory.gather(e.buffer, self.eval(line.rest, point), self._steps(line.slope, point), when)
+        return self.memory.gather(e.buffer, self.eval(line.rest, point), self._steps(line, point), when)
 
     def _across(self, flat: Expr, when: Condition, point: Point) -> Axis | None:
         """The UNROLL axis of 16 points along which the elements of a strided read are neighbours, when nothing is masked."""
@@ -278,7 +276,7 @@ class Evaluator:
         for a in point:
             if a.static_extent == LANES and a in flat.free_axes:
                 line = self.addressing.line(flat, a)
-                if line is not None and isinstance(line.slope, Const) and line.slope.value == 1:
+                if line is not None and line.step == 1:
                     return a
         return None
 
@@ -296,13 +294,10 @@ class Evaluator:
             self.scopes[-1][(e, self.coordinates(e, {**point, across: c}), conditions)] = column
         return columns[point[across]]
 
-    def _both(self, a: Val | None, b: Val) -> Val:
-        return b if a is None else self.ops.logic("and", a, b)
-
-    def _steps(self, slope: Expr, point: Point) -> Val:
-        if isinstance(slope, Const):
-            return self.ops.iota(self.lanes, DType.i64, int(slope.value))
-        return self.ops.binary("mul", self.ops.iota(self.lanes), self.eval(slope, point), index=True)
+    def _steps(self, line: Line, point: Point) -> Val:
+        if line.step is not None:
+            return self.ops.iota(self.lanes, DType.i64, line.step)
+        return self.ops.binary("mul", self.ops.iota(self.lanes), self.eval(line.slope, point), index=True)
 
     def store(self, buffer: Buffer, index: tuple[Expr, ...], value: Expr, point: Point) -> None:
         """Writes one element, or one per lane."""
@@ -311,7 +306,7 @@ class Evaluator:
         holes = self._holes(index, point)
         if holes:  # an index into a dimension of size 0: reported, and nothing is written
             self.vector_value(flat, point)
-            exists = functools.reduce(self._both, holes)
+            exists = functools.reduce(self.ops.both, holes)
             self.w.branch(exists, lambda: self.scoped(lambda: self._write(buffer, flat, x, point)))
         else:
             self._write(buffer, flat, x, point)
@@ -327,10 +322,10 @@ class Evaluator:
         line = self.addressing.line(flat, self.vector)
         if line is None:
             self.memory.scatter(buffer, literal(0, DType.i64), self.vector_value(flat, point), x, mask)
-        elif isinstance(line.slope, Const) and line.slope.value == 1:
+        elif line.step == 1:
             self.memory.store_vector(buffer, self.eval(line.rest, point), x, mask)
         else:
-            self.memory.scatter(buffer, self.eval(line.rest, point), self._steps(line.slope, point), x, mask)
+            self.memory.scatter(buffer, self.eval(line.rest, point), self._steps(line, point), x, mask)
         return []
 
     # -- conditions ----------------------------------------------------------------------------------------------------

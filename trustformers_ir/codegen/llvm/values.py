@@ -141,6 +141,10 @@ class Ops:
                 return y if bool(x.literal) is (op == "and") else x
         return self._two(op, a, b)
 
+    def both(self, a: Val | None, b: Val) -> Val:
+        """``a and b``; None is a condition that always holds."""
+        return b if a is None else self.logic("and", a, b)
+
     def fma(self, a: Val, b: Val, c: Val) -> Val:
         """``a * b + c``, one rounding."""
         return self._intrinsic("fma", a, b, c)
