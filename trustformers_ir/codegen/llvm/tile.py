@@ -106,6 +106,10 @@ class Evaluator:
         free = e.free_axes
         return tuple(c for a, c in point.items() if a in free)
 
+    def _key(self, e: Expr, point: Point) -> Key:
+        """What the memo knows the value of ``e`` by, here."""
+        return e, self.coordinates(e, point), tuple(c.text for c in self.conditions) if self._conditional(e) else ()
+
     def _lookup(self, key: Key) -> Val | None:
         for scope in reversed(self.scopes):
             hit = scope.get(key)
@@ -121,14 +125,13 @@ class Evaluator:
             return self._axis(e, point)
         if isinstance(e, Sym):
             return self.symbols[e.name]
-        coordinates = self.coordinates(e, point)
-        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
+        key = _, coordinates, conditions = self._key(e, point)
         for n in range(len(conditions) + 1):  # what holds under fewer conditions holds here
             hit = self._lookup((e, coordinates, conditions[:n]))
             if hit is not None:
                 return hit
         value = self._compute(e, point)
-        self.scopes[-1][(e, coordinates, conditions)] = value
+        self.scopes[-1][key] = value
         return value
 
     def vector_value(self, e: Expr, point: Point) -> Val:
@@ -289,9 +292,8 @@ class Evaluator:
             start = self.simplifier(substitute(flat, {self.vector: const(lane), across: const(0)}))
             rows.append(self.memory.load_vector(e.buffer, self.eval(start, point), LANES, Condition()))
         columns = self.ops.transpose(rows)
-        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for c, column in enumerate(columns):
-            self.scopes[-1][(e, self.coordinates(e, {**point, across: c}), conditions)] = column
+            self.scopes[-1][self._key(e, {**point, across: c})] = column
         return columns[point[across]]
 
     def _steps(self, line: Line, point: Point) -> Val:
@@ -463,11 +465,10 @@ class Evaluator:
             points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
         together = [e, *(r for r in self._alike.get(e.axes, ()) if r is not e and self._runs_with(r, e, point))]
         results = Fold(self, together, points).run()
-        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for p, values in zip(points, results, strict=True):
             for r, value in zip(together, values, strict=True):
-                self.scopes[-1][(r, self.coordinates(r, p), conditions)] = value
-        hit = self._lookup((e, self.coordinates(e, point), conditions))
+                self.scopes[-1][self._key(r, p)] = value
+        hit = self._lookup(self._key(e, point))
         assert hit is not None
         return hit
 
