@@ -130,6 +130,7 @@ class Code(enum.Enum):
     OUT_OF_MEMORY = (5017, "out of memory", "The memory that the call needs could not be allocated.")
     UNKNOWN_ENTRY = (5018, "unknown entry point", "The model has no function of that name.")
     OUTPUT_SIZE = (5019, "output too small", "A buffer that is to receive an output of a compiled library is smaller than the output.")
+    CALL_IN_CALL = (5020, "call inside a call", "A signal handler or a `__del__` calls the executable whose call it interrupts.")
 
     # 6xxx: requests: the command line, files, the environment
     USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")

@@ -45,7 +45,8 @@ class Executable:
     """A compiled module: ``exe(*inputs, **named)`` calls its first entry, ``exe.run(..., entry=name)`` any other.
 
     numpy arrays give numpy arrays; if any input is a torch tensor, torch tensors come out. One output comes as it is, several as a tuple. Any
-    number of Python threads may call; calls are done one after the other, each on all workers.
+    number of Python threads may call; calls are done one after the other, each on all workers. A signal handler or a ``__del__`` that calls the
+    executable whose call it interrupts gets ``CALL_IN_CALL``: it would wait for itself, and there is one arena.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Executable:
         self._weights = weights
         self._workers: Workers | None = None
         self._preparing = threading.Lock()
+        self._inside: set[int] = set()  # the threads that prepare, run or close this executable, or wait for their turn to
         self._arena = memory.Growing("the arena")
         self._scratch = memory.Growing("the scratch space")
         self._status = (ctypes.c_int64 * 2)()
@@ -201,6 +203,22 @@ class Executable:
 
     def prepare(self) -> Workers:
         """Links the code and lays out the weights, unless that is done. ``ARTIFACT_TARGET`` when the code is for another machine."""
+        if self._workers is not None:
+            return self._workers
+        me = threading.get_ident()
+        if me in self._inside:
+            raise self._inside_already()
+        try:
+            self._inside.add(me)
+            return self._prepared()
+        finally:
+            self._inside.discard(me)
+
+    def _inside_already(self) -> CompilerError:
+        message = f"'{self.manifest.name}' is called by what interrupts a call of it on the same thread"
+        return CompilerError.of(Code.CALL_IN_CALL, message, help="let the signal handler or __del__ note what is to be done, and call later")
+
+    def _prepared(self) -> Workers:
         with self._preparing:
             if self._workers is None:
                 m = self.manifest
@@ -254,11 +272,21 @@ class Executable:
 
     def close(self) -> None:
         """Ends the worker threads. The next call starts new ones."""
-        if self._workers is not None:
+        if self._workers is None:
+            return
+        me = threading.get_ident()
+        if me in self._inside:
+            raise self._inside_already()
+        try:
+            self._inside.add(me)
             self._workers.close()
+        finally:
+            self._inside.discard(me)
 
     def after_fork(self) -> None:
+        """In a child: of the threads that were inside there is the one that forked."""
         self._preparing = threading.Lock()
+        self._inside &= {threading.get_ident()}
 
     def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
         """Calls ``entry`` once, as :meth:`run` does, and says when each worker did what."""
@@ -268,23 +296,30 @@ class Executable:
 
     def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int], profile: int = 0) -> tuple[int, int]:
         """One native call; gives the status words."""
-        workers = self._workers or self.prepare()
-        assert self._weights is not None
-        with workers.lock:
-            if plan.arena_bytes > self._arena.size:
-                self._arena.grow(plan.arena_bytes)
-            if plan.stride * self.threads > self._scratch.size:
-                self._scratch.grow(plan.stride * self.threads)
-            plan.inputs[:] = inputs
-            plan.outputs[:] = outputs
-            plan.call[3:5] = [self._weights.address, self._arena.address]
-            status = self._status
-            status[0] = 0
-            plan.call[5:7] = [self._status_address, profile]
-            started = time.perf_counter_ns()
-            workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
-            self._lasted[entry.name] = time.perf_counter_ns() - started
-            return status[0], status[1]
+        me = threading.get_ident()
+        if me in self._inside:
+            raise self._inside_already()
+        try:  # noted before a lock is taken, forgotten after it is given back: no interruption finds a lock of this thread and not its name
+            self._inside.add(me)
+            workers = self._workers or self._prepared()
+            assert self._weights is not None
+            with workers.lock:
+                if plan.arena_bytes > self._arena.size:
+                    self._arena.grow(plan.arena_bytes)
+                if plan.stride * self.threads > self._scratch.size:
+                    self._scratch.grow(plan.stride * self.threads)
+                plan.inputs[:] = inputs
+                plan.outputs[:] = outputs
+                plan.call[3:5] = [self._weights.address, self._arena.address]
+                status = self._status
+                status[0] = 0
+                plan.call[5:7] = [self._status_address, profile]
+                started = time.perf_counter_ns()
+                workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
+                self._lasted[entry.name] = time.perf_counter_ns() - started
+                return status[0], status[1]
+        finally:
+            self._inside.discard(me)
 
     @functools.cached_property
     def _status_address(self) -> int:
