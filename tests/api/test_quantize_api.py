@@ -138,7 +138,8 @@ def test_a_wrong_scale_shows(monkeypatch: pytest.MonkeyPatch, factor: float) -> 
 
     def wrong(self: quantize_int8.Int8Matrix, module: Any) -> Any:
         integers, _, sums = was(self, module)
-        scale = quantize_int8.derived(module, f"{self.name}.wrong", f32[self.sizes[0]], lambda: self.scale * np.float32(factor))
+        make = lambda: self.scale * np.float32(factor)  # noqa: E731
+        scale = quantize_int8.derived(module, f"{self.name}.wrong", f32[self.sizes[0]], make, (*self.origin, "wrong"))
         return integers, scale, sums
 
     was = quantize_int8.Int8Matrix.weights

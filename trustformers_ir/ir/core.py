@@ -301,7 +301,8 @@ class MissingBytes(CompilerError, LookupError):
 class Weight:
     """A named constant tensor known by the digest of its bytes. The bytes may be a view of a mapped file, loaded when first needed.
 
-    They never change: an array that its owner could still write to is copied.
+    They never change: an array that its owner could still write to is copied. ``origin`` says what a weight that is made of others is made of, and
+    how, so that there is one of each (``passes/weights.py``).
     """
 
     def __init__(
@@ -310,8 +311,10 @@ class Weight:
         type: TensorType,
         data: np.ndarray | Callable[[], np.ndarray] | None = None,
         digest: str | None = None,
+        origin: tuple[object, ...] | None = None,
     ) -> None:
         self.name = name
+        self.origin = origin
         self.type = type
         if isinstance(data, np.ndarray) and data.flags.writeable:
             data = data.copy()
@@ -339,6 +342,7 @@ class Weight:
     def settle(self, data: np.ndarray) -> None:
         """The same bytes at another place, in the storage shape: what they were made of is needed no longer."""
         self._data = data
+        self.origin = None
 
     @property
     def digest(self) -> str:

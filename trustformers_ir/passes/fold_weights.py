@@ -44,7 +44,7 @@ class FoldWeights(Pass):
                 weight = weight_of(module, operation.inputs[0]) if name else None
                 if weight is None or not operation.result.type.is_static or not rewriting.allowed():
                     continue
-                folded = derived(module, f"{weight.name}.{name}", operation.result.type, _folder(weight, operation))
+                folded = derived(module, f"{weight.name}.{name}", operation.result.type, _folder(weight, operation), (operation.op, weight))
                 operation.replace_with([Builder.before(module, operation)(ops.WeightOp(folded.name))])
                 log.count(f"{operation.op.mnemonic} of a weight")
 

@@ -107,4 +107,4 @@ def _joined(module: Module, weights: Sequence[Weight]) -> Weight:
     for w in weights:
         rows = rows + w.type.shape[0]
     type = TensorType((rows, *weights[0].type.shape[1:]), weights[0].type.dtype)
-    return derived(module, "+".join(w.name for w in weights), type, lambda: np.concatenate([w.data for w in weights]))
+    return derived(module, "+".join(w.name for w in weights), type, lambda: np.concatenate([w.data for w in weights]), ("joined", *weights))

@@ -100,7 +100,8 @@ class PackWeights(Pass):
         assert isinstance(n, int)
         layout = Panels(min(self.width, -(-n // LANES) * LANES), depth)
         name = f"{weight.name}.{'transposed.' if transposed else ''}panels{layout.width}" + (f"x{depth}" if depth > 1 else "")
-        return derived(module, name, TensorType((n, k), weight.type.dtype, layout), _packer(weight, transposed, layout))
+        type = TensorType((n, k), weight.type.dtype, layout)
+        return derived(module, name, type, _packer(weight, transposed, layout), ("packed", transposed, weight))
 
 
 def _packer(weight: Weight, transposed: bool, layout: Panels) -> Callable[[], np.ndarray]:

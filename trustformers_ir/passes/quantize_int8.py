@@ -177,6 +177,7 @@ class Int8Matrix:
     def __init__(self, product: Product) -> None:
         assert product.weight is not None
         self.name = product.weight.name + (".transposed.int8" if product.transposed else ".int8")
+        self.origin = ("int8", product.transposed, product.weight)
         self.sizes = product.sizes
         self._rows = rows_of(product.weight, product.transposed)
         rows = self._rows()
@@ -199,9 +200,9 @@ class Int8Matrix:
         """Integers ``i8[n, k]``, scales ``f32[n]`` and sums of the integers of each row ``i32[n]``."""
         n, k = self.sizes
         return (
-            derived(module, self.name, TensorType((n, k), DType.i8), self.integers),
-            derived(module, f"{self.name}.scale", TensorType((n,), DType.f32), _always(self.scale)),
-            derived(module, f"{self.name}.sum", TensorType((n,), DType.i32), self.sums),
+            derived(module, self.name, TensorType((n, k), DType.i8), self.integers, self.origin),
+            derived(module, f"{self.name}.scale", TensorType((n,), DType.f32), _always(self.scale), (*self.origin, "scale")),
+            derived(module, f"{self.name}.sum", TensorType((n,), DType.i32), self.sums, (*self.origin, "sum")),
         )
 
     def integers(self) -> np.ndarray:

@@ -18,11 +18,17 @@ def weight_of(module: Module, value: Value) -> Weight | None:
     return module.weights[operation.op.name] if operation is not None and isinstance(operation.op, WeightOp) else None
 
 
-def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.ndarray]) -> Weight:
-    """The weight ``name``, whose bytes ``make`` gives when they are first asked for. There is one of each name."""
-    if name not in module.weights:
-        module.add_weight(Weight(name, type, make))
-    return module.weights[name]
+def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.ndarray], origin: tuple[object, ...]) -> Weight:
+    """The weight of that type and ``origin``: the weights that it is made of and what is done to them, in values that can be compared. The one
+    that is there, or a new one, whose bytes ``make`` gives when they are first asked for. It is called ``name`` where nothing else is: checkpoints
+    choose their names as they like."""
+    chosen, n = name, 1
+    while (found := module.weights.get(chosen)) is not None:
+        if found.origin == origin and found.type == type:
+            return found
+        n += 1
+        chosen = f"{name}.{n}"
+    return module.add_weight(Weight(chosen, type, make, origin=origin))
 
 
 def mapped_files(module: Module) -> list[MappedFile]:
