@@ -26,6 +26,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     reduce,
     select,
 )
+from trustformers_ir.codegen.kernel_ir.schedule import GUARD, Move, Split, Tag, apply
 from trustformers_ir.ir.dtypes import DType
 
 f32, i64 = DType.f32, DType.i64
@@ -267,3 +268,34 @@ def test_repeated_rows_are_turned_round_as_well() -> None:
     data = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
     (_, got) = check(k, [data, np.zeros((16, 16), np.float32)], {"n": 5})
     assert (got == data[np.minimum(np.arange(16), 4)].T).all()
+
+
+@pytest.mark.parametrize("columns", [4, 17, 20, 33])
+@pytest.mark.parametrize("moves", [(), (Tag("k.o", UNROLL),)], ids=["loops", "unrolled"])
+def test_squares_turned_round_stay_inside_where_a_fold_is_guarded(columns: int, moves: tuple[Move, ...]) -> None:
+    """A strided read of 16 rows is done 16 columns at a time: where a guard leaves out columns, those are not there to be read."""
+    x, y = Buffer("x", f32, (16, columns), readonly=True), Buffer("y", f32, (16,))
+    j, k = Axis("j", 16, VECTOR), Axis("k", columns)
+    naive = kernel("k", [x, y], For(j, (store(y, j, reduce("sum", k, x[j, k] * x[j, k])),)))
+    scheduled = apply(naive, (Split("k", 16, GUARD), Tag("k.i", UNROLL), *moves))
+    check(scheduled, [np.random.default_rng(0).random((16, columns), np.float32), np.zeros(16, np.float32)], reference=naive)
+
+
+@pytest.mark.parametrize("columns", [4, 17, 40])
+def test_squares_turned_round_stay_inside_where_a_guard_ends_a_loop(columns: int) -> None:
+    """Here the guard is the end of the inner loop: another one at each of the 16 places of the outer."""
+    x, y = Buffer("x", f32, (16, N), readonly=True), Buffer("y", f32, (16,))
+    j, a, b = Axis("j", 16, VECTOR), Axis("a", 16, UNROLL), Axis("b", N)
+    k = kernel("k", [x, y], For(j, (store(y, j, reduce("sum", [a, b], x[j, a + b], guard=a + b < N)),)))
+    check(k, [np.random.default_rng(0).random((16, columns), np.float32), np.zeros(16, np.float32)], {"n": columns})
+
+
+@pytest.mark.parametrize("columns", [4, 15, 16])
+def test_squares_turned_round_stay_inside_where_a_select_is_decided(columns: int) -> None:
+    """At the points of a tile where a condition is known to hold, it says nothing of the other points."""
+    x, y = Buffer("x", f32, (16, columns), readonly=True), Buffer("y", f32, (16, 16))
+    i, j = Axis("i", 16, UNROLL), Axis("j", 16, VECTOR)
+    padded = kernel("k", [x, y], nest([i, j], store(y, (i, j), select(i < columns, x[j, i], 0.0))))
+    a = np.random.default_rng(0).random((16, columns), np.float32)
+    got = check(padded, [a, np.zeros((16, 16), np.float32)])[1]
+    np.testing.assert_array_equal(got, np.pad(a, ((0, 0), (0, 16 - columns))).T)

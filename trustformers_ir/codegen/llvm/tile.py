@@ -70,6 +70,7 @@ class Evaluator:
         self.mask_guards: tuple[Expr, ...] = ()
         self.masking = False
         self.conditions: list[Val] = []
+        self.assumed: frozenset[Axis] = frozenset()  # of guards of folds and of selects that are decided where we are: they may differ elsewhere
         self.scopes: list[dict[Key, Val]] = [{}]
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
         self._obeys: dict[Expr, bool] = {}
@@ -260,7 +261,7 @@ class Evaluator:
             return self.memory.load_scalar(e.buffer, self.eval(flat, point), when)
         line = self.addressing.line(flat, self.vector)
         if line is None or line.step not in (1, -1):
-            across = self._across(flat, when, point)
+            across = self._across(e, flat, when, point)
             if across is not None:
                 return self._transposed(e, flat, across, point)
         if line is None:
@@ -272,12 +273,13 @@ class Evaluator:
             return self.memory.load_reversed(e.buffer, low, self.lanes, when)
         return self.memory.gather(e.buffer, self.eval(line.rest, point), self._steps(line, point), when)
 
-    def _across(self, flat: Expr, when: Condition, point: Point) -> Axis | None:
-        """The UNROLL axis of 16 points along which the elements of a strided read are neighbours, when nothing is masked."""
+    def _across(self, e: Load, flat: Expr, when: Condition, point: Point) -> Axis | None:
+        """The UNROLL axis of 16 points along which the elements of a strided read are neighbours, when all of them may be read: nothing is masked,
+        and what is known to hold at this point, and keeps the read inside the buffer, holds along the axis."""
         if self.lanes != LANES or self.mask_guards or when != Condition():
             return None
         for a in point:
-            if a.static_extent == LANES and a in flat.free_axes:
+            if a.static_extent == LANES and a in flat.free_axes and (a not in self.assumed or self.addressing.safe(e.buffer, e.index)):
                 line = self.addressing.line(flat, a)
                 if line is not None and line.step == 1:
                     return a
@@ -347,7 +349,11 @@ class Evaluator:
     def _select(self, e: Select, point: Point) -> Val:
         c = self.eval(e.c, point)
         if c.literal is not None:
-            return self.eval(e.a if c.literal else e.b, point)
+            saved, self.assumed = self.assumed, self.assumed | e.c.free_axes
+            try:
+                return self.eval(e.a if c.literal else e.b, point)
+            finally:
+                self.assumed = saved
         if self._conditional(e.a) and self._conditional(e.b):
             other = self._strict(e.b)
             for shared in self._strict(e.a):  # needed on either side: computed once, or a tower of selects would have 2^n paths
@@ -464,7 +470,12 @@ class Evaluator:
             ranges = [range(a.static_extent or 0) for a in axes]
             points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
         together = [e, *(r for r in self._alike.get(e.axes, ()) if r is not e and self._runs_with(r, e, point))]
-        results = Fold(self, together, points).run()
+        saved, self.assumed = self.assumed, self.assumed | (frozenset() if e.guard is None else e.guard.free_axes)
+        try:
+            results = Fold(self, together, points).run()
+        finally:
+            self.assumed = saved
+        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for p, values in zip(points, results, strict=True):
             for r, value in zip(together, values, strict=True):
                 self.scopes[-1][self._key(r, p)] = value
