@@ -270,6 +270,7 @@ ADVICE = {
     Code.OUT_OF_MEMORY: "give smaller inputs, or run where there is more memory",
     Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
     Code.OUTPUT_SIZE: "ask for the shapes of the outputs first",
+    Code.CALL_IN_CALL: "let the signal handler or __del__ note what is to be done, and call later",
     Code.USAGE: "`tfc COMMAND --help` shows what there is",
     Code.FILE_NOT_FOUND: "look at the path",
     Code.UNREADABLE: "look at the path and its permissions",

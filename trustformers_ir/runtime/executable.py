@@ -216,7 +216,7 @@ class Executable:
 
     def _inside_already(self) -> CompilerError:
         message = f"'{self.manifest.name}' is called by what interrupts a call of it on the same thread"
-        return CompilerError.of(Code.CALL_IN_CALL, message, help="let the signal handler or __del__ note what is to be done, and call later")
+        return CompilerError.of(Code.CALL_IN_CALL, message)
 
     def _prepared(self) -> Workers:
         with self._preparing:

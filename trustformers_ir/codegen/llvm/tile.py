@@ -475,7 +475,6 @@ class Evaluator:
             results = Fold(self, together, points).run()
         finally:
             self.assumed = saved
-        conditions = tuple(c.text for c in self.conditions) if self._conditional(e) else ()
         for p, values in zip(points, results, strict=True):
             for r, value in zip(together, values, strict=True):
                 self.scopes[-1][self._key(r, p)] = value
