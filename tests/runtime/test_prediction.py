@@ -12,7 +12,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.abi import KernelInfo
 from trustformers_ir.runtime import prediction
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.prediction import Rates, keep_rates, known_rates, predict
+from trustformers_ir.runtime.prediction import Kind, Rates, keep_rates, known_rates, predict
 from trustformers_ir.tools import cli
 
 MODEL = "random:bert?hidden_size=64&num_attention_heads=2&intermediate_size=128&num_hidden_layers=2&vocab_size=50"
@@ -22,7 +22,7 @@ MODEL = "random:bert?hidden_size=64&num_attention_heads=2&intermediate_size=128&
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rates:
     """A machine of round numbers, with two threads."""
     monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path))
-    rates = Rates(2, 100.0, 10.0)
+    rates = Rates(2, 100.0, 400.0, 10.0)
     keep_rates(rates)
     return rates
 
@@ -46,7 +46,12 @@ def test_rates_are_kept_per_number_of_threads(measured: Rates) -> None:
     assert known_rates(2) == measured and known_rates(3) is None
 
 
-BROKEN = ["", "[]", "{}", '{"threads": 2, "fma": "x", "memory": 1.0}', '{"threads": 2, "fma": -1.0, "memory": 1.0}', "[" * 99999]
+def note_of(**numbers: object) -> str:
+    return json.dumps({"threads": 2, "fma": 1.0, "vnni": 1.0, "memory": 1.0, **numbers})
+
+
+WRONG = ({"fma": "x"}, {"fma": -1.0}, {"fma": 0.0}, {"vnni": -1.0}, {"vnni": float("nan")}, {"memory": 0.0}, {"memory": float("inf")}, {"threads": 3})
+BROKEN = ["", "[]", "{}", '{"threads": 2, "fma": 1.0, "memory": 1.0}', "[" * 99999, *(note_of(**numbers) for numbers in WRONG)]
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -70,11 +75,29 @@ def test_the_longer_of_both_times_counts(measured: Rates) -> None:
     assert times[0].seconds == pytest.approx(0.1, rel=1e-3) and times[1].seconds == pytest.approx(0.1, rel=1e-3)
 
 
+def test_of_a_table_only_the_rows_that_are_picked_count() -> None:
+    exe = tfir.compile("random:bert?hidden_size=64&num_attention_heads=2&intermediate_size=64&num_hidden_layers=1&vocab_size=5000")
+    kernels = exe.report(batch=1, seq=4)["entries"]["main"]["kernels"]  # type: ignore[index]
+    (embedding,) = (k for k in kernels if k["label"].startswith("embedding"))
+    rows = 4 * 64 * 4
+    assert 3 * rows <= embedding["bytes"] < 10 * rows + 513 * 64 * 4, "three tables: of that for positions a slice is read, it counts whole"
+
+
+def test_bytes_run_at_their_own_rate(measured: Rates) -> None:
+    """Products of bytes have the rate of their instruction, and that of multiply-adds on a machine without it."""
+    product = KernelInfo("k", "linear_int8+gelu", "", 10**10, 10**6)
+    assert prediction._roof(product, {}, measured, cached=False).seconds == pytest.approx(10 / (400.0 * Kind.INTEGER.value), rel=1e-3)
+    without = Rates(2, 100.0, 0.0, 10.0)
+    keep_rates(without)
+    assert known_rates(2) == without
+    assert prediction._roof(product, {}, without, cached=False).seconds == pytest.approx(10 / (100.0 * Kind.INTEGER.value), rel=1e-3)
+
+
 def test_nothing_is_predicted_without_measurements_or_dims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path))
     exe = tfir.compile(MODEL, threads=2)
     assert told(exe, batch=1, seq=8)["predicted_ms"] is None
-    keep_rates(Rates(2, 100.0, 10.0))
+    keep_rates(Rates(2, 100.0, 400.0, 10.0))
     assert told(exe, batch=1)["predicted_ms"] is None
     assert told(exe)["predicted_ms"] is None
 

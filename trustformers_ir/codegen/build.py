@@ -214,7 +214,7 @@ def manifest(lowered: Lowered) -> Manifest:
         for need in needs:
             scratch = need if facts.is_less_equal(scratch, need) else maximum(scratch, need)
         kernels = tuple(
-            KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, sum((r.type.bytes for r in c.arguments), start=0))
+            KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, c.bytes)
             for c in program.calls
         )
         entries.append(Entry(program.name, symbol, program.inputs, program.outputs, plan.arena_bytes, scratch, kernels, len(plan.barriers)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.kernel import Kernel
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import Buffer, Expr, Load
 from trustformers_ir.ir.abi import Port, Site
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.types import TensorType
@@ -40,6 +41,26 @@ class KernelCall:
     location: str = ""
     flops: Dim = 0  # of the graph operations that the kernel stands for
     parallel: bool = True  # False: one worker does all of it, so no other worker touches its buffers
+
+    @property
+    def bytes(self) -> Dim:
+        """What the call reads and writes, each argument once. Of a table that is read at data-dependent places only, as much as is written."""
+        written = sum((r.type.bytes for r, w in zip(self.arguments, self.writes, strict=True) if w), start=0)
+        picked = _picked_from(self.kernel)
+        return sum((written if b in picked else r.type.bytes for b, r in zip(self.kernel.params, self.arguments, strict=True)), start=0)
+
+
+def _picked_from(kernel: Kernel) -> frozenset[Buffer]:
+    """Parameters of which every load has a data-dependent index."""
+    visited: set[Expr] = set()
+    loads: dict[Buffer, bool] = {}
+    roots = [root for s in walk_statements(kernel.body) if isinstance(s, Store) for root in (*s.index, s.value)]
+    if any(root.checked for root in roots):
+        for root in roots:
+            for n in walk(root, visited):
+                if isinstance(n, Load):
+                    loads[n.buffer] = loads.get(n.buffer, True) and any(i.checked for i in n.index)
+    return frozenset(b for b, only in loads.items() if only)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ far the prediction was off.
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 import json
@@ -25,21 +26,35 @@ from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.env import cache_folder
 from trustformers_ir.runtime.machine import last_cache, this_machine
 
-PRODUCTS = ("linear", "matmul", "conv")  # kernels that run a register tile
-PRODUCT_RATE = 0.9  # of the rate of multiply-adds, reached by register tiles
-ATTENTION_RATE = 0.38
-OTHER_RATE = 0.16
+
+class Kind(enum.Enum):
+    """What kernels are told apart by, with the part of the machine's rate that they reach."""
+
+    PRODUCT = 0.9  # a register tile of floats
+    INTEGER = 0.85  # of bytes: a part of the rate of `vpdpbusd`, or of multiply-adds where there is none
+    ATTENTION = 0.38
+    OTHER = 0.16
+
+
+PRODUCTS = ("linear", "matmul", "conv")  # ops that run a register tile
 CACHE_RATE = 4.0  # a cache is so many times as fast as memory
 BEGIN = 1.5e-6  # seconds: the barrier before a kernel, and its first loads
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does at best on ``threads`` threads: f32 GFLOP/s of multiply-adds, GB/s of reads from memory."""
+    """What a machine does at best on ``threads`` threads: f32 GFLOP/s of multiply-adds, GOP/s of ``vpdpbusd`` (0: it has none), GB/s of reads
+    from memory."""
 
     threads: int
     fma: float
+    vnni: float
     memory: float
+
+    def arithmetic(self, kind: Kind) -> float:
+        """Operations per second that kernels of a kind reach."""
+        peak = self.vnni if kind is Kind.INTEGER and self.vnni else self.fma
+        return peak * kind.value * 1e9
 
 
 @dataclass(frozen=True)
@@ -53,20 +68,28 @@ class Roof:
 
 def predict(entry: Entry, dims: Mapping[str, int], rates: Rates) -> list[Roof]:
     """Every kernel call of an entry, in order, at these values of all dim symbols. ``KeyError`` when one is missing."""
-    read = sum(evaluate(k.bytes, dims) for k in entry.kernels if _is_product(k))
+    read = sum(evaluate(k.bytes, dims) for k in entry.kernels if _reads_weights(kind(k)))
     return [_roof(k, dims, rates, read <= last_cache()) for k in entry.kernels]
 
 
-def _is_product(kernel: KernelInfo) -> bool:
-    return any(word.startswith(PRODUCTS) for word in kernel.label.split("+"))
+def kind(kernel: KernelInfo) -> Kind:
+    """The kind of a kernel, by the ops that its label names."""
+    words = kernel.label.split("+")
+    if "linear_int8" in words:
+        return Kind.INTEGER
+    if any(word.startswith(PRODUCTS) for word in words):
+        return Kind.PRODUCT
+    return Kind.ATTENTION if "attention" in words else Kind.OTHER
+
+
+def _reads_weights(kind: Kind) -> bool:
+    return kind in (Kind.PRODUCT, Kind.INTEGER)
 
 
 def _roof(kernel: KernelInfo, dims: Mapping[str, int], rates: Rates, cached: bool) -> Roof:
-    flops, size = evaluate(kernel.flops, dims), evaluate(kernel.bytes, dims)
-    words, product = kernel.label.split("+"), _is_product(kernel)
-    rate = PRODUCT_RATE if product else ATTENTION_RATE if "attention" in words else OTHER_RATE
-    arithmetic = flops / (rates.fma * 1e9 * rate)
-    reads = size / (rates.memory * 1e9 * (1.0 if product and not cached else CACHE_RATE))
+    of = kind(kernel)
+    arithmetic = evaluate(kernel.flops, dims) / rates.arithmetic(of)
+    reads = evaluate(kernel.bytes, dims) / (rates.memory * 1e9 * (1.0 if _reads_weights(of) and not cached else CACHE_RATE))
     return Roof(kernel, max(arithmetic, reads) + BEGIN, "arithmetic" if arithmetic >= reads else "memory")
 
 
@@ -77,8 +100,9 @@ def known_rates(threads: int) -> Rates | None:
         rates = Rates(**{f.name: found[f.name] for f in fields(Rates)})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    good = isinstance(rates.fma, float) and isinstance(rates.memory, float) and rates.threads == threads
-    return rates if good and 0 < rates.fma < 1e9 and 0 < rates.memory < 1e9 else None
+    numbers = (rates.fma, rates.vnni, rates.memory)
+    good = all(isinstance(n, float) and 0 <= n < 1e9 for n in numbers) and rates.fma and rates.memory and rates.threads == threads
+    return rates if good else None
 
 
 def keep_rates(rates: Rates) -> None:
