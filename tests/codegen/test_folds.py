@@ -19,8 +19,10 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Buffer,
     Expr,
     Sym,
+    cast,
     maximum,
     reduce,
+    select,
     unary,
 )
 from trustformers_ir.codegen.kernel_ir.schedule import GUARD, Split, Tag, apply
@@ -180,3 +182,56 @@ def test_running_maximum_through_scratch() -> None:
     x_ = data(f32, (30,))
     y_ = check(k, [x_, np.zeros(30, np.float32)], {"n": 30})[1]
     np.testing.assert_array_equal(y_, np.maximum.accumulate(x_))
+
+
+def together(first: Expr, second: Expr, between: bool = False, kind: AxisKind = SEQ) -> Kernel:
+    """Two statements in one loop over i, each with a fold of its own; ``between`` them s, which the second may read, is stored."""
+    i = I[kind]
+    middle = (store(S, i, Y[i] * 2.0),) if between else ()
+    return kernel("k", [X, Y, Z, S], For(i, (store(Y, i, first), *middle, store(Z, i, second))))
+
+
+X, Y, Z, S = Buffer("x", f32, (9, Sym("n")), readonly=True), Buffer("y", f32, (9,)), Buffer("z", f32, (9,)), Buffer("s", f32, (9,))
+I = {kind: Axis("i", 9, kind) for kind in (SEQ, VECTOR, UNROLL)}
+
+
+@pytest.mark.parametrize("kind", I, ids=lambda k: k.value)
+@pytest.mark.parametrize("inner", [SEQ, VECTOR], ids=lambda k: k.value)
+@pytest.mark.parametrize("case", ["guards", "one guard", "choices", "stored between", "positions", "data"])
+def test_folds_over_one_axis_run_together_only_where_that_says_the_same(case: str, inner: AxisKind, kind: AxisKind) -> None:
+    i, k = I[kind], Axis("k", Sym("n"), inner)
+    x = X[i, k]
+    total, square, largest = reduce("sum", k, x), reduce("sum", k, x * x), reduce("max", k, x)
+    pairs = {
+        "guards": (reduce("sum", k, x, k < i + 3), reduce("sum", k, x * x, k >= i)),
+        "one guard": (reduce("max", k, x, k < i + 3), reduce("min", k, x, k < i + 3)),
+        "choices": (select(i < 4, total, 0.5), select(i > 2, largest, square)),
+        "stored between": (total, reduce("sum", k, x * S[i])),
+        "positions": (largest, cast(reduce("argmax", k, x), f32)),
+        "data": (reduce("sum", k, x, x > 0.0), reduce("sum", k, x, x < 0.0)),
+    }
+    scheduled = together(*pairs[case], between=case == "stored between", kind=kind)
+    compiled = Compiled(scheduled)
+    for n in (1, 4, 16, 21, 40):
+        x_, rest = data(f32, (9, n), n), [np.full(9, v, np.float32) for v in (0, 0, 3)]
+        check(scheduled, [x_, *rest], {"n": n}, compiled=compiled)
+
+
+def test_folds_under_guards_of_their_own() -> None:
+    """What a guard keeps from being read is not read for another fold's sake: row 7 of x is not there."""
+    short = Buffer("x", f32, (7, Sym("n")), readonly=True)
+    for inner in (SEQ, VECTOR):
+        i, k = Axis("i", 9), Axis("k", Sym("n"), inner)
+        one, two = store(Y, i, reduce("sum", k, S[i] * 2.0)), store(Z, i, reduce("sum", k, short[i, k]))
+        guarded = kernel("k", [short, Y, Z, S], For(i, (one, For(Axis("once", 1), (two,), i < 7))))
+        for n in (1, 16, 21):
+            check(guarded, [data(f32, (7, n), n), *[np.full(9, v, np.float32) for v in (0, 0, 3)]], {"n": n})
+
+
+def test_folds_of_one_guard_share_a_loop() -> None:
+    i, k = I[SEQ], Axis("k", Sym("n"))
+
+    def loops(first: Expr, second: Expr) -> int:
+        return Compiled(together(reduce("sum", k, X[i, k], first), reduce("sum", k, X[i, k] * 2.0, second))).text.count("= phi i64")
+
+    assert loops(k < i + 3, k < i + 3) < loops(k < i + 3, k < i + 4)

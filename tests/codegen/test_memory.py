@@ -299,3 +299,18 @@ def test_squares_turned_round_stay_inside_where_a_select_is_decided(columns: int
     a = np.random.default_rng(0).random((16, columns), np.float32)
     got = check(padded, [a, np.zeros((16, 16), np.float32)])[1]
     np.testing.assert_array_equal(got, np.pad(a, ((0, 0), (0, 16 - columns))).T)
+
+
+@pytest.mark.parametrize("inner", KINDS, ids=lambda k: k.value)
+def test_folds_check_nothing_where_a_select_is_decided_against_them(inner: AxisKind) -> None:
+    """A fold is computed for all points of a tile at once, but not for those where a select leaves it out: wrong indices there are no errors."""
+    table, ids, y = Buffer("t", f32, (M,), readonly=True), Buffer("ids", i64, (16, N), readonly=True), Buffer("y", f32, (16,))
+    i, k = Axis("i", 16, UNROLL), Axis("k", N, inner)
+    some = kernel("k", [table, ids, y], For(i, (store(y, i, select(i < 4, reduce("sum", k, table[CheckedIndex(ids[i, k], M, 6)]), 0.5)),)))
+    compiled = Compiled(some)
+    for n in (1, 16, 40):
+        good = np.random.default_rng(0).integers(0, 9, (16, n))
+        good[4:] += 9
+        arrays = [np.random.default_rng(0).random(9, np.float32), good, np.zeros(16, np.float32)]
+        check(some, arrays, {"n": n, "m": 9}, compiled=compiled)
+        assert not compiled(arrays, {"n": n, "m": 9}).any()

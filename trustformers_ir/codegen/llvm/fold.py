@@ -184,10 +184,8 @@ class Fold:
                     place = chunk * LANES + lane
                     mapping: dict[Expr, Expr] = {axis: place}
                     self.place = place
-                    guards = [ev.simplifier(substitute(g, mapping)) for g in rest]
-                    if not exact:
-                        guards.append(place < axis.extent)
-                        guards += [place < limit for limit in self.limits.get(axis, ())]
+                    inside = [] if exact else [place < axis.extent, *(place < limit for limit in self.limits.get(axis, ()))]
+                    guards = inside + [ev.simplifier(substitute(g, mapping)) for g in rest]  # in this order: a guard may read what is inside
                     current = self._element(current, tuple(ev.simplifier(substitute(b, mapping)) for b in bodies), guards, fixed, lane)
                 return current
 
@@ -239,7 +237,7 @@ class Fold:
             point = {**p, **fixed} if fixed else p
             keep: Val | None = None
             for g in rest:
-                holds = ev.eval(g, point)
+                holds = ev.eval(g, point) if keep is None else ev.under(keep, g, point)
                 if holds.literal != 1:
                     keep = self.ops.both(keep, holds)
             mask = ev.mask(point) if ev.vector is not None and e.axes[-1].kind is VECTOR and not self.spread else None

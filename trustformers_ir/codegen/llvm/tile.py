@@ -359,7 +359,7 @@ class Evaluator:
             for shared in self._strict(e.a):  # needed on either side: computed once, or a tower of selects would have 2^n paths
                 if shared in other:
                     self.eval(shared, point)
-        return self.ops.choose(c, self._under(c, e.a, point), self._under_not(c, e.b, point))
+        return self.ops.choose(c, self.under(c, e.a, point), self._under_not(c, e.b, point))
 
     def _strict(self, e: Expr) -> dict[Expr, None]:
         """The nodes below (and with) ``e`` that obey conditions and are evaluated whenever ``e`` is."""
@@ -378,7 +378,8 @@ class Evaluator:
             self._needed[e] = found
         return found
 
-    def _under(self, c: Val, e: Expr, point: Point) -> Val:
+    def under(self, c: Val, e: Expr, point: Point) -> Val:
+        """The value of ``e`` where ``c`` holds."""
         if not self._conditional(e):
             return self.eval(e, point)
         self.conditions.append(c)
@@ -390,7 +391,7 @@ class Evaluator:
     def _under_not(self, c: Val, e: Expr, point: Point) -> Val:
         if not self._conditional(e):
             return self.eval(e, point)
-        return self._under(self.ops.unary("not", c), e, point)
+        return self.under(self.ops.unary("not", c), e, point)
 
     def _checked(self, e: CheckedIndex, point: Point) -> Val:
         ops = self.ops
@@ -464,11 +465,10 @@ class Evaluator:
         if self.vector is not None and self.vector not in e.free_axes:
             return self._eval_plain(e, point)
         axes = [a for a in point if a in e.free_axes]
-        if self.conditions and self._conditional(e):  # a branch's condition may differ between points
-            points = [point]
-        else:
-            ranges = [range(a.static_extent or 0) for a in axes]
-            points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
+        if self._conditional(e):  # what holds here may not hold at another point
+            axes = [] if self.conditions else [a for a in axes if a not in self.assumed]
+        ranges = [range(a.static_extent or 0) for a in axes]
+        points = [{**point, **dict(zip(axes, c, strict=True))} for c in itertools.product(*ranges)]
         together = [e, *(r for r in self._alike.get(e.axes, ()) if r is not e and self._runs_with(r, e, point))]
         saved, self.assumed = self.assumed, self.assumed | (frozenset() if e.guard is None else e.guard.free_axes)
         try:
@@ -483,7 +483,8 @@ class Evaluator:
         return hit
 
     def _runs_with(self, r: Reduce, e: Reduce, point: Point) -> bool:
-        """Whether ``r`` can be folded in the loop of ``e``: same points, no conditions, and not yet known."""
+        """Whether ``r`` can be folded in the loop of ``e``: same guard, same points, no conditions, and not yet known. The guards of the loops around
+        the two do not matter: what reads inside its buffers wherever it is bound obeys none, and what is stored in between is forgotten."""
         if r.guard is not e.guard or r.free_axes != e.free_axes or e.kind.startswith("arg") or e.axes[-1].kind is DOT:
             return False
         return not self._conditional(e) and not self._conditional(r) and self._lookup((r, self.coordinates(r, point), ())) is None
