@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trustformers_ir.ir.diagnostics import Diagnostic as Diagnostic
     from trustformers_ir.ir.diagnostics import InternalError as InternalError
     from trustformers_ir.ir.dtypes import DType as DType
+    from trustformers_ir.passes.recipes import F16 as F16
+    from trustformers_ir.passes.recipes import Bf16 as Bf16
     from trustformers_ir.passes.recipes import Int8 as Int8
 
     i8, i16, i32, i64 = DType.i8, DType.i16, DType.i32, DType.i64
@@ -38,12 +40,14 @@ _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
     **dict.fromkeys(("CheckFailed", "CompilerError", "Diagnostic", "InternalError"), "ir.diagnostics"),
     "DType": "ir.dtypes",
-    "Int8": "passes.recipes",
+    **dict.fromkeys(("Bf16", "F16", "Int8"), "passes.recipes"),
     "Module": "ir.core",
 }
 
 # `bool` is DType.bool: a module attribute of that name would shadow the builtin in `from trustformers_ir import *`.
 __all__ = [
+    "F16",
+    "Bf16",
     "CheckFailed",
     "CompilerError",
     "DType",

@@ -43,7 +43,7 @@ from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
 from trustformers_ir.passes.options import option_fields, option_text
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
-from trustformers_ir.passes.recipes import Int8, find_recipe
+from trustformers_ir.passes.recipes import Int8, Recipe, find_recipe
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.passes.weights import mapped_files
 from trustformers_ir.quantizer import calibrate, check_quantized, measure
@@ -65,7 +65,7 @@ class Request:
     dtype: DType | str | None = None
     dynamic: Sequence[str] | None = None
     verify: bool | None = None
-    quantize: Int8 | None = None
+    quantize: Recipe | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
@@ -314,9 +314,9 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     return measure(module, recipe, ranges, _batches(examples, module, model), threads)
 
 
-def _ranges(module: Module, recipe: Int8, model: Any, threads: int | None) -> dict[str, Range] | None:
+def _ranges(module: Module, recipe: Recipe, model: Any, threads: int | None) -> dict[str, Range] | None:
     """The ranges of static activations, by running the model on the recipe's examples."""
-    if not recipe.static:
+    if not isinstance(recipe, Int8) or not recipe.static:
         return None
     if recipe.calibration is None:
         raise CompilerError.of(Code.CALIBRATION, "static activations need examples to find their ranges from")
@@ -335,16 +335,16 @@ def _batches(examples: Any, module: Module, model: Any) -> list[Batch]:
     return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)
 
 
-def _told(recipe: Int8, quantizer: Pass | None, report: Report) -> dict[str, object]:
+def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> dict[str, object]:
     """What the pass decided about every product. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
-    (rows,) = (p.log.rows for p in report.passes if p.name == QuantizeInt8.name)
-    check_quantized(rows)
+    rows = next(p.log.rows for p in report.passes if quantizer is not None and p.name == quantizer.name)
+    check_quantized(rows, recipe)
     if isinstance(quantizer, QuantizeInt8) and quantizer.ranges is not None:
         for row in rows:
             if row["int8"]:
                 known = quantizer.ranges[str(row["name"])]
                 row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
-    return {"recipe": str(recipe), "int8": sum(bool(row["int8"]) for row in rows), "products": rows}
+    return {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------

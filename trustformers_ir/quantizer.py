@@ -21,11 +21,10 @@ from trustformers_ir.ir.interpreter import result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.calibration import Observed, Range
-from trustformers_ir.passes.compare_int8 import CompareInt8
 from trustformers_ir.passes.int8_error import Deviation, ErrorReport, ProductError
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.observe_activations import ObserveActivations
-from trustformers_ir.passes.recipes import Int8
+from trustformers_ir.passes.recipes import Int8, Recipe
 from trustformers_ir.runtime.executable import Executable
 
 MOST_BYTES = 256 << 20  # of results at a time
@@ -101,16 +100,15 @@ def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: i
 
 def measure(
     module: Module,
-    recipe: Int8,
+    recipe: Recipe,
     ranges: Mapping[str, Range] | None,
     batches: Sequence[Batch],
     threads: int | None = None,
 ) -> ErrorReport:
     """The error of every product that the recipe quantizes, on the examples. ``NOTHING_QUANTIZED`` when there is none."""
-    options = (recipe.keep, recipe.heads, recipe.min_size, recipe.max_error, ranges)
-    wanted, quantized = Probe(module, CompareInt8(*options), threads), Probe(module, CompareInt8(*options, instead=True), threads)
-    check_quantized(wanted.rows)
-    pairs = [(a, b) for a, b in zip(wanted.rows, quantized.rows, strict=True) if a["int8"]]
+    wanted, quantized = (Probe(module, recipe.comparison(ranges, instead=instead), threads) for instead in (False, True))
+    check_quantized(wanted.rows, recipe)
+    pairs = [(a, b) for a, b in zip(wanted.rows, quantized.rows, strict=True) if a[recipe.name]]
     errors = [ProductError(a["name"], a["location"]) for a, _ in pairs]
     names = result_names(module.main)
     outputs = {name: Deviation() for name in names}
@@ -121,15 +119,15 @@ def measure(
             for i, deviation in enumerate(outputs.values()):
                 deviation.see(want[i], have[i])
             for error, (a, b) in zip(errors, pairs, strict=True):
-                error.own.see(want[a["f32_result"]], want[a["int8_result"]])
-                error.arrived.see(want[a["f32_result"]], have[b["int8_result"]])
-    kept = {row["name"]: row["reason"] for row in wanted.rows if not row["int8"]}
+                error.own.see(want[a["wanted"]], want[a["result"]])
+                error.arrived.see(want[a["wanted"]], have[b["result"]])
+    kept = {row["name"]: row["reason"] for row in wanted.rows if not row[recipe.name]}
     return ErrorReport(str(recipe), sorted(errors, key=lambda e: e.own.sqnr), outputs, kept, len(batches))
 
 
-def check_quantized(rows: Sequence[Mapping[str, Any]]) -> None:
+def check_quantized(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> None:
     """``NOTHING_QUANTIZED``, with the reasons, when no row is that of a quantized product."""
-    if any(row["int8"] for row in rows):
+    if any(row[recipe.name] for row in rows):
         return
     reasons = dict.fromkeys(f"{row['name']}: {row['reason']}" for row in rows)
     shown = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")

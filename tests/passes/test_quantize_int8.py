@@ -239,8 +239,8 @@ def test_looking_changes_no_result() -> None:
     log = PassManager(parse_pipeline("compare_int8{heads=true}", PASSES), verify=True).run(compared).passes[0].log
     results = evaluate(compared, x)
     np.testing.assert_array_equal(results[0], exact)
-    np.testing.assert_array_equal(results[log.rows[1]["f32_result"]], exact)  # type: ignore[call-overload]
-    np.testing.assert_array_equal(results[log.rows[1]["int8_result"]], by_hand(second, weights[1], np.float32(0)))  # type: ignore[call-overload]
+    np.testing.assert_array_equal(results[log.rows[1]["wanted"]], exact)  # type: ignore[call-overload]
+    np.testing.assert_array_equal(results[log.rows[1]["result"]], by_hand(second, weights[1], np.float32(0)))  # type: ignore[call-overload]
     PassManager(parse_pipeline("compare_int8{heads=true,instead=true}", PASSES), verify=True).run(instead)
     run(module)
     np.testing.assert_array_equal(evaluate(instead, x)[0], evaluate(module, x))

@@ -39,8 +39,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 WRONG: list[tuple[Any, Any, Code, str]] = [
     ("int9", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
-    ("q4_0", None, Code.UNKNOWN_RECIPE, "the recipes are int8"),
-    ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8"),
+    ("q4_0", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16"),
+    ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16"),
     ("int8{", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
     (8, None, Code.UNKNOWN_RECIPE, "quantize is 8"),
     ("int8{keeps=a}", None, Code.RECIPE_OPTION, "did you mean 'keep'"),

@@ -159,6 +159,7 @@ _ALIASES: dict[str, DType] = {
 FLOATS = frozenset(d for d in DType if d.is_float)
 INTS = frozenset(d for d in DType if d.is_integer)
 COMPLEXES = frozenset(d for d in DType if d.is_complex)
+HALVES = frozenset({DType.f16, DType.bf16})
 BOOL = frozenset({DType.bool})
 NUMERIC = FLOATS | INTS | COMPLEXES
 REAL = FLOATS | INTS

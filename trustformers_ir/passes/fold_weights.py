@@ -23,9 +23,12 @@ import numpy as np
 from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Weight
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate_operation
 from trustformers_ir.passes.manager import Pass, PassLog
-from trustformers_ir.passes.weights import derived, weight_of
+from trustformers_ir.passes.weights import converted, derived, weight_of
+
+DIRECT = (DType.f16, DType.bf16, DType.f32)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def _name(operation: Operation) -> str:
 
 def _folder(weight: Weight, operation: Operation) -> Callable[[], np.ndarray]:
     op, operand, result = operation.op, operation.inputs[0].type, operation.result.type
+    if isinstance(op, ops.Cast) and operand.dtype in DIRECT and op.dtype in DIRECT:
+        return lambda: converted(weight.data, op.dtype)
 
     def fold() -> np.ndarray:
         (array,) = evaluate_operation(op, [weight.data], [result], {}, [operand])

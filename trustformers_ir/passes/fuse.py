@@ -18,8 +18,8 @@ Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen 
 
 1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result;
 2. *contractions* take in the elementwise operations after them that have their shape, and views of the result;
-3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result,
-   whatever else reads that result: the row is at hand;
+3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result, or
+   its cast, whatever else reads that result: the row is at hand;
 4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
 
 An operation enters a region only when nothing else needs its result, so no work is done twice, except that operations without operands
@@ -167,7 +167,7 @@ class _Fusion:
     def quantizes(self, group: _Group, o: Operation) -> bool:
         """Whether ``o`` makes codes of the rows that the group's norm has just made, from nothing else but constants."""
         norm = group.anchor
-        if not isinstance(norm.op, NORMS) or not isinstance(o.op, (ops.QuantizeDynamic, ops.QuantizeStatic)) or group.viewed:
+        if not isinstance(norm.op, NORMS) or not isinstance(o.op, (ops.QuantizeDynamic, ops.QuantizeStatic, ops.Cast)) or group.viewed:
             return False
         if o.inputs[0] is not group.last.result or any(m.op.fusion is FusionKind.INJECTIVE for m in group.members):
             return False

@@ -77,6 +77,14 @@ def _short(parts: tuple[str, ...]) -> str:
     return "+".join([parts[0], *(".".join(w[shared:]) for w in words[1:])])
 
 
+def decision(product: Product, quantized: str, made: Operation | None, reason: str) -> dict[str, object]:
+    """What was decided about a product, as plain data: whether it is ``quantized`` (the name of the recipe), and if not, why."""
+    row: dict[str, object] = {"name": product.name, "location": product.location, quantized: made is not None, "reason": reason or None}
+    if product.weight is not None:
+        row["outputs"], row["terms"] = product.sizes
+    return row
+
+
 def is_head(operation: Operation) -> bool:
     """Whether a result of the function is made from this one by elementwise operations and views alone: a classifier, a pooler, logits."""
     waiting, seen = [operation], {operation}

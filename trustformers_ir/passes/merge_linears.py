@@ -34,6 +34,8 @@ from trustformers_ir.passes.fuse import VIEWS
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.weights import derived, weight_of
 
+JOINED = "joined"
+
 
 @dataclass(frozen=True)
 class MergeLinears(Pass):
@@ -79,7 +81,7 @@ def _merge(module: Module, attention: Operation, order: Mapping[Operation, int])
         return "TFIR_STOP_AFTER has been reached"
     first = min(linears, key=order.__getitem__)
     builder = Builder.before(module, first)
-    merged = [builder(ops.WeightOp(_joined(module, column).name)) for column in zip(*parts, strict=True)]
+    merged = [builder(ops.WeightOp(joined(module, column).name)) for column in zip(*parts, strict=True)]
     result = builder(ops.Linear(), first.inputs[0], merged[0], merged[1] if len(merged) > 1 else None)
     start = 0
     slices = []
@@ -101,10 +103,10 @@ def _projection(value: Value) -> Operation | None:
     return o if o is not None and isinstance(o.op, ops.Linear) and value.has_one_use and isinstance(value.type.shape[-1], int) else None
 
 
-def _joined(module: Module, weights: Sequence[Weight]) -> Weight:
-    """The weights one below the other, made when first asked for."""
+def joined(module: Module, weights: Sequence[Weight]) -> Weight:
+    """The weights one below the other, made when first asked for; its ``origin`` names them."""
     rows: Dim = 0
     for w in weights:
         rows = rows + w.type.shape[0]
     type = TensorType((rows, *weights[0].type.shape[1:]), weights[0].type.dtype)
-    return derived(module, "+".join(w.name for w in weights), type, lambda: np.concatenate([w.data for w in weights]), ("joined", *weights))
+    return derived(module, "+".join(w.name for w in weights), type, lambda: np.concatenate([w.data for w in weights]), (JOINED, *weights))

@@ -11,6 +11,7 @@ from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.merge_linears import MergeLinears
+from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.pack_weights import PackWeights
 
 
@@ -26,6 +27,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
         FoldWeights(),
         MergeLinears(),
         *([] if quantize is None else [quantize]),  # products are merged and weights folded; nothing is packed yet
+        NarrowWeights(),
         PackWeights(width=panel),
         Dce(),  # weights in the form that nothing reads any more
         Fuse(),

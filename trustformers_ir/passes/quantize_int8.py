@@ -41,13 +41,12 @@ from trustformers_ir.ir.ops.quantized import MOST_TERMS
 from trustformers_ir.ir.rewriting import constant_of
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.calibration import Ranges
-from trustformers_ir.passes.linears import Product, is_head, products
+from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON
-from trustformers_ir.passes.weights import derived, mapped_files
+from trustformers_ir.passes.weights import blocks, derived, mapped_files
 
 LARGEST = 127
-BLOCK_BYTES = 1 << 20  # weights are read in blocks of rows that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class QuantizeInt8(Sensitive, Pass):
             else:
                 product.operation.replace_with([made.result])
                 log.count("products in int8")
-            log.row(**decision(product, made, reason))
+            log.row(**self.decision(product, made, reason))
         log.count("activations quantized", len(activations))
 
     def attempt(
@@ -149,6 +148,10 @@ class QuantizeInt8(Sensitive, Pass):
         weights = [builder(ops.WeightOp(w.name)) for w in matrix.weights(module)]
         return builder.create(ops.LinearInt8(), *activations[x], *weights, product.bias), ""
 
+    def decision(self, product: Product, made: Operation | None, reason: str) -> dict[str, object]:
+        """A row of the log's table."""
+        return decision(product, "int8", made, reason)
+
     def _quantized(self, builder: Builder, product: Product) -> tuple[Value, Value, Value]:
         x = product.activation
         if self.ranges is None:
@@ -157,14 +160,6 @@ class QuantizeInt8(Sensitive, Pass):
         known = self.ranges[product.name]
         constants = constant_of(builder, known.scale, TensorType((), DType.f32)), constant_of(builder, known.zero, TensorType((), DType.i32))
         return builder(ops.QuantizeStatic(), x, *constants), *constants
-
-
-def decision(product: Product, made: Operation | None, reason: str) -> dict[str, object]:
-    """What was decided about a product, as plain data."""
-    row: dict[str, object] = {"name": product.name, "location": product.location, "int8": made is not None, "reason": reason or None}
-    if product.weight is not None:
-        row["outputs"], row["terms"] = product.sizes
-    return row
 
 
 class Int8Matrix:
@@ -182,7 +177,7 @@ class Int8Matrix:
         self._rows = rows_of(product.weight, product.transposed)
         rows = self._rows()
         largest, squares = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
-        for part in _blocks(*rows.shape):
+        for part in blocks(*rows.shape):
             block = np.ascontiguousarray(rows[part])
             np.maximum(block.max(1), -block.min(1), out=largest[part])
             with np.errstate(all="ignore"):
@@ -209,7 +204,7 @@ class Int8Matrix:
         """``i8[n, k]``, made anew each time: whoever packs them keeps them."""
         rows = self._rows()
         out = np.empty(rows.shape, np.int8)
-        for part in _blocks(*rows.shape):
+        for part in blocks(*rows.shape):
             out[part] = steps_of(rows[part], self.scale[part])
         with self._making:
             if self._sums is None:
@@ -242,11 +237,6 @@ def steps_of(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
     np.clip(steps, -LARGEST, LARGEST, out=steps)
     quantized: np.ndarray = steps.astype(np.int8)
     return quantized
-
-
-def _blocks(n: int, k: int) -> list[slice]:
-    rows = max(1, BLOCK_BYTES // max(4 * k, 1))
-    return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
 
 
 def _always(array: np.ndarray) -> Callable[[], np.ndarray]:

@@ -2,6 +2,7 @@
 
     compile(model, quantize="int8")                                                     each row of an activation has a scale of its own
     compile(model, quantize=Int8(activations="static", method="entropy", calibration=texts))
+    compile(model, quantize="bf16")                                                     weights in 16 bits, everything else in f32
     tfc compile MODEL -o OUT --quantize "int8{activations=static,method=entropy}" --calibrate texts.txt
 """
 
@@ -9,18 +10,45 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes.calibration import METHODS, Ranges
+from trustformers_ir.passes.compare_products import CompareInt8, CompareNarrow
+from trustformers_ir.passes.manager import Pass
+from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.options import IN_PYTHON, nearest, options_text, parse_options
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8, Sensitive
 
 ACTIVATIONS = ("dynamic", "static")
 
 
+class Recipe:
+    """What every recipe is: a name, which is also the key of "it is quantized" in the table of its pass, and the passes that do it and look at it."""
+
+    name: ClassVar[str]
+    calibration: Any = None
+
+    @property
+    def static(self) -> bool:
+        """Whether it needs ranges of activations."""
+        return False
+
+    def quantizer(self, ranges: Ranges | None = None) -> Pass:
+        """The pass; ``ranges`` are those of static activations."""
+        raise NotImplementedError
+
+    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> Pass:
+        """The pass that makes a result of each product as the model and as the recipe computes it, of the latter alone with ``instead``."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.name + options_text(self)
+
+
 @dataclass(frozen=True)
-class Int8(Sensitive):
+class Int8(Sensitive, Recipe):
     """Products with known weights in 8-bit integers; the fields of :class:`Sensitive` say which stay in f32.
 
     ``activations``: ``"dynamic"`` finds scale and zero point of each row when it runs, ``"static"`` takes one of each per tensor, found beforehand on
@@ -60,25 +88,75 @@ class Int8(Sensitive):
         return self.activations == "static"
 
     def quantizer(self, ranges: Ranges | None = None) -> QuantizeInt8:
-        """The pass; ``ranges`` are those of static activations."""
         return QuantizeInt8(self.keep, self.heads, self.min_size, self.max_error, ranges)
 
+    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareInt8:
+        return CompareInt8(self.keep, self.heads, self.min_size, self.max_error, ranges, instead)
+
     def __str__(self) -> str:
-        return self.name + options_text(self)
+        return Recipe.__str__(self)
 
 
-RECIPES: dict[str, type[Int8]] = {Int8.name: Int8}
+@dataclass(frozen=True)
+class _Half(Recipe):
+    keep: tuple[str, ...] = ()
+    max_error: float = 0.01
+    calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
+
+    dtype: ClassVar[DType]
+
+    def __post_init__(self) -> None:
+        problems = Collector()
+        try:
+            self.quantizer()
+        except ValueError as error:
+            problems.add(Code.RECIPE_OPTION, f"{self.name}: {error}")
+        if self.calibration is not None:
+            problems.add(Code.RECIPE_OPTION, f"{self.name}: calibration is given, and weights alone are rounded", help="leave it out")
+        problems.check()
+
+    def quantizer(self, ranges: Ranges | None = None) -> NarrowWeights:
+        return NarrowWeights(self.dtype, self.keep, self.max_error)
+
+    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareNarrow:
+        return CompareNarrow(self.dtype, self.keep, self.max_error, instead)
+
+    def __str__(self) -> str:
+        return Recipe.__str__(self)
+
+
+@dataclass(frozen=True)
+class Bf16(_Half):
+    """Weights of products and tables of embeddings in bf16; activations, sums and everything else in f32 (``passes/narrow_weights.py``).
+
+    ``keep`` has patterns of names of products and tables that stay in f32.
+    """
+
+    name = "bf16"
+    dtype = DType.bf16
+
+
+@dataclass(frozen=True)
+class F16(_Half):
+    """The same in f16: three more bits, but a weight that lies beyond its range, or is so small that it would move by more than ``max_error``
+    (root mean square, relatively), stays in f32."""
+
+    name = "f16"
+    dtype = DType.f16
+
+
+RECIPES: dict[str, type[Int8 | Bf16 | F16]] = {kind.name: kind for kind in (Int8, Bf16, F16)}
 
 _RECIPE = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\{([^{}]*)\})?\s*\Z")
 
 
-def find_recipe(quantize: Any, calibration: Any = None) -> Int8 | None:
+def find_recipe(quantize: Any, calibration: Any = None) -> Recipe | None:
     """The recipe that ``quantize`` is or names; None for None. ``calibration`` is added to one that was given as text. Raises ``CompilerError``."""
     if quantize is None:
         if calibration is not None:
             raise CompilerError.of(Code.USAGE, "calibration data without a recipe", help="--quantize 'int8{activations=static}'")
         return None
-    if isinstance(quantize, Int8):
+    if isinstance(quantize, Recipe):
         return quantize
     known = f"the recipes are {', '.join(RECIPES)}"
     if not isinstance(quantize, str):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from trustformers_ir.ir.core import Module, Value, Weight
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.mapped import MappedFile
 from trustformers_ir.ir.ops import WeightOp
 from trustformers_ir.ir.types import TensorType
+
+BLOCK_BYTES = 1 << 20
 
 
 def weight_of(module: Module, value: Value) -> Weight | None:
@@ -29,6 +33,22 @@ def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.n
         n += 1
         chosen = f"{name}.{n}"
     return module.add_weight(Weight(chosen, type, make, origin=origin))
+
+
+def converted(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """f16, bf16 or f32 values as another one of these, rounded once, ties to even. Nothing wider stands between, and what a block of rows needs
+    stays in the cache: the weights of a model go through here."""
+    out = np.empty(array.shape, dtype.numpy)
+    with np.errstate(all="ignore"):
+        for part in blocks(*array.shape) if array.ndim else (...,):
+            out[part] = array[part].astype(dtype.numpy)
+    return out
+
+
+def blocks(n: int = 1, *sizes: int) -> list[slice]:
+    """The rows of an array of f32 in blocks that stay in the cache."""
+    rows = max(1, BLOCK_BYTES // max(4 * math.prod(sizes), 1))
+    return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
 
 
 def mapped_files(module: Module) -> list[MappedFile]:

@@ -14,6 +14,7 @@ from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import files
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
+_HOW = {"int8": "in 8-bit integers", "bf16": "by weights in bf16", "f16": "by weights in f16"}
 ALLOWED = 0.1  # of the relative error of a result of the model, unless the user says otherwise
 
 
@@ -22,8 +23,9 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     told = report.get("quantization")
     if not told:
         return []
-    lines = [f"{told['recipe']}: {told['int8']} of {len(told['products'])} products in 8-bit integers"]
-    return lines + [f"  {row['name']} stays in f32: {row['reason']}" for row in told["products"] if not row["int8"]]
+    name = told["recipe"].partition("{")[0]
+    lines = [f"{told['recipe']}: {told[name]} of {len(told['products'])} products {_HOW[name]}"]
+    return lines + [f"  {row['name']} stays in f32: {row['reason']}" for row in told["products"] if not row[name]]
 
 
 def error_of(model: str, quantize: str, calibrate: list[str] | None, data: list[str] | None, probes: int, seed: int) -> ErrorReport:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.ir.dims import Dim, SymbolFact, floordiv, product
-from trustformers_ir.ir.dtypes import NUMERIC, REAL, DType
+from trustformers_ir.ir.dtypes import HALVES, NUMERIC, REAL, DType
 from trustformers_ir.ir.ops.broadcast import (
     BroadcastError,
     broadcast_shapes,
@@ -68,12 +68,13 @@ class MatMul(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """``y[…, n] = sum over k of x[…, k] * weight[n, k] + bias[n]``. The weight may be packed; that does not change the result."""
+    """``y[…, n] = sum over k of x[…, k] * weight[n, k] + bias[n]``. The weight may be packed; that does not change the result. Where x is f32 it may
+    be stored as f16 or bf16: its values are f32 like any others."""
 
     mnemonic = "linear"
     operands = (Operand("x", NUMERIC), Operand("weight", NUMERIC, any_layout=True), Operand("bias", NUMERIC, optional=True))
     constraints = {
-        1: "the operands have one dtype",
+        1: "the operands have one dtype, but for a weight in f16 or bf16 where x is f32",
         2: "x has an axis, weight is a matrix, bias a vector",
         3: "the last size of x and of weight are provably equal",
         4: "the sizes of bias and the rows of weight are provably equal",
@@ -81,7 +82,7 @@ class Linear(Op):
     fusion = FusionKind.CONTRACTION
 
     def infer(self, ctx: InferContext, x: TensorType, weight: TensorType, bias: TensorType | None) -> tuple[TensorType, ...]:
-        require_same_dtype(self, 1, (x, weight, bias))
+        require_same_dtype(self, 1, (x, None if x.dtype is DType.f32 and weight.dtype in HALVES else weight, bias))
         self.require(2, x.rank >= 1 and weight.rank == 2 and (bias is None or bias.rank == 1), f"{x}, {weight}, {bias}")
         require_equal(self, 3, ctx, x.shape[-1], weight.shape[1], "the contracted sizes")
         if bias is not None:
@@ -110,6 +111,9 @@ class Linear(Op):
         yield Sample(cls(), (DType.f32["n", 12], TensorType((20, 12), DType.f32, Panels(16)), DType.f32[20]))
         yield Sample(cls(), (DType.f32[3, 5], TensorType((32, 5), DType.f32, Panels(16)), None))
         yield Sample(cls(), (DType.f32[3, 5], TensorType((20, 5), DType.f32, Panels(16, 2)), None))
+        yield Sample(cls(), (DType.f32["n", 9], DType.bf16[6, 9], DType.f32[6]))
+        yield Sample(cls(), (DType.f32["n", 12], TensorType((20, 12), DType.bf16, Panels(16)), DType.f32[20]))
+        yield Sample(cls(), (DType.f32["b", "s", 7], TensorType((33, 7), DType.f16, Panels(48)), None))
 
 
 def pack_panels(matrix: np.ndarray, width: int, depth: int = 1) -> np.ndarray:

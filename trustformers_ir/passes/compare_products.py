@@ -1,0 +1,85 @@
+"""Products as a recipe computes them beside the same products as the model does, as results: what the error report looks at.
+
+Before::
+
+    %y = linear(%x, %w, %bias) : f32[batch, seq, 1536]
+    return %out
+
+After, for products in 8-bit integers::
+
+    %y = linear(%x, %w, %bias) : f32[batch, seq, 1536]
+    %q, %s, %z = quantize_dynamic(%x) : …
+    %i = linear_int8(%q, %s, %z, …, %bias) : f32[batch, seq, 1536]
+    return %out, %y, %i
+
+Everything after reads %y, so each quantized product sees what it would see in f32: the difference is its own error. With ``instead``
+everything after reads %i, and the results are the model's and every %i: the difference from the other run is the error that has come together
+so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trustformers_ir.ir.core import Module, Operation, Value
+from trustformers_ir.passes.linears import Product, products
+from trustformers_ir.passes.manager import PassLog
+from trustformers_ir.passes.narrow_weights import NarrowWeights
+from trustformers_ir.passes.observe_activations import add_results
+from trustformers_ir.passes.quantize_int8 import QuantizeInt8
+
+Attempt = Callable[[Product], tuple[Operation | None, str]]
+Decision = Callable[[Product, Operation | None, str], dict[str, object]]
+
+
+@dataclass(frozen=True)
+class CompareInt8(QuantizeInt8):
+    """The other options are those of ``quantize_int8``; a row of the log's table says which results belong to a product."""
+
+    instead: bool = False
+
+    name = "compare_int8"
+    summary = "make results of products in 8-bit integers, and of the same in f32"
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Adds results to the main function."""
+        activations: dict[Value, tuple[Value, Value, Value]] = {}
+        _compare(module, log, lambda product: self.attempt(module, product, activations), self.decision, self.instead)
+
+
+@dataclass(frozen=True)
+class CompareNarrow(NarrowWeights):
+    """The same for the options of ``narrow_weights``. Tables of embeddings are not compared; with ``instead`` they are rounded."""
+
+    instead: bool = False
+
+    name = "compare_narrow"
+    summary = "make results of products by weights of 16 bits, and of the same in f32"
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Adds results to the main function."""
+        _compare(module, log, lambda product: self.attempt(module, product), self.decision, self.instead)
+        if self.instead:
+            self.tables(module, log)
+
+
+def _compare(module: Module, log: PassLog, attempt: Attempt, decision: Decision, instead: bool) -> None:
+    results: list[Value] = []
+    first = len(module.main.outputs)
+    for product in list(products(module)):
+        if product.operation.block is not module.main.body:
+            continue
+        made, reason = attempt(product)
+        row = decision(product, made, reason)
+        if made is not None:
+            if instead:
+                product.operation.replace_with([made.result])
+            else:
+                row["wanted"] = first + len(results)
+                results.append(product.operation.result)
+            row["result"] = first + len(results)
+            results.append(made.result)
+        log.row(**row)
+    add_results(module.main, results)
+    log.count("products compared", sum("result" in row for row in log.rows))
