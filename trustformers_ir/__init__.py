@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trustformers_ir.api import parse as parse
     from trustformers_ir.api import quantization_error as quantization_error
     from trustformers_ir.api import trace as trace
+    from trustformers_ir.api import tune as tune
     from trustformers_ir.ir.core import Module as Module
     from trustformers_ir.ir.diagnostics import CheckFailed as CheckFailed
     from trustformers_ir.ir.diagnostics import CompilerError as CompilerError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     f16, bf16, f32, f64 = DType.f16, DType.bf16, DType.f32, DType.f64
     c64, c128 = DType.c64, DType.c128
 
-_FUNCTIONS = ("compile", "evaluate", "export", "load", "parse", "quantization_error", "trace")
+_FUNCTIONS = ("compile", "evaluate", "export", "load", "parse", "quantization_error", "trace", "tune")
 _DTYPES = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f16", "bf16", "f32", "f64", "c64", "c128")
 _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
@@ -74,6 +75,7 @@ __all__ = [
     "parse",
     "quantization_error",
     "trace",
+    "tune",
     "u8",
     "u16",
     "u32",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.schedule_table import find_tables
 from trustformers_ir.runtime import artifact, cache
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.workers import thread_count
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from trustformers_ir.ir.core import Module
     from trustformers_ir.passes.int8_error import ErrorReport
     from trustformers_ir.passes.manager import Report
+    from trustformers_ir.tuner import Tuned
 
 
 def compile(
@@ -30,6 +32,7 @@ def compile(
     partition: Any = None,
     verify: bool | None = None,
     calibration: Any = None,
+    schedules: Any = None,
 ) -> Executable:
     """Compile ``model`` to native code for ``target``.
 
@@ -39,7 +42,8 @@ def compile(
     lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. ``dtype`` is what a
     checkpoint computes in (f32). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples of ``calibration``, or an
     ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or
-    the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. What a checkpoint folder
+    the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table of tuned
+    schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. What a checkpoint folder
     was compiled to, unless that rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``;
     ``report()["cache"]`` says so). Raises ``CompilerError`` with everything that is wrong with the request.
     """
@@ -47,7 +51,9 @@ def compile(
         raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
     thread_count(threads)  # what is wrong with it is said now, and is no fault of an entry of the cache
     recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize!r}"
+    tables = find_tables(schedules)
     asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
+    asked |= {} if tables.identity is None else {"schedules": tables.identity}
     examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
     slot = cache.slot(model, asked) if example_inputs is None and examples is None else None
     found = slot.load(threads, _parse) if slot is not None else None
@@ -56,7 +62,7 @@ def compile(
 
     from trustformers_ir import compiler
 
-    request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration)
+    request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration, tables)
     made = compiler.compile_model(model, example_inputs, request, threads)
     if slot is not None:
         slot.store(made)
@@ -82,6 +88,34 @@ def quantization_error(
 
     request = compiler.Request.of("cpu", None, dynamic, None, quantize, calibration)
     return compiler.quantization_error(model, examples, example_inputs, request, threads)
+
+
+def tune(
+    model: Any,
+    inputs: Mapping[str, np.ndarray],
+    *,
+    target: str = "cpu",
+    dtype: Any = None,
+    quantize: Any = None,
+    dynamic: Any = None,
+    threads: int | None = None,
+    calibration: Any = None,
+    budget: float = 60.0,
+) -> Tuned:
+    """Find schedules that are faster than the heuristic's for ``model`` on this machine, by measuring calls with ``inputs`` (arrays by name).
+
+    ``.table`` of the result has those that are clearly faster, and ``compile(…, schedules=table)`` uses it; ``.table.save(path)`` writes it. No
+    schedule changes a bit of a result. ``budget`` is about how many seconds the search takes; the other arguments are those of :func:`compile`.
+    Raises ``CompilerError``, also where this machine cannot execute the target.
+    """
+    thread_count(threads)
+    if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
+        raise CompilerError.of(Code.USAGE, f"the budget is {budget!r}", help="give a number of seconds")
+
+    from trustformers_ir import compiler
+
+    request = compiler.Request.of(target, dtype, dynamic, None, quantize, calibration)
+    return compiler.tune(model, inputs, request, threads, budget)
 
 
 def load(path: str, threads: int | None = None, target: str | None = None) -> Executable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.schedule_table import ScheduleTable, Tables
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
@@ -51,6 +52,7 @@ from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.machine import choose_target, memory
 from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
+from trustformers_ir.tuner import Search, Tuned
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
@@ -66,6 +68,7 @@ class Request:
     dynamic: Sequence[str] | None = None
     verify: bool | None = None
     quantize: Recipe | None = None
+    schedules: Tables = field(default_factory=Tables)
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
@@ -77,9 +80,18 @@ class Request:
         _dtype(self.dtype)
 
     @classmethod
-    def of(cls, target: str, dtype: Any, dynamic: Any, verify: bool | None, quantize: Any, calibration: Any = None) -> Request:
+    def of(
+        cls,
+        target: str,
+        dtype: Any,
+        dynamic: Any,
+        verify: bool | None,
+        quantize: Any,
+        calibration: Any = None,
+        schedules: Tables | None = None,
+    ) -> Request:
         """The request whose recipe is an object or a text; ``calibration`` goes into one that is given as text."""
-        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration))
+        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables())
 
 
 def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
@@ -176,12 +188,13 @@ def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None
 def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
     """See :func:`trustformers_ir.compile`."""
     if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
-        if request != Request(verify=request.verify):
-            message = f"'{model}' is compiled already: target, dtype, quantize and dynamic cannot be chosen any more"
+        if request.schedules.asked or replace(request, schedules=Tables()) != Request(verify=request.verify):
+            message = f"'{model}' is compiled already: target, dtype, quantize, dynamic and schedules cannot be chosen any more"
             raise CompilerError.of(Code.USAGE, message, Where(file=str(model)), "compile the model itself")
         return artifact.load(str(model), threads, parse=parse_module)
     started = time.perf_counter()
     targets = building.find_targets(_cpu(request.target))
+    request.schedules.check([t.kind for t in targets])
     module = to_module(model, example_inputs, request.dtype)
     if module is model:
         module = clone_module(module)
@@ -210,13 +223,15 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
                     graph.weights[w.name].settle(laid_out[0].array(w))
 
         placed = {w.name: w for m in family for w in m.manifest.weights}
-        made = building.build(graph, target, names, metadata, lay_out if n == executed else None, tuple(placed.values()))
+        meanwhile, table = lay_out if n == executed else None, request.schedules.of(target.kind)
+        made = building.build(graph, target, names, metadata, meanwhile, tuple(placed.values()), table)
         told = {} if recipe is None else {"quantization": _told(recipe, quantizer, report)}
-        family.append(replace(made, report={"passes": report.as_dict()["passes"], **told}))
+        family.append(replace(made, report={"passes": report.as_dict()["passes"], **told, **made.report}))
     seconds = {"read": read - started, "passes": passed - calibrated, "build": time.perf_counter() - passed}
     if recipe is not None and recipe.static:
         seconds["calibration"] = calibrated - read
-    family = [replace(m, report={"seconds": seconds, **m.report}) for m in family]
+    shared = {name: text for m in family for name, text in m.manifest.metadata.items()}
+    family = [replace(m, manifest=replace(m.manifest, metadata=shared), report={"seconds": seconds, **m.report}) for m in family]
     return Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
 
 
@@ -347,6 +362,28 @@ def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> dict[str, o
     return {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
 
 
+# --- tuning ------------------------------------------------------------------------------------------------------------------------
+
+
+def tune(model: Any, inputs: Mapping[str, np.ndarray], request: Request, threads: int | None, budget: float) -> Tuned:
+    """See :func:`trustformers_ir.tune`."""
+    if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
+        raise CompilerError.of(Code.USAGE, f"'{model}' is compiled already: its schedules stay", Where(file=str(model)), "tune the model itself")
+    if "," in request.target:
+        raise CompilerError.of(Code.USAGE, f"'{request.target}' is several targets", help="tune for one at a time")
+    base = compile_model(model, inputs, replace(request, schedules=Tables()), threads)
+    target = building.find_target(base.manifest.target.name)
+    weights, names = base.weights, {e.name: [p.name for p in e.outputs] for e in base.manifest.entries}
+
+    def build(table: ScheduleTable) -> Executable:
+        """The model with other schedules, over the same weights."""
+        made = building.build(clone_module(base.module), target, names, table=table)
+        assert made.manifest.weights == base.manifest.weights, "schedules do not change where weights lie"
+        return Executable(made, threads, weights=weights)
+
+    return Search(build, building.machine_shape(target), target.kind, inputs, budget).run()
+
+
 # --- looking inside ----------------------------------------------------------------------------------------------------------------
 
 
@@ -373,7 +410,8 @@ def _options(kind: type[Pass]) -> str:
 def emit(executable: Executable, stage: str) -> str:
     """The kernels, LLVM text or assembly behind an executable, made again from its graph, for the target that is executed."""
     target = building.find_target(executable.manifest.target.name)
-    lowered = building.lower(clone_module(executable.module), target)
+    table = building.tuned_table(executable.manifest.metadata, target)
+    lowered = building.lower(clone_module(executable.module), target, table=table)
     if stage == "kernels":
         return "\n\n".join(f"// {name}\n{print_kernel(kernel)}" for name, kernel in lowered.kernels.items())
     text = building.llvm_text(lowered)

@@ -21,6 +21,7 @@ from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
+from trustformers_ir.ir.schedule_table import Choice, ScheduleKey
 from trustformers_ir.runtime.native import NativeLibrary, link
 
 POISON = 0xA5  # what memory holds before it is written
@@ -77,13 +78,18 @@ def _scratch(call: KernelCall, dims: Mapping[str, int]) -> np.ndarray:
     return guarded(np.zeros(size, np.uint8))  # ends at a page, so its start is aligned as well
 
 
-def compile_modules(modules: Sequence[Module], target: str = "host", machine: MachineShape | None = None) -> list[Runner]:
-    """Each module's ``main``, compiled in one go. The modules are changed (operations are wrapped into regions)."""
+def compile_modules(
+    modules: Sequence[Module],
+    target: str = "host",
+    machine: MachineShape | None = None,
+    tables: Sequence[Mapping[ScheduleKey, Choice]] = (),
+) -> list[Runner]:
+    """Each module's ``main``, compiled in one go. The modules are changed (operations are wrapped into regions). ``tables``: schedules for each."""
     machine_target = parse(target)
     shape = machine or MachineShape(registers=machine_target.registers)
     programs, functions, names = [], [], []
     for n, module in enumerate(modules):
-        program = lower_function(module, module.main, shape)
+        program = lower_function(module, module.main, shape, table=tables[n] if tables else None)
         symbols = sorted(module.facts.symbols)
         facts = symbol_facts(module.facts)
         mine = [f"tfir_kernel_{n}_{k}" for k in range(len(program.calls))]

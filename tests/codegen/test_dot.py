@@ -28,6 +28,7 @@ from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops.contract import pack_panels
+from trustformers_ir.ir.schedule_table import TileChoice
 from trustformers_ir.ir.types import Panels, TensorType
 
 FACTS = {"m": (1, None, 1)}
@@ -48,11 +49,15 @@ def machine(target: Target) -> MachineShape:
     return MachineShape(registers=target.registers)
 
 
+def tile(shape: MachineShape, columns: int) -> TileChoice:
+    return TileChoice(shape.dot_rows, columns, 128)
+
+
 @functools.cache
 def scheduled(isa: str, n: int, k: int) -> tuple[Kernel, Compiled]:
     target = parse(isa)
     width = min(machine(target).panel, -(-n // 16) * 16)
-    fast = apply(naive(n, k, width), dot_schedule(machine(target), width), FACTS)
+    fast = apply(naive(n, k, width), dot_schedule(tile(machine(target), width)), FACTS)
     return fast, Compiled(fast, FACTS, target)
 
 
@@ -115,7 +120,7 @@ def test_every_machine_has_its_instruction(isa: str, kind: DotKind, instruction:
     target = parse(isa)
     assert DotKind.of(target.features) is kind
     shape = machine(target)
-    fast = apply(naive(96, k, shape.panel), dot_schedule(shape, shape.panel), FACTS)
+    fast = apply(naive(96, k, shape.panel), dot_schedule(tile(shape, shape.panel)), FACTS)
     lines = compile_assembly(module_text([emit_kernel(fast, ["m"], "k", FACTS, target.features)]), target).splitlines()
     found = [line for line in lines if instruction in line]
     tiles = shape.dot_rows * shape.panel // 16 * (1 if kind is DotKind.VNNI_512 else 2 if "VNNI" in kind.name or kind is DotKind.MADD_512 else 4)
@@ -124,7 +129,7 @@ def test_every_machine_has_its_instruction(isa: str, kind: DotKind, instruction:
 
 
 def test_a_machine_without_such_instructions_runs_the_plain_fold() -> None:
-    fast = apply(naive(20, 10, 32), dot_schedule(MachineShape(), 32), FACTS)
+    fast = apply(naive(20, 10, 32), dot_schedule(tile(MachineShape(), 32)), FACTS)
     text = module_text([emit_kernel(fast, ["m"], "k", FACTS)])
     assert "llvm.x86" not in text
     check(fast, arrays(3, 20, 10, 32), {"m": 3}, facts=FACTS)

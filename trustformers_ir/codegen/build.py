@@ -24,7 +24,7 @@ from trustformers_ir.codegen.llvm.target import Target, TargetError, parse
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.indexing import expr_dim
-from trustformers_ir.codegen.lower.schedules import MachineShape
+from trustformers_ir.codegen.lower.schedules import MachineShape, check_table
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
 from trustformers_ir.codegen.program import Program, Storage
 from trustformers_ir.ir.abi import WEIGHT_ALIGNMENT, CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
@@ -32,6 +32,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, maximum
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.schedule_table import TABLE, ScheduleTable, TunedEntry, key_row, parse_table
 from trustformers_ir.ir.text import print_module
 from trustformers_ir.ir.version import VERSION
 
@@ -137,15 +138,22 @@ def common_panel(targets: Sequence[Target]) -> int | None:
 
 
 def lower(
-    module: Module, target: Target, names: Mapping[str, Sequence[str]] | None = None, placed: Sequence[StoredWeight] = ()
+    module: Module,
+    target: Target,
+    names: Mapping[str, Sequence[str]] | None = None,
+    placed: Sequence[StoredWeight] = (),
+    table: ScheduleTable | None = None,
 ) -> Lowered:
     """Every function of the module as a planned program. ``names`` gives the names of each function's outputs, ``placed`` the weights that
-    have their place already."""
+    have their place already. ``SCHEDULE_TABLE`` when the target cannot follow an entry of ``table``."""
     sites, shape = Sites(), machine_shape(target)
+    if table is not None:
+        check_table(shape, table)
+    choices = {} if table is None else table.choices
     programs: list[Program] = []
     plans: list[Plan] = []
     for function in module.functions.values():
-        program = lower_function(module, function, shape, tuple((names or {}).get(function.name, ())), sites)
+        program = lower_function(module, function, shape, tuple((names or {}).get(function.name, ())), sites, choices)
         plan = plan_arena(program, module.facts)
         verify_plan(program, plan, module.facts)
         programs.append(program)
@@ -176,15 +184,17 @@ def build(
     metadata: Mapping[str, str] | None = None,
     meanwhile: Callable[[Sequence[StoredWeight], Mapping[str, Callable[[], np.ndarray]]], None] | None = None,
     placed: Sequence[StoredWeight] = (),
+    table: ScheduleTable | None = None,
 ) -> CompiledModule:
     """Compile a module that has been through the target's passes. The module is changed: what is left outside regions is put into some.
 
     ``names`` gives the names of each function's outputs; ``metadata`` is added to the module's in the manifest. ``meanwhile`` is called with the
     weights, and what makes them, while another thread makes the machine code: LLVM works without the interpreter's lock. ``placed`` are the
-    weights that code for other targets, of the same artifact, reads.
+    weights that code for other targets, of the same artifact, reads. ``table`` has schedules that were tuned for the target. The report says which
+    kernel got which schedule, and from where.
     """
     note("lower")
-    lowered = lower(module, target, names, placed)
+    lowered = lower(module, target, names, placed, table)
     text = llvm_text(lowered)
     weights = {w.name: _loader(module, w.name) for w in lowered.weights}
     note("compile")
@@ -195,7 +205,15 @@ def build(
             meanwhile(lowered.weights, weights)
     about = replace(about, metadata={**about.metadata, **(metadata or {})})
     printer = functools.partial(print_module, module)
-    return CompiledModule(about, code.result(), printer, weights, digest=lambda name: module.weights[name].digest)
+    report = {"schedules": schedules(lowered, table)}
+    return CompiledModule(about, code.result(), printer, weights, report, digest=lambda name: module.weights[name].digest)
+
+
+def schedules(lowered: Lowered, table: ScheduleTable | None) -> dict[str, object]:
+    """What was chosen for each kernel that leaves a choice, by the name of its function, as plain data."""
+    chosen = {lowered.kernel_name(c.kernel): c.schedule for p in lowered.programs for c in p.calls if c.schedule is not None}
+    used = table is not None and any(c.origin == TABLE for c in chosen.values())
+    return {"table": table.file if table is not None and used else None, "kernels": {name: key_row(c) for name, c in chosen.items()}}
 
 
 def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:
@@ -226,5 +244,22 @@ def manifest(lowered: Lowered) -> Manifest:
         weights=lowered.weights,
         sites=tuple(lowered.sites.rows),
         compiler=VERSION,
-        metadata=dict(lowered.module.metadata),
+        metadata={**lowered.module.metadata, **_tuned(lowered)},
     )
+
+
+def _tuned(lowered: Lowered) -> dict[str, str]:
+    """The schedules that came from a table, for whoever makes the same kernels again (``tuned_table``)."""
+    found = dict.fromkeys(c.schedule for p in lowered.programs for c in p.calls if c.schedule is not None and c.schedule.origin == TABLE)
+    entries = tuple(TunedEntry(c.key, c.choice) for c in found)
+    return {_tuned_key(lowered.target): ScheduleTable(lowered.target.kind, entries).text} if entries else {}
+
+
+def tuned_table(metadata: Mapping[str, str], target: Target) -> ScheduleTable | None:
+    """The table in the metadata of a manifest: the entries that code for that target was made with. None when there were none."""
+    text = metadata.get(_tuned_key(target))
+    return None if text is None else parse_table(text)
+
+
+def _tuned_key(target: Target) -> str:
+    return f"schedules.{target.kind}"

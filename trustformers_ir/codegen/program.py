@@ -9,6 +9,7 @@ from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk, walk_s
 from trustformers_ir.codegen.kernel_ir.nodes import Buffer, Expr, Load
 from trustformers_ir.ir.abi import Port, Site
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.schedule_table import Chosen
 from trustformers_ir.ir.types import TensorType
 
 
@@ -41,6 +42,7 @@ class KernelCall:
     location: str = ""
     flops: Dim = 0  # of the graph operations that the kernel stands for
     parallel: bool = True  # False: one worker does all of it, so no other worker touches its buffers
+    schedule: Chosen | None = None  # of kernels that leave a choice
 
     @property
     def bytes(self) -> Dim:

@@ -111,6 +111,8 @@ class Code(enum.Enum):
     RECIPE_OPTION = (4009, "bad option of a recipe", "A quantization recipe does not have that option, or the option does not take that value.")
     CALIBRATION = (4010, "no calibration data", "Static quantization needs examples to find ranges from, and they are missing or of no use.")
     NOTHING_QUANTIZED = (4011, "nothing to quantize", "A recipe was asked for, and every product of the model has a reason to stay as it is.")
+    SCHEDULE_TABLE = (4012, "bad table of schedules", "A table of tuned schedules is not what `tfc tune` writes, or asks for a tile that cannot be.")
+    SCHEDULE_TARGET = (4013, "schedules of another target", "A table of tuned schedules was measured for another kind of machine.")
 
     # 5xxx: artifacts and running them
     NOT_AN_ARTIFACT = (5001, "not an artifact", "The file does not begin as a `.tfc` file does.")
@@ -253,6 +255,8 @@ ADVICE = {
     Code.RECIPE_OPTION: "docs/quantization.md lists the options of each recipe",
     Code.CALIBRATION: "give some: --calibrate texts.txt, or Int8(calibration=…)",
     Code.NOTHING_QUANTIZED: "leave the recipe out, or change what it keeps: docs/quantization.md",
+    Code.SCHEDULE_TABLE: "`tfc tune` writes tables that are right; docs/kernels.md says what the fields mean",
+    Code.SCHEDULE_TARGET: "compile for the machine that they were tuned for, or leave them out",
     Code.NOT_AN_ARTIFACT: "make one: tfc compile MODEL -o FILE.tfc",
     Code.ARTIFACT_TRUNCATED: "the copy was cut off: copy the file again",
     Code.ARTIFACT_CORRUPT: "compile the model again, or copy the file again",

@@ -104,8 +104,16 @@ CACHE_DIR: Variable[Path | None] = Variable(
     "a folder",
     _path,
     None,
-    "where compiled checkpoints, downloads and tuning results are kept",
+    "where compiled checkpoints, downloads and tuned schedules are kept",
     "trustformers_ir in $XDG_CACHE_HOME, or in ~/.cache",
+)
+SCHEDULES: Variable[str | None] = Variable(
+    "TFIR_SCHEDULES",
+    "a file, or 0",
+    str,
+    None,
+    "the table of tuned schedules that code is compiled with (`tfc tune`); 0: none",
+    "those in the folder `schedules` of the cache",
 )
 CACHE: Variable[bool] = Variable("TFIR_CACHE", "0 or 1", _flag, True, "keep compiled checkpoints, and use those that are kept")
 CACHE_LIMIT: Variable[int] = Variable(

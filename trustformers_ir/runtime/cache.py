@@ -213,7 +213,7 @@ def _read_report(path: Path) -> dict[str, object]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {k: found[k] for k in ("seconds", "passes") if k in found} if isinstance(found, dict) else {}
+    return {k: found[k] for k in ("seconds", "passes", "schedules") if k in found} if isinstance(found, dict) else {}
 
 
 # --- the cache of this user, and the key of a request ------------------------------------------------------------------------------------

@@ -266,9 +266,14 @@ class Executable:
         stored = next((w for w in self.manifest.weights if w.name == name), None)
         if stored is None:
             raise KeyError(name)
+        return self.weights.array(stored)
+
+    @property
+    def weights(self) -> memory.Weights:
+        """The weights section, which is laid out now unless that is done. Builds of one module can share it."""
         self.prepare()
         assert self._weights is not None
-        return self._weights.array(stored)
+        return self._weights
 
     def close(self) -> None:
         """Ends the worker threads. The next call starts new ones."""

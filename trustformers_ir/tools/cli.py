@@ -37,6 +37,7 @@ COMMANDS = {
     "targets": "List what this machine can compile for and execute.",
     "export": "Write MODEL for another system.",
     "bench": "Time MODEL.",
+    "tune": "Find faster schedules for MODEL on this machine.",
     "cache": "Show or clear the compiled checkpoints that are kept.",
 }
 

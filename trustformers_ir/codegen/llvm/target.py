@@ -61,6 +61,13 @@ class Target:
         """Vector registers, each counted as holding 16 f32: 32 with AVX-512, 8 pairs with AVX2."""
         return 32 if "avx512f" in self.features else 8
 
+    @property
+    def kind(self) -> str:
+        """The kind of machine that schedules are tuned for: the CPU, and the vector instructions that code may use, ``znver5-avx512vnni``."""
+        best = "avx512" if "avx512f" in self.features else "avx2"
+        vnni = "avx512vnni" if best == "avx512" else "avxvnni"
+        return f"{self.cpu}-{vnni if vnni in self.features else best}"
+
     def machine(self, *, jit: bool = False) -> Any:
         """An LLVM target machine (a fresh one each time: they are not thread safe)."""
         llvm = binding()

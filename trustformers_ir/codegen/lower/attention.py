@@ -49,10 +49,10 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, normalised, score_shift
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.codegen.math import exp_down
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import AttentionChoice
 
 KEY_BLOCK = 64  # keys per softmax step: fixed on every machine, because it is part of the order of additions
 CHAINS = 4  # running sums and maxima per query inside a block: fixed as well
@@ -66,17 +66,17 @@ def has_template(o: Operation) -> bool:
     return isinstance(q.type.shape[3], int) and isinstance(v.type.shape[3], int)
 
 
-def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store], machine: MachineShape) -> tuple[Stmt, ...]:
+def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store], choice: AttentionChoice) -> tuple[Stmt, ...]:
     """The loops of one attention; ``emit`` stores the element at ``(b, h, i, e)`` given its value in the result's dtype."""
     q = o.inputs[0].type
-    wide = machine.attention_vectors * LANES
+    wide = choice.vectors * LANES
     queries = dim_expr(q.shape[2])
     batch, heads = (Axis(n, dim_expr(q.shape[i]), PARALLEL) for i, n in enumerate(("b", "h")))
     tile = Axis("tile", (queries + (wide - 1)) // wide, PARALLEL)
     where = _Where(batch, heads, tile * wide)
     scratch = _Scratch(o, wide)
-    body = _Template(d, o, emit, scratch, where, machine.attention_vectors, machine.attention_rows).nest()
-    if machine.attention_vectors > 1:  # where few queries are left, a tile of one vector does
+    body = _Template(d, o, emit, scratch, where, choice.vectors, choice.rows).nest()
+    if choice.vectors > 1:  # where few queries are left, a tile of one vector does
         few = queries - tile * wide <= LANES
         narrow = _Template(d, o, emit, scratch, where, 1, GROUP).nest()
         body = tuple(For(Axis("once", 1, SEQ), part, unary("not", few) if part is body else few) for part in (body, narrow))

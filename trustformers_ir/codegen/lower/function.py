@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL
@@ -15,22 +16,31 @@ from trustformers_ir.ir.abi import Port
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.ops.region import RegionKind
+from trustformers_ir.ir.schedule_table import Choice, ScheduleKey
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.fuse import outline
 
 
-def lower_function(module: Module, function: Function, machine: MachineShape, names: tuple[str, ...] = (), sites: Sites | None = None) -> Program:
+def lower_function(
+    module: Module,
+    function: Function,
+    machine: MachineShape,
+    names: tuple[str, ...] = (),
+    sites: Sites | None = None,
+    table: Mapping[ScheduleKey, Choice] | None = None,
+) -> Program:
     """Lower every region of ``function``. Large literals become weights of the module. ``names`` are those of the outputs.
 
-    ``sites`` collects the checked index sites, which are numbered through the whole module; ``Program.sites`` are all collected so far.
+    ``table`` has schedules that are better than the heuristic's. ``sites`` collects the checked index sites, which are numbered through the
+    whole module; ``Program.sites`` are all collected so far.
     """
-    return _FunctionLowering(module, function, machine, Sites() if sites is None else sites).run(names)
+    ctx = LoweringContext(module.facts, Sites() if sites is None else sites, machine, table or {})
+    return _FunctionLowering(module, function, ctx).run(names)
 
 
 class _FunctionLowering:
-    def __init__(self, module: Module, function: Function, machine: MachineShape, sites: Sites) -> None:
-        self.module, self.function = module, function
-        self.ctx = LoweringContext(module.facts, sites, machine)
+    def __init__(self, module: Module, function: Function, ctx: LoweringContext) -> None:
+        self.module, self.function, self.ctx = module, function, ctx
         self.refs: dict[Value, BufferRef] = {}
         self.arena: list[BufferRef] = []
         self.calls: list[KernelCall] = []
@@ -100,7 +110,8 @@ class _FunctionLowering:
             arguments.append(self.refs[bound.get(v, v)] if literal is None else self.literal(literal))
         parallel = any(isinstance(s, For) and s.axis.kind is PARALLEL for s in walk_statements(lowered.kernel.body))
         location = next((str(o.loc) for o in reversed(body) if o.loc is not None), str(operation.loc or ""))
-        self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, lowered.label, location, flops, parallel))
+        about = (lowered.label, location, flops, parallel, lowered.schedule)
+        self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, *about))
 
     def literal(self, constant: Operation) -> BufferRef:
         assert isinstance(constant.op, ops.Constant)

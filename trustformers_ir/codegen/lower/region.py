@@ -6,8 +6,8 @@ The results of a region are often views of what it computes (``reshape(transpose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Buffer, Expr
@@ -19,11 +19,12 @@ from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
-from trustformers_ir.codegen.lower.schedules import MachineShape, dot_schedule, gemm_schedule, prefetch_schedule
+from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import AttentionChoice, Choice, Chosen, ScheduleKey, TileChoice
 from trustformers_ir.ir.schema import FusionKind
 from trustformers_ir.ir.types import Panels
 
@@ -39,6 +40,7 @@ class LoweredKernel:
     values: tuple[Value, ...]
     writes: tuple[bool, ...]
     label: str
+    schedule: Chosen | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class LoweringContext:
     facts: Facts
     sites: Sites
     machine: MachineShape
+    table: Mapping[ScheduleKey, Choice] = field(default_factory=dict)  # choices that were found by measuring
     known: dict[Hashable, tuple[Block, list[LoweredKernel]]] = field(default_factory=dict)  # what equal regions became
 
     @property
@@ -84,7 +87,7 @@ def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]
     if key in ctx.known:
         first, kernels = ctx.known[key]
         same = dict(zip(_values(first), _values(body), strict=True))
-        return [LoweredKernel(k.kernel, tuple(same.get(v) or region.results[v.index] for v in k.values), k.writes, k.label) for k in kernels]
+        return [replace(k, values=tuple(same.get(v) or region.results[v.index] for v in k.values)) for k in kernels]
     sites = len(ctx.sites.rows)
     kernels = _lowered(region, body, ctx)
     if len(ctx.sites.rows) == sites:
@@ -215,8 +218,11 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         return emit(index)[0]
 
     if anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and shape == anchor.result.type.shape and len(group) == 1:
+        chosen = choose(ctx.machine, ctx.table, attention_key(anchor))
+        assert isinstance(chosen.choice, AttentionChoice)
         try:
-            return _finish(d, attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), ctx.machine), label, ctx)
+            nest = attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), chosen.choice)
+            return replace(_finish(d, nest, label, ctx), schedule=chosen)
         except _ReadElsewhere:
             d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
     matrix = _Product.of(anchor, shape)
@@ -224,8 +230,7 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         stores = emit((*d.flat.digits(m, shape[:-1]), n))
         lowered = _finish(d, _nest2(m, n, stores), label, ctx)
-        scheduled = apply(lowered.kernel, matrix.moves(d, ctx.machine), ctx.symbol_facts)
-        return LoweredKernel(scheduled, lowered.values, lowered.writes, label)
+        return _scheduled(lowered, matrix.key, lambda choice: matrix.moves(d, choice), ctx)
     pair = _Pair.of(anchor, shape)
     if pair is not None:
         rows, lead = pair.rows, tuple(Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(pair.lead))
@@ -234,12 +239,18 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         for axis in reversed(lead):
             statements = (For(axis, statements),)
         lowered = _finish(d, statements, label, ctx)
-        moves = pair.moves(ctx.machine)
-        return LoweredKernel(apply(lowered.kernel, moves, ctx.symbol_facts), lowered.values, lowered.writes, label)
+        return _scheduled(lowered, pair.key, pair.moves, ctx)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
         return _finish(d, flat_nest(d, shape, emit), label, ctx)
     return _finish(d, row_nest(shape, emit), label, ctx)
+
+
+def _scheduled(lowered: LoweredKernel, key: ScheduleKey, moves: Callable[[TileChoice], tuple[Move, ...]], ctx: LoweringContext) -> LoweredKernel:
+    """A matrix product in the tiles that are chosen for its key."""
+    chosen = choose(ctx.machine, ctx.table, key)
+    assert isinstance(chosen.choice, TileChoice)
+    return replace(lowered, kernel=apply(lowered.kernel, moves(chosen.choice), ctx.symbol_facts), schedule=chosen)
 
 
 def _nest2(m: Axis, n: Axis, stores: list[Store]) -> tuple[Stmt, ...]:
@@ -269,14 +280,18 @@ class _Product:
             return None
         return cls(shape, weight, layout, integer and layout.depth == 4)
 
-    def moves(self, d: Definer, machine: MachineShape) -> tuple[Move, ...]:
-        """The schedule, and how the panels of the weight are fetched when it lies in memory and its size is known."""
-        columns, rows = machine.tile_columns(self.layout.width, self.shape[-1]), product(self.shape[:-1])
-        schedule = dot_schedule if self.of_bytes else gemm_schedule
-        tiles = schedule(machine, columns, rows if isinstance(rows, int) else None)
-        if self.weight not in d.buffers or not isinstance(self.weight.type.shape[1], int):
+    @property
+    def key(self) -> ScheduleKey:
+        n, k = self.shape[-1], self.weight.type.shape[1]
+        template = "linear_int8" if self.of_bytes else "linear"
+        return ScheduleKey(template, self.weight.type.dtype, _known(n), _known(k), _known(product(self.shape[:-1])), self.layout.width)
+
+    def moves(self, d: Definer, choice: TileChoice) -> tuple[Move, ...]:
+        """The schedule, and how the panels of the weight are fetched when it lies in memory."""
+        tiles = (dot_schedule if self.of_bytes else gemm_schedule)(choice, self.key.rows)
+        if self.weight not in d.buffers:
             return tiles
-        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, columns * self.weight.type.shape[1], self.weight.type.dtype.itemsize))
+        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, choice, self.weight.type.dtype.itemsize))
 
 
 @dataclass(frozen=True)
@@ -287,7 +302,10 @@ class _Pair:
     lead: tuple[Dim, ...]
     rows: tuple[Dim, ...]
     columns: Dim
-    turned: int | None  # the number of terms of a sum, where the right one lies transposed
+    terms: Dim  # of a sum
+    turned: bool  # the right one lies transposed
+    template: str
+    dtype: DType
 
     @classmethod
     def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Pair | None:
@@ -300,18 +318,30 @@ class _Pair:
             return None
         if left.type.rank < 2 or right.type.rank < 2:
             return None
+        about = (columns, terms, isinstance(anchor.op, ops.Linear), anchor.op.mnemonic, right.type.dtype)
         if isinstance(anchor.op, ops.Linear):
-            return cls((), shape[:-1], columns, terms) if isinstance(terms, int) and terms and terms % LANES == 0 else None
+            return cls((), shape[:-1], *about) if isinstance(terms, int) and terms and terms % LANES == 0 else None
         alone = all(size == 1 for size in right.type.shape[:-2])
-        return cls((), shape[:-1], columns, None) if alone else cls(shape[:-2], shape[-2:-1], columns, None)
+        return cls((), shape[:-1], *about) if alone else cls(shape[:-2], shape[-2:-1], *about)
 
-    def moves(self, machine: MachineShape) -> tuple[Move, ...]:
+    @property
+    def key(self) -> ScheduleKey:
+        return ScheduleKey(self.template, self.dtype, _known(self.columns), _known(self.terms), _known(product(self.rows)))
+
+    def moves(self, choice: TileChoice) -> tuple[Move, ...]:
         """Register tiles; the transposed matrix is turned round 16 x 16 elements at a time."""
-        rows, columns = product(self.rows), machine.panel
-        if isinstance(self.columns, int):
-            columns = min(columns, -(-self.columns // LANES) * LANES)
-        tiles = gemm_schedule(machine, columns, rows if isinstance(rows, int) else None)
-        return tiles if self.turned is None else (*tiles, Split("k", LANES), Tag("k.i", UNROLL))
+        tiles = gemm_schedule(choice, self.key.rows)
+        return (*tiles, Split("k", LANES), Tag("k.i", UNROLL)) if self.turned else tiles
+
+
+def attention_key(o: Operation) -> ScheduleKey:
+    """What the tiles of an attention are chosen by."""
+    q, v = o.inputs[0].type, o.inputs[2].type
+    return ScheduleKey("attention", q.dtype, _known(q.shape[3]), _known(v.shape[3]), _known(q.shape[2]))
+
+
+def _known(size: Dim) -> int | None:
+    return size if isinstance(size, int) else None
 
 
 def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:

@@ -1,16 +1,30 @@
-"""Which loops run how: schedules as data, picked by heuristics from the shape of a naive kernel.
+"""Which loops run how: schedules as data, picked by a heuristic from the shape of a naive kernel, or found in a table of tuned ones.
 
-Nothing here can change a result; see ``kernel_ir/schedule.py`` for the moves.
+A ``Choice`` (``ir/schedule_table.py``) says what is free: the register tile, the block of rows, how far ahead weights are fetched. ``heuristic``
+makes one for every key; ``gemm_schedule`` and its like turn it into moves. Nothing here can change a result; see ``kernel_ir/schedule.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, UNROLL, VECTOR
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL as PARALLEL_KIND
 from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Move, Prefetch, Reorder, Split, Tag
+from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.schedule_table import (
+    HELP,
+    HEURISTIC,
+    TABLE,
+    AttentionChoice,
+    Choice,
+    Chosen,
+    ScheduleKey,
+    ScheduleTable,
+    TileChoice,
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +77,62 @@ class MachineShape:
         return 8 if self.registers >= 32 else 6
 
 
-def gemm_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:
-    """Register tiles of ``columns`` for the naive nest ``m, n`` of a GEMM whose B is packed in panels.
+def heuristic(machine: MachineShape, key: ScheduleKey) -> Choice:
+    """What is chosen where no table knows better."""
+    if key.template == "attention":
+        return AttentionChoice(machine.attention_vectors, machine.attention_rows)
+    rows = machine.dot_rows if key.template == "linear_int8" else machine.tile_rows
+    if key.panel:
+        assert key.n is not None, "weights are static"
+        columns = machine.tile_columns(key.panel, key.n)
+    else:
+        columns = machine.panel if key.n is None else min(machine.panel, -(-key.n // LANES) * LANES)
+    rows = rows if key.rows is None else min(rows, max(key.rows, 1))
+    return TileChoice(rows, columns, ROW_BLOCK, _bytes_ahead(key, columns) if key.panel and key.k else 0)
+
+
+def _bytes_ahead(key: ScheduleKey, columns: int) -> int:
+    """How far ahead a packed weight is fetched: by a panel, so that the next one arrives while the tiles of this one run.
+
+    Only the first tile of a panel would wait for memory, but with few rows that is all of them. Measured (4 layers of BERT-base, 2 threads): 4 %
+    less time with 128 rows, 13 % with 32, 12 % with 8. A panel that leaves no room for its successor in L2 (K = 3072: 590 KB) is fetched
+    a little ahead of itself instead: fetching the next one gained nothing.
+    """
+    panel = columns * (key.k or 0) * key.dtype.itemsize
+    return panel if panel <= PANEL_LIMIT else NEAR
+
+
+def choose(machine: MachineShape, table: Mapping[ScheduleKey, Choice], key: ScheduleKey) -> Chosen:
+    """The choice of the table, where it has one; else that of the heuristic."""
+    found = table.get(key)
+    return Chosen(key, heuristic(machine, key), HEURISTIC) if found is None else Chosen(key, found, TABLE)
+
+
+def misfit(machine: MachineShape, key: ScheduleKey, choice: Choice) -> str | None:
+    """Why a choice cannot be made on such a machine; None when it can."""
+    if choice.registers > machine.registers:
+        return f"a tile of {choice.tile} holds {choice.registers} vector registers at once, and the target has {machine.registers}"
+    if isinstance(choice, TileChoice):
+        if key.panel and choice.columns % key.panel and key.panel % choice.columns:
+            return f"tiles of {choice.columns} columns do not fit panels of {key.panel}: one has to be a multiple of the other"
+        if choice.ahead and not key.panel:
+            return "only packed weights are fetched ahead"
+        if 0 < choice.ahead < key.dtype.itemsize:
+            return f"{choice.ahead} bytes ahead are less than an element"
+    return None
+
+
+def check_table(machine: MachineShape, table: ScheduleTable) -> None:
+    """``SCHEDULE_TABLE`` with every entry that the machine cannot follow."""
+    problems = Collector()
+    for entry in table.entries:
+        if (reason := misfit(machine, entry.key, entry.choice)) is not None:
+            problems.add(Code.SCHEDULE_TABLE, f"{entry.key}: {reason}", Where(file=table.file), HELP)
+    problems.check()
+
+
+def gemm_schedule(choice: TileChoice, most_rows: int | None = None) -> tuple[Move, ...]:
+    """Register tiles for the naive nest ``m, n`` of a GEMM.
 
     The loops are, outermost first: fair chunks of rows (``m.o.o``), panels of B (``n.o``), tiles of rows in the chunk (``m.o.i``), then the
     register tile: rows x vectors of columns x 16 lanes. A panel of B stays in L2 while the tiles of A go by. The two outer loops together are cut
@@ -72,20 +140,11 @@ def gemm_schedule(machine: MachineShape, columns: int, most_rows: int | None = N
     chunks of its own. Rows past the end are clamped (computed again, same bits); columns past the end are guarded. ``most_rows`` is the
     number of rows where it is known.
     """
-    return _register_tiles(machine.tile_rows, columns, most_rows)
-
-
-def dot_schedule(machine: MachineShape, columns: int, most_rows: int | None = None) -> tuple[Move, ...]:
-    """The same for bytes, whose panels are four deep: four k at a time are one DOT step."""
-    return (*_register_tiles(machine.dot_rows, columns, most_rows), Split("k", 4, GUARD), Tag("k.i", DOT))
-
-
-def _register_tiles(rows: int, columns: int, most_rows: int | None) -> tuple[Move, ...]:
-    rows, vectors = rows if most_rows is None else min(rows, max(most_rows, 1)), -(-columns // LANES)
+    rows, vectors = choice.rows if most_rows is None else min(choice.rows, max(most_rows, 1)), choice.columns // LANES
     return (
         Split("m", rows, CLAMP),
-        Chunk("m.o", ROW_BLOCK // rows),
-        Split("n", columns, GUARD),
+        Chunk("m.o", max(choice.block // rows, 1)),
+        Split("n", choice.columns, GUARD),
         *((Split("n.i", LANES, GUARD),) if vectors > 1 else ()),
         Reorder(("m.o.o", "n.o", "m.o.i", "m.i", *(("n.i.o", "n.i.i") if vectors > 1 else ("n.i",)))),
         Tag("m.o.o", PARALLEL_KIND),
@@ -95,15 +154,14 @@ def _register_tiles(rows: int, columns: int, most_rows: int | None) -> tuple[Mov
     )
 
 
-def prefetch_schedule(weight: str, elements: int, itemsize: int) -> tuple[Move, ...]:
-    """Fetch the next panel of B, ``elements`` further, while the tiles of this one run.
+def dot_schedule(choice: TileChoice, most_rows: int | None = None) -> tuple[Move, ...]:
+    """The same for bytes, whose panels are four deep: four k at a time are one DOT step."""
+    return (*gemm_schedule(choice, most_rows), Split("k", 4, GUARD), Tag("k.i", DOT))
 
-    Only the first tile of a panel would wait for memory, but with few rows that is all of them. Measured (4 layers of BERT-base, 2 threads): 4 %
-    less time with 128 rows, 13 % with 32, 12 % with 8. A panel that leaves no room for its successor in L2 (K = 3072: 590 KB) is fetched
-    a little ahead of itself instead: fetching the next one gained nothing.
-    """
-    whole = elements * itemsize <= PANEL_LIMIT
-    return (Prefetch(weight, elements if whole else NEAR // itemsize),)
+
+def prefetch_schedule(weight: str, choice: TileChoice, itemsize: int) -> tuple[Move, ...]:
+    """Fetches what lies ``choice.ahead`` bytes further in the weight."""
+    return (Prefetch(weight, choice.ahead // itemsize),) if choice.ahead else ()
 
 
 PANEL_LIMIT = 200_000  # bytes of a panel that is fetched as a whole: a fifth of L2

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trustformers_ir.frontend.random_model import random_model
-from trustformers_ir.ir.core import Weight
+from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.models.registry import find_family
 from trustformers_ir.runtime.executable import Executable
@@ -65,8 +65,12 @@ def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
 
 def draw_sets(exe: Executable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
     """Values for all dims, and ``count`` sets of inputs. Inputs that may be left out (masks, token types) have the values that are then assumed."""
+    return draw(exe.module, dims, count)
+
+
+def draw(module: Module, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
+    """The same for a graph."""
     random = np.random.default_rng(0)
-    module = exe.module
     all_dims = draw_dims(module, random, dims)
     sets = []
     for _ in range(count):

@@ -14,7 +14,7 @@ from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
-from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Model, Quantize, Target, Threads, files
+from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Model, Quantize, Schedules, Target, Threads, files
 from trustformers_ir.tools.quantized import summary
 
 
@@ -44,6 +44,7 @@ def compile(
     calibrate: Calibrate = None,
     dtype: Dtype = None,
     threads: Threads = None,
+    schedules: Schedules = None,
     dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
     partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
     emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
@@ -69,7 +70,15 @@ def compile(
     with console.progress("compiling"):
         dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
         executable = tfir.compile(
-            model, target=target, dtype=dtype, quantize=quantize, dynamic=dims, threads=threads, partition=partition, calibration=files(calibrate)
+            model,
+            target=target,
+            dtype=dtype,
+            quantize=quantize,
+            dynamic=dims,
+            threads=threads,
+            partition=partition,
+            calibration=files(calibrate),
+            schedules=schedules,
         )
         if emit is not None:
             text = str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value)

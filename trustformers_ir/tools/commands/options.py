@@ -27,6 +27,9 @@ Calibrate = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]
+Schedules = Annotated[
+    str | None, typer.Option(metavar="TABLE.json", help="Tuned schedules, as `tfc tune` writes them.", show_default="those of this machine")
+]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout, and nothing else there.")]
 
 
