@@ -250,6 +250,49 @@ def test_a_cache_that_cannot_be_made_stops_nobody(checkpoint: Path, kept: Path, 
     assert compiled(checkpoint)[0] == "off"
 
 
+def test_a_relative_folder_is_that_of_the_moment(checkpoint: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program goes elsewhere before the entry is written."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFIR_CACHE_DIR", "cache")
+    gate = threading.Event()
+    was = Executable.save
+
+    def late(*arguments: Any, **options: Any) -> None:
+        gate.wait(60)
+        was(*arguments, **options)
+
+    monkeypatch.setattr(Executable, "save", late)
+    made = tfir.compile(checkpoint)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    gate.set()
+    settle()
+    assert state(made) == "stored", made.report()["cache"]
+    assert [p.parent for p in entries(kept)] == [kept]
+    assert Path(str(made.report()["cache"]["file"])).is_absolute()  # type: ignore[index]
+    monkeypatch.chdir(tmp_path)
+    found = tfir.compile(checkpoint)
+    assert state(found) == "used"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unforeseen"), KeyError("w")], ids=lambda e: type(e).__name__)
+def test_whatever_happens_while_an_entry_is_written_is_reported(
+    error: Exception, checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Executable, "save", fails)
+    made, exe = compiled(checkpoint)
+    assert made == "not stored"
+    assert type(error).__name__ in str(exe.report()["cache"])
+    assert not entries(kept) and not list(kept.glob(".*"))
+    assert [s.exc_value for s in seen] == ([] if isinstance(error, MemoryError) else [error])  # a defect of ours is not hushed up
+
+
 def test_processes_that_store_at_once(checkpoint: Path, kept: Path) -> None:
     """All of them get the same bits, and one entry is left, whole."""
     code = (

@@ -149,8 +149,11 @@ class Cache:
                 self.memory.remember(path, path.stat(), CHECKED)
                 state["state"] = "stored"
                 self.evict(path)
-            except (OSError, CompilerError, ValueError) as error:
-                state.update(state="not stored", reason=str(error))
+            except (OSError, CompilerError, ValueError, MemoryError) as error:
+                state.update(state="not stored", reason=str(error) or type(error).__name__)
+            except BaseException as error:  # ours: it is shown, and the report is right
+                state.update(state="not stored", reason=f"{type(error).__name__}: {error}")
+                raise
             finally:
                 with contextlib.suppress(OSError):
                     made.unlink(missing_ok=True)
@@ -221,7 +224,7 @@ def _read_report(path: Path) -> dict[str, object]:
 
 def opened(folder: Path | None = None) -> Cache:
     """The cache in the folder of the environment, or in ``folder``. ``OSError`` when it cannot be used."""
-    base = folder or env.cache_folder()
+    base = Path(os.path.abspath(folder or env.cache_folder()))  # wherever the program goes before an entry is written
     cache = Cache(base, env.CACHE_LIMIT.get())
     base.parent.mkdir(parents=True, exist_ok=True)
     base.mkdir(mode=0o700, exist_ok=True)
