@@ -6,6 +6,7 @@ an artifact.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -209,7 +210,9 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     graphs = _graphs(module, targets, quantizer, request.verify)
     passed = time.perf_counter()
     executed = _executed([building.target_info(t) for t in targets])
-    metadata = _tokenizer(model) | ({} if recipe is None else {RECIPE_KEY: str(recipe)})
+    metadata = _tokenizer(model)
+    if recipe is not None:
+        metadata |= {RECIPE_KEY: str(recipe), QUANTIZATION_KEY: _told(recipe, quantizer, graphs[0][1])}
     laid_out: list[Weights] = []
     family: list[CompiledModule] = []
     for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
@@ -225,8 +228,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
         placed = {w.name: w for m in family for w in m.manifest.weights}
         meanwhile, table = lay_out if n == executed else None, request.schedules.of(target.kind)
         made = building.build(graph, target, names, metadata, meanwhile, tuple(placed.values()), table)
-        told = {} if recipe is None else {"quantization": _told(recipe, quantizer, report)}
-        family.append(replace(made, report={"passes": report.as_dict()["passes"], **told, **made.report}))
+        family.append(replace(made, report={"passes": report.as_dict()["passes"], **made.report}))
     seconds = {"read": read - started, "passes": passed - calibrated, "build": time.perf_counter() - passed}
     if recipe is not None and recipe.static:
         seconds["calibration"] = calibrated - read
@@ -350,8 +352,9 @@ def _batches(examples: Any, module: Module, model: Any) -> list[Batch]:
     return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)
 
 
-def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> dict[str, object]:
-    """What the pass decided about every product. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
+def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> str:
+    """What the pass decided about every product, as JSON for the manifest: ``report()["quantization"]`` of who compiled and of who loads. It is the
+    same for all targets. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
     rows = next(p.log.rows for p in report.passes if quantizer is not None and p.name == quantizer.name)
     check_quantized(rows, recipe)
     if isinstance(quantizer, QuantizeInt8) and quantizer.ranges is not None:
@@ -359,7 +362,8 @@ def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> dict[str, o
             if row["int8"]:
                 known = quantizer.ranges[str(row["name"])]
                 row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
-    return {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
+    told = {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
+    return json.dumps(told, sort_keys=True, separators=(",", ":"))
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ def test_an_artifact_is_the_same_model(small: tfir.api.Executable, tmp_path: Pat
         np.testing.assert_array_equal(a, b)
     assert str(again.module) == str(small.module) == str(tfir.parse(str(small.module)))
     assert again.manifest.metadata["quantize"] == small.report()["quantization"]["recipe"]  # type: ignore[index]
+    assert again.report()["quantization"] == small.report()["quantization"]
 
 
 def test_weights_are_stored_as_integers() -> None:

@@ -35,7 +35,8 @@ def test_dynamic(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     np.testing.assert_array_equal(one, other)
     capsys.readouterr()
     assert main(["inspect", artifact, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["quantize"] == "int8"
+    described = json.loads(capsys.readouterr().out)
+    assert described["quantize"] == "int8" and described["quantized"] == "8 of 9 products"
     assert main(["inspect", artifact, "--text"]) == 0
     graph = capsys.readouterr().out
     assert graph.count("quantize_dynamic(") == 8 and str(tfir.parse(graph)).strip() == graph.strip()

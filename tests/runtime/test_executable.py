@@ -16,7 +16,7 @@ import torch
 from runtime_harness import BATCH, add, compiled, encoder, encoder_inputs, encoder_module, encoder_reference, f32
 
 import trustformers_ir as tfir
-from trustformers_ir.ir.abi import CompiledModule
+from trustformers_ir.ir.abi import QUANTIZATION_KEY, CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
@@ -112,6 +112,20 @@ def test_report(model: Executable) -> None:
     dims: Any = model.report({"batch": 2, "seq": 8})
     entry = dims["entries"]["main"]
     assert entry["arena_bytes"] > 0 and entry["flops"] == sum(k["flops"] for k in entry["kernels"]) > 2 * 2 * 8 * 24 * 40
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[", "[]", "3", "[" * 100_000, '{"recipe":"int8","int8":1}', '{"recipe":"a{b","products":[]}'),
+        *('{"recipe":"int8","int8":1,"products":[3]}', '{"recipe":"int8","int8":"1","products":[]}'),
+    ],
+    ids=range(9),
+)
+def test_a_report_of_quantization_that_is_none_is_left_out(text: str) -> None:
+    module = encoder_module()
+    exe = Executable(replace(module, manifest=replace(module.manifest, metadata={QUANTIZATION_KEY: text})), 1)
+    assert "quantization" not in exe.report()
 
 
 def test_several_entries() -> None:

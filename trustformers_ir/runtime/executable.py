@@ -32,6 +32,7 @@ from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime import container, library, memory
 from trustformers_ir.runtime.arguments import Array, defaults_of, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.manifest import quantization
 from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.profile import Profile
@@ -170,8 +171,10 @@ class Executable:
                 for row, roof in zip(kernels, roofs, strict=True):
                     row |= {"predicted_us": roof.seconds * 1e6, "bound": roof.bound}
                 entries[e.name]["predicted_ms"] = sum(r.seconds for r in roofs) * 1e3
+        told = quantization(m.metadata)
         return {
             **self.compiled.report,
+            **({} if told is None else {"quantization": told}),
             "name": m.name,
             "compiler": m.compiler,
             "target": m.target.name,

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from trustformers_ir.ir.abi import ALIGNMENT, WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
+from trustformers_ir.ir.abi import ALIGNMENT, QUANTIZATION_KEY, WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
 from trustformers_ir.ir.dims import RESERVED, SYMBOL_NAME, Dim, SymExpr, parse_dim, symbols_of
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
@@ -377,3 +377,21 @@ def _check_weights(weights: Sequence[StoredWeight]) -> None:
             problem = "overlaps the one before" if w.offset < end else "does not begin at the page after the one before"
             _fail("M6", f"weight {_shown(w.name)} at byte {w.offset} {problem}, which ends at {end}")
         end = w.offset + w.bytes
+
+
+def quantization(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the metadata tells about quantization: the recipe, under the recipe's name how many products it took, and what was decided about each. None
+    where there is none, or something else: metadata is what anybody wrote."""
+    try:
+        told = json.loads(metadata.get(QUANTIZATION_KEY, "null"))
+    except (ValueError, RecursionError):
+        return None
+    if not _holds(told, {"recipe": str, "products": list}):
+        return None
+    name = told["recipe"].partition("{")[0]
+    kinds = {"name": str, name: bool, "reason": (str, _NONE)}
+    return told if _holds(told, {name: int}) and all(_holds(row, kinds) for row in told["products"]) else None
+
+
+def _holds(value: object, kinds: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and all(name in value and isinstance(value[name], kind) for name, kind in kinds.items())

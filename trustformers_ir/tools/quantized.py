@@ -24,7 +24,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if not told:
         return []
     name = told["recipe"].partition("{")[0]
-    lines = [f"{told['recipe']}: {told[name]} of {len(told['products'])} products {_HOW[name]}"]
+    lines = [f"{told['recipe']}: {told[name]} of {len(told['products'])} products {_HOW.get(name, 'quantized')}"]
     return lines + [f"  {row['name']} stays in f32: {row['reason']}" for row in told["products"] if not row[name]]
 
 

@@ -16,6 +16,7 @@ from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.container import Artifact
+from trustformers_ir.runtime.manifest import quantization
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.workers import thread_count
 from trustformers_ir.tools import console
@@ -66,6 +67,7 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "features": list(manifest.target.features),
         **_of_variants(found),
         **({"quantize": manifest.metadata[RECIPE_KEY]} if RECIPE_KEY in manifest.metadata else {}),
+        **_quantized(manifest),
         "dims": {name: str(fact) for name, fact in manifest.symbols},
         "inputs": {p.name: str(p.type) for p in main.inputs},
         "outputs": {p.name: str(p.type) for p in main.outputs},
@@ -75,6 +77,13 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
         "sections": {name: f"{section.length} B" for name, section in found.sections.items()},
     }
+
+
+def _quantized(manifest: Manifest) -> dict[str, object]:
+    """How many products the recipe took."""
+    told = quantization(manifest.metadata)
+    name = "" if told is None else told["recipe"].partition("{")[0]
+    return {} if told is None else {"quantized": f"{told[name]} of {len(told['products'])} products"}
 
 
 def predictions(manifest: Manifest, threads: int) -> list[dict[str, object]]:
