@@ -16,8 +16,9 @@ import pytest
 
 import trustformers_ir as tfir
 from trustformers_ir import compiler
+from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.passes.recipes import Int8
-from trustformers_ir.runtime import cache
+from trustformers_ir.runtime import artifact, cache
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools.bench.compile_time import bert
 
@@ -119,6 +120,48 @@ def test_requests_are_kept_apart(checkpoint: Path, kept: Path) -> None:
         assert compiled(checkpoint, **options)[0] == "stored"
     assert compiled(checkpoint, target="cpu:avx2")[1].manifest.target.name == "cpu:avx2"
     assert compiled(checkpoint, threads=1)[0] == "used"
+
+
+BOTH = "cpu:avx2,cpu:avx512"
+
+
+def test_code_for_several_targets(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry holds all of it; which code is executed is decided when it is used."""
+    first, made = compiled(checkpoint, target=BOTH)
+    assert first == "stored" and made.targets == ("cpu:avx512", "cpu:avx2")
+    monkeypatch.setattr("trustformers_ir.compiler.compile_model", None)
+    second, found = compiled(checkpoint, target=BOTH)
+    assert second == "used" and found.targets == made.targets and found.manifest.target == made.manifest.target
+    assert all(map(np.array_equal, made(IDS), found(IDS)))
+    monkeypatch.setenv("TFIR_TARGET", "cpu:avx2")
+    third, other = compiled(checkpoint, target=BOTH)
+    assert third == "used" and other.manifest.target.name == "cpu:avx2"
+    assert all(map(np.array_equal, made(IDS), other(IDS)))
+    assert len(entries(kept)) == 1
+
+
+def test_weights_of_every_target_are_checked(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that only code reads which is not executed now: the note says that the whole entry is right."""
+    monkeypatch.setattr("trustformers_ir.codegen.build.common_panel", lambda targets: None)  # no common layout: weights of their own
+    monkeypatch.setenv("TFIR_TARGET", "cpu:avx2")
+    compiled(checkpoint, target=BOTH)
+    (entry,) = entries(kept)
+    foreign = [w for w in artifact.inspect(entry).variants[0].manifest.weights if w.name.endswith("panels48")][-1]
+    damaged = bytearray(entry.read_bytes())
+    damaged[artifact.inspect(entry).sections["weights"].offset + foreign.offset] ^= 1
+    entry.write_bytes(damaged)
+    assert compiled(checkpoint, target=BOTH)[0] == "stored"
+
+
+def test_an_entry_that_cannot_be_executed_here_is_not_broken(checkpoint: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(checkpoint, target=BOTH)
+    (entry,) = entries(kept)
+    before = entry.stat()
+    monkeypatch.setenv("TFIR_TARGET", "cpu:sse9")
+    with pytest.raises(CompilerError) as caught:
+        compiled(checkpoint, target=BOTH)
+    assert caught.value.codes == (Code.USAGE,)
+    assert (entry.stat().st_ino, entry.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_recipes_that_print_alike_are_kept_apart(checkpoint: Path, kept: Path) -> None:

@@ -52,12 +52,21 @@ def load(
     A checksum protects against accidents. The code in the file runs with all rights of this process: load files of people you trust.
     """
     artifact = container.read(path)
-    where = Where(file=artifact.path)
-    targets = [v.manifest.target for v in artifact.variants]
-    chosen = choose_target(targets, env.TARGET.get() if target is None and len(targets) > 1 else target, where)
-    variant = artifact.variants[chosen]
+    chosen = choose(artifact, target)
     if check_weights:
-        artifact.check_weights(variant)
+        artifact.check_weights(artifact.variants[chosen])
+    return link(artifact, chosen, threads, parse)
+
+
+def choose(artifact: Artifact, target: str | None = None) -> int:
+    """Which of the variants of a file is executed: see :func:`load`. ``USAGE`` or ``ARTIFACT_TARGET``."""
+    targets = [v.manifest.target for v in artifact.variants]
+    return choose_target(targets, env.TARGET.get() if target is None and len(targets) > 1 else target, Where(file=artifact.path))
+
+
+def link(artifact: Artifact, chosen: int, threads: int | None = None, parse: Callable[..., Any] | None = None) -> Executable:
+    """The executable of a variant. ``ARTIFACT_CODE`` when its code cannot be linked."""
+    variant = artifact.variants[chosen]
     family = [artifact.compiled(v) for v in artifact.variants]
     executable = Executable(family[chosen], threads, parse=parse, weights=Weights(artifact.weights), family=family)
     try:

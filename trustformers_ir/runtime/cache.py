@@ -113,7 +113,14 @@ class Cache:
         try:
             status = path.stat()
             known = self.memory.recall(path, status)
-            executable = artifact.load(path, threads, parse=parse, check_weights=known is None)
+            found = container.read(path)
+            if known is None:
+                found.check_weights()
+            try:
+                chosen = artifact.choose(found)
+            except CompilerError:  # not for this machine, or there is no such target: whoever compiles says so
+                return None
+            executable = artifact.link(found, chosen, threads, parse)
         except OSError:
             return None
         except CompilerError:
@@ -242,12 +249,10 @@ def opened(folder: Path | None = None) -> Cache:
 def slot(model: Any, request: dict[str, object]) -> Slot | None:
     """The place of what ``request`` makes of the checkpoint folder ``model``; None where nothing is kept.
 
-    That is the case for models of other kinds, for several targets at once, for requests that hold more than names and numbers, while
-    rewrites are counted or dumped, when ``TFIR_CACHE`` is 0, and when the folder of the cache cannot be used.
+    That is the case for models of other kinds, for requests that hold more than names and numbers, while rewrites are counted or dumped, when
+    ``TFIR_CACHE`` is 0, and when the folder of the cache cannot be used.
     """
     if not isinstance(model, (str, os.PathLike)) or not os.path.isdir(model) or not all(map(_plain, request.values())):
-        return None
-    if "," in str(request["target"]):  # a check of an entry would have to know which code was asked for
         return None
     if not env.CACHE.get() or env.STOP_AFTER.get() is not None or env.DUMP_DIR.get() is not None:
         return None
