@@ -380,8 +380,8 @@ def _check_weights(weights: Sequence[StoredWeight]) -> None:
 
 
 def quantization(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the metadata tells about quantization: the recipe, under the recipe's name how many products it took, and what was decided about each. None
-    where there is none, or something else: metadata is what anybody wrote."""
+    """What the metadata tells about quantization: the recipe, under the recipe's name how many products it took, and what was decided about each.
+    None where there is none, or something else: metadata is what anybody wrote."""
     try:
         told = json.loads(metadata.get(QUANTIZATION_KEY, "null"))
     except (ValueError, RecursionError):
