@@ -130,7 +130,7 @@ def softmax(outer: AxisKind, unroll: int = 1) -> Kernel:
     i, a, b, c = Axis("i", m, outer), Axis("a", n, VECTOR), Axis("b", n, VECTOR), Axis("c", n, VECTOR)
     top = reduce("max", a, x[i, a])
     total = reduce("sum", b, unary("exp", x[i, b] - top))
-    return kernel("softmax", [x, y], nest([i, c], store(y, (i, c), unary("exp", x[i, c] - top) / total)))
+    return kernel("softmax", [x, y], *nest([i, c], store(y, (i, c), unary("exp", x[i, c] - top) / total)))
 
 
 def test_nested_folds_are_hoisted() -> None:

@@ -90,7 +90,7 @@ def test_a_fold_of_folds(fold: AxisKind, around: AxisKind) -> None:
     column, b = Axis("c", m, around), Axis("b", (n + (block - 1)) // block)
     r = Axis("r", minimum(n - b * block, block), fold)
     parts = reduce("sum", r, x[b * block + r, column] * x[b * block + r, column])
-    k = kernel("k", [x, y], nest([column], store(y, column, cast(reduce("sum", b, cast(parts, DType.f64)), DType.f32))))
+    k = kernel("k", [x, y], *nest([column], store(y, column, cast(reduce("sum", b, cast(parts, DType.f64)), DType.f32))))
     for size in (0, 1, block - 1, block, block + 1, 3 * block + 17):
         a = np.random.default_rng(size).uniform(-1, 1, (size, 19)).astype(np.float32)
         check(k, [a, np.zeros(19, np.float32)], {"n": size, "m": 19} if around is not UNROLL else {"n": size})

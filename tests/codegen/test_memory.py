@@ -51,7 +51,7 @@ def test_static_vector_extents(extent: int) -> None:
     x, y = Buffer("x", f32, (3, extent), readonly=True), Buffer("y", f32, (3, extent))
     for row_kind in (SEQ, UNROLL, PARALLEL):
         r, i = Axis("r", 3, row_kind), Axis("i", extent, VECTOR)
-        k = kernel("k", [x, y], nest([r, i], store(y, (r, i), x[r, i] + 1.0)))
+        k = kernel("k", [x, y], *nest([r, i], store(y, (r, i), x[r, i] + 1.0)))
         check(k, [np.arange(3.0 * extent, dtype=np.float32).reshape(3, extent), np.zeros((3, extent), np.float32)])
 
 
@@ -62,7 +62,7 @@ def test_one_lane_left_of_a_narrowing_store(wide: DType, narrow: DType, extent: 
     """LLVM writes too many bytes where the mask is a constant of one lane (see ``Ops.opaque``)."""
     x, y, z = Buffer("x", wide, (N, extent), readonly=True), Buffer("y", narrow, (N, extent)), Buffer("z", narrow, (N, extent))
     r, i = Axis("r", N), Axis("i", extent, VECTOR)
-    k = kernel("k", [x, y, z], nest([r, i], store(y, (r, i), cast(x[r, i] + 1, narrow)), store(z, (r, i), cast(x[r, i], narrow))))
+    k = kernel("k", [x, y, z], *nest([r, i], store(y, (r, i), cast(x[r, i] + 1, narrow)), store(z, (r, i), cast(x[r, i], narrow))))
     a = np.arange(2 * extent).reshape(2, extent).astype(wide.numpy)
     check(k, [a, np.zeros((2, extent), narrow.numpy), np.zeros((2, extent), narrow.numpy)], {"n": 2})
 
@@ -87,7 +87,7 @@ def mapped(f: object, source: tuple[object, ...], kind: AxisKind) -> Kernel:
     """y[i, j] = x[f(i, j)]"""
     x, y = Buffer("x", f32, source, readonly=True), Buffer("y", f32, (M, N))  # type: ignore[arg-type]
     i, j = Axis("i", M), Axis("j", N, kind)
-    return kernel("k", [x, y], nest([i, j], store(y, (i, j), x[f(i, j)])))  # type: ignore[operator]
+    return kernel("k", [x, y], *nest([i, j], store(y, (i, j), x[f(i, j)])))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.value)
@@ -111,7 +111,7 @@ def test_scatter_like_stores(kind: AxisKind) -> None:
     x, y = Buffer("x", f32, (M, N), readonly=True), Buffer("y", f32, (N, M))
     i, j = Axis("i", M), Axis("j", N, kind)
     for index in (lambda: (j, i), lambda: (N - 1 - j, i)):
-        k = kernel("k", [x, y], nest([i, j], store(y, index(), x[i, j])))
+        k = kernel("k", [x, y], *nest([i, j], store(y, index(), x[i, j])))
         check(k, [np.random.default_rng(0).random((5, 21), np.float32), np.zeros((21, 5), np.float32)], {"m": 5, "n": 21})
 
 
@@ -156,7 +156,7 @@ def gather(kind: AxisKind, index: object = None) -> Kernel:
     table, ids, y = Buffer("t", f32, (M, 4), readonly=True), Buffer("ids", i64, (N,), readonly=True), Buffer("y", f32, (N, 4))
     i, c = Axis("i", N, kind), Axis("c", 4)
     order = [i, c] if kind is SEQ else [c, i]
-    return kernel("gather", [table, ids, y], nest(order, store(y, (i, c), table[CheckedIndex(ids[i], M, 6), c])))
+    return kernel("gather", [table, ids, y], *nest(order, store(y, (i, c), table[CheckedIndex(ids[i], M, 6), c])))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.value)
@@ -241,7 +241,7 @@ def test_rows_of_narrow_floats_compute_in_f32() -> None:
         x, y = Buffer("x", d, (M, N), readonly=True), Buffer("y", d, (M, N))
         i, j, a = Axis("i", M, PARALLEL), Axis("j", N, VECTOR), Axis("a", N, VECTOR)
         mean = reduce("sum", a, cast(x[i, a], f32)) / 21.0
-        k = kernel("k", [x, y], nest([i, j], store(y, (i, j), cast(cast(x[i, j], f32) - mean, d))))
+        k = kernel("k", [x, y], *nest([i, j], store(y, (i, j), cast(cast(x[i, j], f32) - mean, d))))
         check(k, [np.random.default_rng(0).random((3, 21)).astype(d.numpy), np.zeros((3, 21), d.numpy)], {"m": 3, "n": 21})
 
 
@@ -252,7 +252,7 @@ def test_squares_are_turned_round_in_registers(d: DType) -> None:
     x, y = Buffer("x", d, (rows, columns), readonly=True), Buffer("y", d, (columns, rows))
     block, group, c, lane = Axis("block", rows // 16, SEQ), Axis("group", 2, SEQ), Axis("c", 16, UNROLL), Axis("lane", 16, VECTOR)
     e, r = group * 16 + c, block * 16 + lane
-    k = kernel("turn", [x, y], nest([block, group, c, lane], store(y, (e, r), x[r, e])))
+    k = kernel("turn", [x, y], *nest([block, group, c, lane], store(y, (e, r), x[r, e])))
     compiled = Compiled(k)
     assert "gather" not in compiled.text
     data = np.random.default_rng(0).integers(0, 2 if d is DType.bool else 100, (48, columns)).astype(d.numpy)
@@ -264,7 +264,7 @@ def test_repeated_rows_are_turned_round_as_well() -> None:
     """The lanes need not lie on a line: here rows past the end repeat the last one."""
     x, y = Buffer("x", f32, (N, 16), readonly=True), Buffer("y", f32, (16, 16))
     c, lane = Axis("c", 16, UNROLL), Axis("lane", 16, VECTOR)
-    k = kernel("turn", [x, y], nest([c, lane], store(y, (c, lane), x[minimum(lane, N - 1), c])))
+    k = kernel("turn", [x, y], *nest([c, lane], store(y, (c, lane), x[minimum(lane, N - 1), c])))
     data = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
     (_, got) = check(k, [data, np.zeros((16, 16), np.float32)], {"n": 5})
     assert (got == data[np.minimum(np.arange(16), 4)].T).all()
@@ -295,7 +295,7 @@ def test_squares_turned_round_stay_inside_where_a_select_is_decided(columns: int
     """At the points of a tile where a condition is known to hold, it says nothing of the other points."""
     x, y = Buffer("x", f32, (16, columns), readonly=True), Buffer("y", f32, (16, 16))
     i, j = Axis("i", 16, UNROLL), Axis("j", 16, VECTOR)
-    padded = kernel("k", [x, y], nest([i, j], store(y, (i, j), select(i < columns, x[j, i], 0.0))))
+    padded = kernel("k", [x, y], *nest([i, j], store(y, (i, j), select(i < columns, x[j, i], 0.0))))
     a = np.random.default_rng(0).random((16, columns), np.float32)
     got = check(padded, [a, np.zeros((16, 16), np.float32)])[1]
     np.testing.assert_array_equal(got, np.pad(a, ((0, 0), (0, 16 - columns))).T)

@@ -74,7 +74,7 @@ def product() -> Kernel:
     bias, c = Buffer("bias", f32, (columns,), readonly=True), Buffer("C", f32, (m, columns))
     i, j, k = Axis("i", m), Axis("j", columns), Axis("k", depth)
     value = maximum(reduce("sum", k, a[i, k] * b[j // 16, k, j % 16]) + bias[j], 0.0)
-    return kernel("product", [a, b, bias, c], nest([i, j], store(c, (i, j), value)))
+    return kernel("product", [a, b, bias, c], *nest([i, j], store(c, (i, j), value)))
 
 
 def integer_product() -> Kernel:
@@ -84,7 +84,7 @@ def integer_product() -> Kernel:
     s, c = Buffer("scale", f32, (columns,), readonly=True), Buffer("C", f32, (m, columns))
     i, j, k = Axis("i", m), Axis("j", columns), Axis("k", depth)
     total = reduce("sum", k, cast(a[i, k], i32) * cast(b[j // 16, k // 4, j % 16, k % 4], i32))
-    return kernel("integers", [a, b, s, c], nest([i, j], store(c, (i, j), cast(total, f32) * s[j])))
+    return kernel("integers", [a, b, s, c], *nest([i, j], store(c, (i, j), cast(total, f32) * s[j])))
 
 
 def softmax() -> Kernel:
@@ -94,7 +94,7 @@ def softmax() -> Kernel:
     i, j, t, e = Axis("i", m), Axis("j", columns), Axis("t", columns, VECTOR), Axis("e", columns, VECTOR)
     top = reduce("max", t, x[i, t])
     total = reduce("sum", e, unary("exp", x[i, e] - top))
-    return kernel("softmax", [x, y], nest([i, j], store(y, (i, j), unary("exp", x[i, j] - top) / total)))
+    return kernel("softmax", [x, y], *nest([i, j], store(y, (i, j), unary("exp", x[i, j] - top) / total)))
 
 
 def attention() -> Kernel:
@@ -117,7 +117,7 @@ def pointwise() -> Kernel:
     u, w = Buffer("u", f32, (m, a, b)), Buffer("w", i64, (m, a, b))
     i, j, k = Axis("i", m), Axis("j", a), Axis("k", b)
     chosen = select((i + j) % 3 < 2, x[k, i, j] * y[k], binary("div", y[k], maximum(x[k, i, j], 0.5)))
-    return kernel("pointwise", [x, y, u, w], nest([i, j, k], store(u, (i, j, k), chosen), store(w, (i, j, k), i * 100 + minimum(j, k))))
+    return kernel("pointwise", [x, y, u, w], *nest([i, j, k], store(u, (i, j, k), chosen), store(w, (i, j, k), i * 100 + minimum(j, k))))
 
 
 def extremes() -> Kernel:
@@ -127,7 +127,7 @@ def extremes() -> Kernel:
     at, total = Buffer("at", i64, (columns,)), Buffer("total", DType.f64, (columns,))
     j, r, g = Axis("j", columns), Axis("r", m), Axis("g", m)
     even = reduce("sum", g, cast(x[g, j], DType.f64), g % 2 < 1)
-    return kernel("extremes", [x, at, total], nest([j], store(at, (j,), reduce("argmax", r, x[r, j])), store(total, (j,), even)))
+    return kernel("extremes", [x, at, total], *nest([j], store(at, (j,), reduce("argmax", r, x[r, j])), store(total, (j,), even)))
 
 
 NESTS: dict[str, Callable[[], Kernel]] = {f().name: f for f in (product, integer_product, softmax, attention, pointwise, extremes)}

@@ -41,7 +41,7 @@ def gemm(columns: int, depth: int, panel: int | None = None) -> Kernel:
         b = Buffer("B", f32, (-(-columns // panel), depth, panel), readonly=True)
         right = b[j // panel, k, j % panel]
     value = maximum(reduce("sum", k, a[i, k] * right) + bias[j], 0.0)
-    return kernel("gemm", [a, b, bias, c], nest([i, j], store(c, (i, j), value)))
+    return kernel("gemm", [a, b, bias, c], *nest([i, j], store(c, (i, j), value)))
 
 
 TILE: tuple[Move, ...] = (
@@ -205,10 +205,10 @@ def test_in_place_loops_cannot_be_clamped_or_moved() -> None:
     n = Sym("n")
     x = Buffer("x", f32, (n, 4))
     i, j = Axis("i", n), Axis("j", 4)
-    doubled = kernel("k", [x], nest([i, j], store(x, (i, j), x[i, j] * 2.0)))
+    doubled = kernel("k", [x], *nest([i, j], store(x, (i, j), x[i, j] * 2.0)))
     with pytest.raises(ScheduleError, match="read before it is written"):
         apply(doubled, (Split("i", 8, CLAMP),))
-    shifted = kernel("k", [x], nest([i, j], store(x, (i, j), x[i, maximum(j - 1, 0)])))
+    shifted = kernel("k", [x], *nest([i, j], store(x, (i, j), x[i, maximum(j - 1, 0)])))
     with pytest.raises(ScheduleError, match="read at another index"):
         apply(shifted, (Reorder(("j", "i")),))
     last = kernel("k", [x], For(i, (For(j, (store(x, (minimum(i, 0), j), x[i, j]),)),)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trustformers_ir.codegen.kernel_ir.nodes import (
@@ -80,14 +80,11 @@ def store(buffer: Buffer, index: ExprLike | tuple[ExprLike, ...], value: Expr) -
     return Store(buffer, tuple(as_expr(i, DType.i64) for i in entries), value)
 
 
-def nest(axes: list[Axis] | tuple[Axis, ...], *body: Stmt) -> Stmt:
-    """The loops of ``axes`` (outermost first) around ``body``."""
-    statements: tuple[Stmt, ...] = body
+def nest(axes: Sequence[Axis], *body: Stmt) -> tuple[Stmt, ...]:
+    """``body`` inside the loops of ``axes``, outermost first."""
     for axis in reversed(axes):
-        statements = (For(axis, statements),)
-    if len(statements) != 1:
-        raise TypeError("nest needs an axis or exactly one statement")
-    return statements[0]
+        body = (For(axis, body),)
+    return body
 
 
 class Kernel(Node):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, walk
+from trustformers_ir.codegen.kernel_ir.kernel import Stmt, Store, nest, walk
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, AxisKind, Expr, Reduce, binary, const
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.lower.definer import Definer
@@ -34,7 +34,7 @@ def flat_nest(d: Definer, shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
     chunk = Axis("chunk", (total + (FLAT_CHUNK - 1)) // FLAT_CHUNK, PARALLEL)
     lane = Axis("i", binary("min", const(FLAT_CHUNK), total - chunk * FLAT_CHUNK), VECTOR)
     stores = emit(d.flat.digits(chunk * FLAT_CHUNK + lane, shape))
-    return (For(chunk, (For(lane, tuple(stores)),)),)
+    return nest((chunk, lane), *stores)
 
 
 def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
@@ -64,10 +64,7 @@ def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit) -> tuple[St
     rows = [None if d == 1 else Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape[:-1])]
     column = Axis("column", dim_expr(shape[-1]), VECTOR)
     lead = tuple(const(0) if a is None else a for a in rows)
-    statements: tuple[Stmt, ...] = (*summary((*lead, const(0))), For(column, tuple(columns((*lead, column)))))
-    for a in reversed([a for a in rows if a is not None]):
-        statements = (For(a, statements),)
-    return statements
+    return nest([a for a in rows if a is not None], *summary((*lead, const(0))), *nest([column], *columns((*lead, column))))
 
 
 def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -> tuple[Stmt, ...]:
@@ -77,9 +74,7 @@ def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -
         mapping: dict[Expr, Expr] = dict(from_kinds.items())
         substitution = Substitution(mapping)
         statements = tuple(substitution.stmt(s) for s in statements)
-    for a in reversed(order):
-        statements = (For(from_kinds.get(a, a), statements),)
-    return statements
+    return nest([from_kinds.get(a, a) for a in order], *statements)
 
 
 def _fold_axes(stores: list[Store]) -> tuple[set[Axis], set[Axis]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, store
+from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, nest, store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     LANES,
     PARALLEL,
@@ -58,13 +58,6 @@ def _put(outer: list[Axis], axis: int, at: Expr) -> Index:
     return (*outer[:axis], at, *outer[axis:])
 
 
-def _bind(outer: list[Axis], *body: Stmt) -> tuple[Stmt, ...]:
-    out: tuple[Stmt, ...] = body
-    for a in reversed(outer):
-        out = (For(a, out),)
-    return out
-
-
 def _write(d: Definer, value: Value, index: Index, expr: Expr) -> Store:
     buffer, at = d.place(value, index)
     return Store(buffer, at, expr)
@@ -89,7 +82,7 @@ def _scan(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     emit = _write(d, out, index, cast(running[const(0)], dtype))
     body = (emit, add) if o.op.exclusive else (add, emit)
     start = store(running, const(0), Const(1 if product else 0, wide))
-    return _bind(outer, start, For(step, body))
+    return nest(outer, start, For(step, body))
 
 
 @_ordered(ops.TopK)
@@ -126,7 +119,7 @@ def _top_k(d: Definer, o: Operation) -> tuple[Stmt, ...]:
             store(taken, got, Const(1, DType.i32)),
         ),
     )
-    return _bind(outer, fill, rounds)
+    return nest(outer, fill, rounds)
 
 
 def _key_dtype(dtype: DType) -> DType:
@@ -184,7 +177,7 @@ def _scatter_elements(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     source = _put(outer, axis, step)
     target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
     write = For(step, (_update(d, o, *d.place(out, _put(outer, axis, target)), d.at(updates, source)),))
-    return (*_sequential(_copy(d, x, out)), *_sequential(_bind(outer, write)))
+    return (*_sequential(_copy(d, x, out)), *_sequential(nest(outer, write)))
 
 
 def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stmt, ...]:
@@ -201,7 +194,7 @@ def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stm
         if n != axis and a != b:
             inside = source[n] < dim_expr(a)
             present = inside if present is None else binary("and", present, inside)
-    return _bind(
+    return nest(
         outer,
         For(fill, (store(line, fill, cast(d.at(x, _put(outer, axis, fill)), DType.f64)),)),
         For(step, (_update(d, o, line, (target,), cast(d.at(updates, source), DType.f64)),), present),
@@ -224,7 +217,7 @@ def _scatter_nd(d: Definer, o: Operation) -> tuple[Stmt, ...]:
         return _scatter_columns(d, o, lead, target)
     slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
     write = _update(d, o, *d.place(out, (*target, *slices)), d.at(updates, (*lead, *slices)))
-    return (*_sequential(_copy(d, x, out)), *_bind([*lead, *slices], write))
+    return (*_sequential(_copy(d, x, out)), *nest([*lead, *slices], write))
 
 
 def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) -> tuple[Stmt, ...]:
@@ -239,13 +232,13 @@ def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) 
     def across(axes: list[Axis], body: Callable[[Index, Index], Stmt]) -> tuple[Stmt, ...]:
         """``body`` at the slice's index and the place among the columns, for every column, inside sequential loops."""
         if not rest:
-            return _bind(axes, body((), (const(0),)))
+            return nest(axes, body((), (const(0),)))
         lane = Axis("lane", LANES, VECTOR)
         at = chunks[0] * LANES + lane
-        return _bind(axes, For(lane, (body((*outer, at), (lane,)),), at < dim_expr(rest[-1])))
+        return nest(axes, For(lane, (body((*outer, at), (lane,)),), at < dim_expr(rest[-1])))
 
     fill, empty = ([Axis(f"{name}{i}", n, SEQ) for i, n in enumerate(places)] for name in ("fill", "empty"))
-    return _bind(
+    return nest(
         [*outer, *chunks],
         *across(fill, lambda at, lane: Store(columns, (*fill, *lane), cast(d.at(x, (*fill, *at)), DType.f64))),
         *across(lead, lambda at, lane: _update(d, o, columns, (*target, *lane), cast(d.at(updates, (*lead, *at)), DType.f64))),
@@ -283,4 +276,4 @@ def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     place = (*outer, panel, k, lane) if layout.depth == 1 else (*outer, panel, k, lane, deep)
     exists = row < rows if layout.depth == 1 else binary("and", row < rows, column < columns)
     cell: Stmt = For(lane, (Store(buffer, place, select(exists, inside, Const(0, x.type.dtype))),))
-    return _bind([*outer, panel], For(k, (cell if layout.depth == 1 else For(deep, (cell,)),)))
+    return nest([*outer, panel], For(k, (cell if layout.depth == 1 else For(deep, (cell,)),)))
