@@ -270,10 +270,9 @@ def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     panel = Axis("panel", (rows + (layout.width - 1)) // layout.width, PARALLEL)
     k, deep = Axis("k", (columns + (layout.depth - 1)) // layout.depth, SEQ), Axis("deep", layout.depth, SEQ)
     lane = Axis("lane", layout.width, VECTOR)
-    row, column = panel * layout.width + lane, k if layout.depth == 1 else k * layout.depth + deep
-    inside = d.at(x, (*outer, binary("min", row, rows - 1), column if layout.depth == 1 else binary("min", column, columns - 1)))
-    buffer, _ = d.place(o.result, (*outer, row, column))
-    place = (*outer, panel, k, lane) if layout.depth == 1 else (*outer, panel, k, lane, deep)
-    exists = row < rows if layout.depth == 1 else binary("and", row < rows, column < columns)
-    cell: Stmt = For(lane, (Store(buffer, place, select(exists, inside, Const(0, x.type.dtype))),))
-    return nest([*outer, panel], For(k, (cell if layout.depth == 1 else For(deep, (cell,)),)))
+    row, column = panel * layout.width + lane, k * layout.depth + deep
+    inside = d.at(x, (*outer, binary("min", row, rows - 1), binary("min", column, columns - 1)))
+    buffer, place = d.place(o.result, (*outer, row, column))
+    exists = binary("and", row < rows, column < columns)
+    cell = Store(buffer, place, select(exists, inside, Const(0, x.type.dtype)))
+    return nest([*outer, panel, k, deep, lane], cell)
