@@ -58,13 +58,8 @@ def bind_dims(tensors: Sequence[Shaped], facts: Facts, given: Mapping[str, int] 
     return env
 
 
-def check_facts(env: Mapping[str, int], facts: Facts) -> None:
-    """``DIM_RANGE`` for every value that contradicts what the module declares of its symbol."""
-    with Collector() as problems:
-        _check_facts(env, facts, {}, problems)
-
-
 def _check_facts(env: Mapping[str, int], facts: Facts, learned: Mapping[str, tuple[Shaped, int]], problems: Collector) -> None:
+    """``DIM_RANGE`` for every value that contradicts what the module declares of its symbol."""
     for name, value in env.items():
         fact = facts.symbols.get(name)
         if value < 0 or (fact is not None and not fact.admits(value)):

@@ -12,7 +12,6 @@ import math
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,10 +56,6 @@ class Outcome:
     @property
     def after_pause(self) -> float:
         return statistics.median(self.first) if self.first else math.nan
-
-
-class ContestantError(Exception):
-    """A contestant's process ended, or said why it cannot run."""
 
 
 class Process:
@@ -172,8 +167,3 @@ def _done(alive: Sequence[Process], seconds: float, calls: int) -> bool:
         return all(len(p.outcome.seconds) >= calls for p in alive)
     return all(sum(p.outcome.seconds) >= seconds for p in alive)
 
-
-@contextlib.contextmanager
-def workplace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tfir-bench-") as folder:
-        yield Path(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.ops.contract import Linear
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.tools.bench.contest import Outcome, compete, workplace
+from trustformers_ir.tools.bench.contest import Outcome, compete
 from trustformers_ir.tools.bench.limits import Limits
 from trustformers_ir.tools.bench.models import draw_sets
 from trustformers_ir.tools.bench.rivals.job import Job
@@ -78,8 +80,8 @@ def race(reference: Executable, job: Job, dims: Mapping[str, int], rivals: Seque
     count = COMPARED if int8 else 1
     dims, sets = draw_sets(reference, dims, count + (CALIBRATING if int8 else 0))
     expected = [_first(reference(**inputs)) for inputs in sets[:count]]
-    with workplace() as work:
-        job = replace(job, inputs=sets[:count], calibration=sets[count:], work=work)
+    with tempfile.TemporaryDirectory(prefix="tfir-bench-") as work:
+        job = replace(job, inputs=sets[:count], calibration=sets[count:], work=Path(work))
         outcomes = compete([OURS, *rivals], job, settings.seconds, settings.calls)
     flops = sum(evaluate(k.flops, dims) for k in reference.manifest.entries[0].kernels)
     products = weight_products(reference.module, dims) if int8 and limits.vnni else 0

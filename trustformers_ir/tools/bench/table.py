@@ -74,8 +74,6 @@ def measure(row: Row, context: Context) -> list[Line]:
 def passes(line: Line, factor: float) -> bool:
     """Whether the figure reaches ``factor`` times the bar (for bars from above: the bar divided by it)."""
     bar = line.bar
-    if math.isnan(line.figure):
-        return False
     return line.figure * factor <= bar.value if bar.at_most else line.figure >= bar.value * factor
 
 
