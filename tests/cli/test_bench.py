@@ -273,7 +273,7 @@ def test_the_gate_of_a_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, gate: str, failures: dict[str, str], code: int
 ) -> None:
     exe = tfir.compile(TINY, threads=1)
-    monkeypatch.setattr(bench, "reference_of", lambda *_: exe)
+    monkeypatch.setattr(bench, "executable", lambda *_: exe)
     monkeypatch.setattr(limits, "measure", lambda threads: LIMITS)
     monkeypatch.setattr(bench, "race", lambda *_: latency.Result({"batch": 1}, 1e9, 0.008, entrants(**failures)))
     assert main(["bench", str(tmp_path), "--against", "f32", "--gate", gate]) == code

@@ -22,7 +22,8 @@ from trustformers_ir.codegen.llvm import compile as llvm_compile
 from trustformers_ir.codegen.llvm.target import binding
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import cache
-from trustformers_ir.tools.bench.models import draw_sets
+from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.tools.bench.models import draw_sets, first_output
 
 TARGETS = ("cpu:avx2", "cpu:avx512", "cpu:avx512vnni")
 THREADS = (1, 2)
@@ -58,11 +59,10 @@ def hashes(model: str, work: Path, quantize: str | None = None) -> tuple[dict[st
     return found, left_out
 
 
-def _hash(exe: object, inputs: dict[str, np.ndarray], batch: int) -> str:
+def _hash(exe: Executable, inputs: dict[str, np.ndarray], batch: int) -> str:
     digest = hashlib.sha256()
     for start in range(0, max(BATCHES), batch):
-        results = exe(**{name: array[start : start + batch] for name, array in inputs.items()})  # type: ignore[operator]
-        digest.update(np.ascontiguousarray(results[0] if isinstance(results, tuple) else results).tobytes())
+        digest.update(first_output(exe(**{name: array[start : start + batch] for name, array in inputs.items()})).tobytes())
     return digest.hexdigest()
 
 

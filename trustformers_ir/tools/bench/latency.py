@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.ops.contract import Linear
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools.bench.contest import Outcome, compete
 from trustformers_ir.tools.bench.limits import Limits
-from trustformers_ir.tools.bench.models import draw_sets
+from trustformers_ir.tools.bench.models import draw_sets, first_output
 from trustformers_ir.tools.bench.rivals.job import Job
 from trustformers_ir.tools.bench.rivals.table import EXTRA, OURS, RIVALS
 
@@ -79,7 +78,7 @@ def race(reference: Executable, job: Job, dims: Mapping[str, int], rivals: Seque
     int8 = job.quantize is not None or any(RIVALS[name].int8 for name in rivals if name in RIVALS)
     count = COMPARED if int8 else 1
     dims, sets = draw_sets(reference, dims, count + (CALIBRATING if int8 else 0))
-    expected = [_first(reference(**inputs)) for inputs in sets[:count]]
+    expected = [first_output(reference(**inputs)) for inputs in sets[:count]]
     with tempfile.TemporaryDirectory(prefix="tfir-bench-") as work:
         job = replace(job, inputs=sets[:count], calibration=sets[count:], work=Path(work))
         outcomes = compete([OURS, *rivals], job, settings.seconds, settings.calls)
@@ -118,14 +117,3 @@ def _entrant(outcome: Outcome, ours: Outcome, limit: float, expected: Sequence[n
         max(float(np.abs(a - b).max(initial=0.0)) for a, b in pairs),
         math.sqrt(float(np.mean([np.square(a - b).mean() for a, b in pairs]))),
     )
-
-
-def _first(results: object) -> np.ndarray:
-    return np.asarray(results[0] if isinstance(results, tuple) else results)
-
-
-def reference_of(model: str, target: str, dtype: str | None, threads: int | None) -> Executable:
-    """The model as it is, compiled or loaded here: what others are compared with."""
-    if model.endswith(".tfc"):
-        return tfir.load(model, threads=threads)
-    return tfir.compile(model, target=target, dtype=dtype, threads=threads)

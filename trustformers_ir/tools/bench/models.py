@@ -1,4 +1,4 @@
-"""The models of the table: one real checkpoint, and published sizes with random weights, which are written when they are first needed."""
+"""What is benched: one real checkpoint, published sizes with random weights, which are written when they are first needed, and inputs for them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+import trustformers_ir as tfir
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.dims import evaluate
@@ -61,6 +62,18 @@ def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
         stream.write(len(text).to_bytes(8, "little") + text)
         for w in weights.values():
             stream.write(np.ascontiguousarray(w.data).reshape(-1).view(np.uint8).data)
+
+
+def executable(model: str, threads: int | None, target: str = "cpu", dtype: str | None = None, quantize: str | None = None) -> Executable:
+    """The model, compiled here; an artifact is loaded, which needs no compiler."""
+    if model.endswith(".tfc"):
+        return tfir.load(model, threads=threads)
+    return tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
+
+
+def first_output(results: object) -> np.ndarray:
+    """The first of the outputs that a call gives."""
+    return np.asarray(results[0] if isinstance(results, tuple) else results)
 
 
 def draw_sets(exe: Executable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:

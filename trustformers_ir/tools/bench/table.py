@@ -19,9 +19,9 @@ from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools.bench import compile_time, gemm, identity, memory
 from trustformers_ir.tools.bench.bars import Bar, Line
-from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race, reference_of
+from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race
 from trustformers_ir.tools.bench.limits import Limits, fma_peak, vnni_peak
-from trustformers_ir.tools.bench.models import checkpoint
+from trustformers_ir.tools.bench.models import checkpoint, executable
 from trustformers_ir.tools.bench.rivals.job import Job
 from trustformers_ir.tools.bench.rivals.table import F32, FREE, INT8
 
@@ -98,7 +98,7 @@ def _int8(model: str, dims: Mapping[str, int], context: Context) -> list[Figure]
 
 def _race(model: str, dims: Mapping[str, int], quantize: str | None, rivals: Sequence[str], context: Context) -> Result:
     folder = str(checkpoint(model))
-    reference = reference_of(folder, "cpu", None, context.settings.threads)
+    reference = executable(folder, context.settings.threads)
     job = Job(folder, (), (), context.settings.threads, Path(), quantize)
     return race(reference, job, dims, rivals, context.settings, context.limits)
 

@@ -16,7 +16,8 @@ import typer
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench import limits, table
 from trustformers_ir.tools.bench.bars import HEAD, Line
-from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race, reference_of
+from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race
+from trustformers_ir.tools.bench.models import executable
 from trustformers_ir.tools.bench.rivals.job import Job
 from trustformers_ir.tools.bench.rivals.table import F32, INT8, OURS, RIVALS
 from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads, check_options_of_artifact
@@ -68,7 +69,7 @@ def bench(
         check_options_of_artifact(model, target, quantize, dtype)
     with console.progress("benchmark"):
         started = time.perf_counter()
-        reference = reference_of(model, target, dtype, threads)
+        reference = executable(model, threads, target, dtype)
         compiled = time.perf_counter() - started
         measured = limits.measure(reference.threads)
         job = Job(model, (), (), reference.threads, Path(), quantize, dtype, target)
