@@ -17,7 +17,7 @@ import trustformers_ir as tfir
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.tools.bench import contest, contestant, identity, latency, limits, models, table
-from trustformers_ir.tools.bench.bars import HEAD, Bar, Line, Verdict
+from trustformers_ir.tools.bench.bars import HEAD, Bar, Figure, Line, Verdict
 from trustformers_ir.tools.bench.contest import Outcome, Process
 from trustformers_ir.tools.bench.latency import Settings
 from trustformers_ir.tools.bench.limits import Limits
@@ -178,7 +178,7 @@ def test_bars() -> None:
     assert [faster.verdict(f) for f in (1.2, 1.19, 1.04, math.nan)] == [Verdict.MET, Verdict.FLOOR, Verdict.MISSED, Verdict.MISSING]
     assert [memory.verdict(f) for f in (150e6, 151e6)] == [Verdict.MET, Verdict.MISSED]
     assert (faster.text, memory.text, faster.show(math.nan)) == ("≥ 1.20x", "≤ 150 MB", "")
-    line = Line("bert", "BERT", faster, 1.1, "10 ms", "11 ms x", 0.8)
+    line = Line("bert", "BERT", faster, Figure(1.1, "10 ms", "11 ms x", 0.8))
     assert line.cells == ("BERT", "≥ 1.20x the best", "1.05x", "10 ms", "11 ms x", "1.10x", "80%", "floor") and len(HEAD) == len(line.cells)
 
 

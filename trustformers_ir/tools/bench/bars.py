@@ -49,28 +49,36 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the table. ``figure`` is what the bar is about (NaN: nothing was measured, and ``note`` says why), ``ours`` and ``peer`` what it
-    was computed from, ``of_limit`` the share of the machine's limit that ours reaches (NaN where that means nothing)."""
+class Figure:
+    """``value`` is what a bar is about (NaN: nothing was measured, and ``note`` says why), ``ours`` and ``peer`` what it was computed from,
+    ``of_limit`` the share of the machine's limit that ours reaches (NaN where that means nothing)."""
 
-    row: str
-    work: str
-    bar: Bar
-    figure: float = math.nan
+    value: float = math.nan
     ours: str = ""
     peer: str = ""
     of_limit: float = math.nan
     note: str = ""
 
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    row: str
+    work: str
+    bar: Bar
+    figure: Figure
+
     @property
     def verdict(self) -> Verdict:
-        return self.bar.verdict(self.figure)
+        return self.bar.verdict(self.figure.value)
 
     @property
     def cells(self) -> tuple[str, ...]:
-        share = "" if math.isnan(self.of_limit) else f"{self.of_limit:.0%}"
+        found = self.figure
+        share = "" if math.isnan(found.of_limit) else f"{found.of_limit:.0%}"
         bar = f"{self.bar.text} {self.bar.against}".strip()
-        return (self.work, bar, self.bar.show(self.bar.floor), self.ours, self.peer, self.bar.show(self.figure), share, self.verdict.value)
+        return (self.work, bar, self.bar.show(self.bar.floor), found.ours, found.peer, self.bar.show(found.value), share, self.verdict.value)
 
     @property
     def data(self) -> dict[str, object]:
@@ -82,12 +90,12 @@ class Line:
             "floor": self.bar.floor,
             "unit": self.bar.unit,
             "at_most": self.bar.at_most,
-            "figure": self.figure,
-            "ours": self.ours,
-            "peer": self.peer,
-            "of_limit": self.of_limit,
+            "figure": self.figure.value,
+            "ours": self.figure.ours,
+            "peer": self.figure.peer,
+            "of_limit": self.figure.of_limit,
             "verdict": self.verdict.value,
-            "note": self.note,
+            "note": self.figure.note,
         }
 
 

@@ -18,7 +18,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools.bench import compile_time, gemm, identity, memory
-from trustformers_ir.tools.bench.bars import Bar, Line
+from trustformers_ir.tools.bench.bars import Bar, Figure, Line
 from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race
 from trustformers_ir.tools.bench.limits import Limits, fma_peak, vnni_peak
 from trustformers_ir.tools.bench.models import checkpoint, executable
@@ -50,17 +50,6 @@ class Row:
     quick: bool = False
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What a line says besides its bar; see ``bars.Line``."""
-
-    value: float = math.nan
-    ours: str = ""
-    peer: str = ""
-    of_limit: float = math.nan
-    note: str = ""
-
-
 def measure(row: Row, context: Context) -> list[Line]:
     """The lines of a row. What a measurement cannot do yet is told in the lines."""
     note(row.name)
@@ -68,13 +57,13 @@ def measure(row: Row, context: Context) -> list[Line]:
         figures = row.measure(context)
     except CompilerError as error:
         figures = [Figure(note=error.diagnostics[0].message)] * len(row.bars)
-    return [Line(row.name, row.work, b, f.value, f.ours, f.peer, f.of_limit, f.note) for b, f in zip(row.bars, figures, strict=True)]
+    return [Line(row.name, row.work, b, f) for b, f in zip(row.bars, figures, strict=True)]
 
 
 def passes(line: Line, factor: float) -> bool:
     """Whether the figure reaches ``factor`` times the bar (for bars from above: the bar divided by it)."""
-    bar = line.bar
-    return line.figure * factor <= bar.value if bar.at_most else line.figure >= bar.value * factor
+    bar, figure = line.bar, line.figure.value
+    return figure * factor <= bar.value if bar.at_most else figure >= bar.value * factor
 
 
 # -- kinds of rows ---------------------------------------------------------------------------------------------------

@@ -169,11 +169,11 @@ def _table(chosen: str | None, quick: bool, rivals: Sequence[str], settings: Set
         print(f"{settings.threads} threads; {_limits(context.limits)}")
         console.print_table([line.cells for line in lines], HEAD)
         for line in lines:
-            if line.note:
-                print(f"{line.work}, {line.bar.against}: {line.note}")
+            if line.figure.note:
+                print(f"{line.work}, {line.bar.against}: {line.figure.note}")
     short = [line for line in lines if gate is not None and not table.passes(line, gate)]
     for line in short:
-        figure = line.bar.show(line.figure) or "no figure"
+        figure = line.bar.show(line.figure.value) or "no figure"
         console.say(f"gate: {line.work}: {line.verdict.value}, {figure}, the bar is {line.bar.text} {line.bar.against}")
     if short:
         raise typer.Exit(1)
