@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
+from trustformers_ir.ir.ops.quantized import codes, scale_between
 
 LEVELS = 255  # steps between the smallest and the largest of 256 codes
 BINS = 4096  # of the histogram, half of them below zero
@@ -41,13 +41,12 @@ class Range:
     @property
     def scale(self) -> np.float32:
         """``(high - low) / 255`` in f32, as ``quantize_dynamic`` computes it from the smallest and the largest of a row."""
-        low, high, half = np.float32(self.low), np.float32(self.high), np.float32(0.5)
-        return np.float32(max((high * half - low * half) / np.float32(LEVELS / 2), np.float32(SMALLEST_SCALE)))
+        return np.float32(scale_between(np.float32(self.low), np.float32(self.high)))
 
     @property
     def zero(self) -> int:
         """The code of zero."""
-        return int(np.clip(np.rint(np.float64(-np.float32(self.low)) * np.float64(np.float32(1) / self.scale)), 0, LEVELS))
+        return int(codes(-np.float32(self.low), self.scale, np.float32(0)))
 
 
 Ranges = Mapping[str, Range]

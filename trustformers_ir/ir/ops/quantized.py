@@ -20,6 +20,7 @@ from trustformers_ir.ir.ops.contract import unpacked
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import Panels, TensorType
 
+Array = np.ndarray | np.float32
 F32, I32, U8, I8 = (frozenset({d}) for d in (DType.f32, DType.i32, DType.u8, DType.i8))
 
 #: The smallest scale that ``quantize_dynamic`` gives: the smallest normal number of f32, whose reciprocal is finite.
@@ -28,7 +29,7 @@ SMALLEST_SCALE = 2.0**-126
 MOST_TERMS = (2**31 - 1) // (255 * 128)
 
 
-def codes(x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+def codes(x: Array, scale: Array, zero: Array) -> np.ndarray:
     """``clip(round(x * (1 / scale)) + zero, 0, 255)`` as u8, the product rounded once, to an integer, ties to even; NaN gives 0.
 
     The product of two f32 is exact in f64, so this is what ``fma(x, 1 / scale, 1.5 * 2**23)`` rounds to.
@@ -36,6 +37,12 @@ def codes(x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
     inverse = np.float32(1) / scale.astype(np.float32)
     steps = np.rint(x.astype(np.float32).astype(np.float64) * inverse.astype(np.float64))
     return np.where(np.isnan(steps), 0.0, np.clip(steps + zero, 0, 255)).astype(np.uint8)
+
+
+def scale_between(low: Array, high: Array) -> Any:
+    """The f32 step of 256 codes from ``low <= 0`` to ``high >= 0``, both f32: see :class:`QuantizeDynamic`."""
+    half = np.float32(0.5)
+    return np.maximum((high * half - low * half) / np.float32(127.5), np.float32(SMALLEST_SCALE))
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,7 @@ class QuantizeDynamic(Op):
     def reference(self, ctx: EvalContext, x: np.ndarray) -> Any:
         x = x.astype(np.float32)
         lo, hi = x.min(-1, keepdims=True, initial=0), x.max(-1, keepdims=True, initial=0)
-        half = np.float32(0.5)
-        scale = np.maximum((hi * half - lo * half) / np.float32(127.5), np.float32(SMALLEST_SCALE))
+        scale = scale_between(lo, hi)
         zero = codes(-lo, scale, np.zeros(1))
         return codes(x, scale, zero), scale, zero.astype(np.int32)
 
