@@ -209,6 +209,12 @@ def _text(value: object, path: str) -> str:
     return value
 
 
+@functools.lru_cache(maxsize=128)
+def _expression(text: str) -> Dim:
+    """A manifest repeats few texts many times: those of every layer are the same."""
+    return parse_dim(text, MAX_DIM_TEXT)
+
+
 def _dim(value: object, path: str) -> Dim:
     if type(value) is int:
         if value < 0:
@@ -216,7 +222,7 @@ def _dim(value: object, path: str) -> Dim:
         return value
     text = _text(value, path)
     try:
-        dim = parse_dim(text, MAX_DIM_TEXT)
+        dim = _expression(text)
     except ValueError as error:
         _fail("M1", f"{path} is no dim: {str(error)[:200]}")
     if not isinstance(dim, SymExpr):
