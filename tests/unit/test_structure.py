@@ -61,6 +61,7 @@ LAZY = {
     ("trustformers_ir.api", "trustformers_ir.compiler"): "`compiler.py` brings all compiler folders; running an artifact needs none of them",
     ("trustformers_ir.api", "trustformers_ir.ir.interpreter"): "running an artifact needs no op declarations",
     ("trustformers_ir.api", "trustformers_ir.ir.text"): "running an artifact needs no op declarations",
+    ("trustformers_ir.runtime.executable", "trustformers_ir.runtime.library"): "whoever only runs a model needs no C compiler, nor what calls one",
     ("trustformers_ir.ir.dtypes", "trustformers_ir.ir.types"): "`f32['batch', 384]` builds a type, and types are made of dtypes",
 }
 

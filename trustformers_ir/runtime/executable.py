@@ -29,7 +29,7 @@ from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, parse_dim
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.runtime import container, library, memory
+from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.arguments import Array, defaults_of, dtype_of, is_tensor, ready, tensor_dtype
 from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.manifest import quantization
@@ -244,6 +244,8 @@ class Executable:
         if embed_weights and kind != ".so":
             raise CompilerError.of(Code.USAGE, "weights are embedded in shared libraries alone", Where(file=os.fspath(path)), "name it *.so")
         if kind == ".so":
+            from trustformers_ir.runtime import library
+
             library.write(self.family, path, self._makers(), embed_weights, ALONE_BELOW)
         elif kind == ".o":
             if len(self.family) > 1:
