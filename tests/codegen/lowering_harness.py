@@ -98,9 +98,3 @@ def compile_modules(
         names.append(mine)
     library = link([compile_object(module_text(functions), machine_target)], [n for mine in names for n in mine])
     return [Runner(m, p, n, library) for m, p, n in zip(modules, programs, names, strict=True)]
-
-
-def run_compiled(module: Module, inputs: Sequence[np.ndarray], dims: Mapping[str, int], target: str = "host", workers: int = 1) -> list[np.ndarray]:
-    """Outputs of ``main`` through native code."""
-    (runner,) = compile_modules([module], target)
-    return runner(inputs, dims, workers)

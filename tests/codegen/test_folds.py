@@ -124,7 +124,7 @@ def test_unrolled_and_guarded_folds() -> None:
             check(scheduled, [data(f32, (6, n)), np.zeros(6, np.float32)], {"m": n}, compiled=compiled, reference=naive)
 
 
-def softmax(outer: AxisKind, unroll: int = 1) -> Kernel:
+def softmax(outer: AxisKind) -> Kernel:
     m, n = Sym("m"), Sym("n")
     x, y = Buffer("x", f32, (m, n), readonly=True), Buffer("y", f32, (m, n))
     i, a, b, c = Axis("i", m, outer), Axis("a", n, VECTOR), Axis("b", n, VECTOR), Axis("c", n, VECTOR)

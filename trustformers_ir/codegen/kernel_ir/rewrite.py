@@ -120,7 +120,7 @@ def with_body(k: Kernel, body: tuple[Stmt, ...]) -> Kernel:
 
 
 def replace_buffer(k: Kernel, old: Buffer, new: Buffer) -> Kernel:
-    """The kernel with one buffer, of the same dtype and rank, in the place of another."""
+    """The kernel with one parameter that it only reads, of the same dtype and rank, in the place of another."""
     memo: dict[Expr, Expr] = {}
 
     def visit(e: Expr) -> Expr:
@@ -131,10 +131,4 @@ def replace_buffer(k: Kernel, old: Buffer, new: Buffer) -> Kernel:
             memo[e] = Load(new, kids) if isinstance(e, Load) and e.buffer is old else rebuild(e, kids)
         return memo[e]
 
-    def statement(s: Stmt) -> Stmt:
-        if isinstance(s, For):
-            return For(s.axis, tuple(map(statement, s.body)), None if s.guard is None else visit(s.guard))
-        assert isinstance(s, Store)
-        return Store(new if s.buffer is old else s.buffer, tuple(map(visit, s.index)), visit(s.value))
-
-    return Kernel(k.name, tuple(new if b is old else b for b in k.params), tuple(map(statement, k.body)))
+    return Kernel(k.name, tuple(new if b is old else b for b in k.params), map_expressions(k.body, visit))

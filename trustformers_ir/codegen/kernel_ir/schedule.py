@@ -33,7 +33,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     maximum,
     minimum,
 )
-from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, rebuild, replace_buffer, with_body
+from trustformers_ir.codegen.kernel_ir.rewrite import Substitution, map_expressions, rebuild, replace_buffer, with_body
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
 from trustformers_ir.codegen.kernel_ir.verify import KernelError, verify
 
@@ -281,13 +281,7 @@ def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: E
                 memo[e] = rebuild(e, tuple(visit(c) for c in e.children))
         return memo[e]
 
-    def statement(s: Stmt) -> Stmt:
-        if isinstance(s, For):
-            return For(s.axis, tuple(map(statement, s.body)), None if s.guard is None else visit(s.guard))
-        assert isinstance(s, Store)
-        return Store(s.buffer, tuple(visit(i) for i in s.index), visit(s.value))
-
-    return tuple(map(statement, kernel.body))
+    return map_expressions(kernel.body, visit)
 
 
 def _check_idempotent(loop: For) -> None:
