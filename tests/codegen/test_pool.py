@@ -14,8 +14,9 @@ import pytest
 
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import module_text
-from trustformers_ir.codegen.llvm.pool import SYMBOLS, pool_declarations, pool_text
+from trustformers_ir.codegen.llvm.pool import pool_declarations, pool_text
 from trustformers_ir.codegen.llvm.target import host
+from trustformers_ir.ir.abi import POOL_SYMBOLS
 from trustformers_ir.runtime.native import NativeLibrary, link
 
 # Two intervals. In the first each share raises its own counter; in the second it checks the counter of its neighbour, and the worker that executes
@@ -92,7 +93,7 @@ class Pool:
 def library() -> NativeLibrary:
     target = host()
     text = module_text([], pool_text(target) + ENTRY, pool_declarations(target))
-    return link([compile_object(text, target)], [*SYMBOLS, "work"])
+    return link([compile_object(text, target)], [*POOL_SYMBOLS, "work"])
 
 
 @pytest.mark.parametrize(("workers", "times"), [(1, 10_000), (2, 10_000), (3, 300), (7, 60)])
@@ -147,7 +148,7 @@ def test_interpreter_exits_cleanly_with_a_live_pool() -> None:
         f"import sys; sys.path[:0] = [{str(here)!r}, {str(root)!r}]\n"
         "from test_pool import *\n"
         "t = host(); text = module_text([], pool_text(t) + ENTRY, pool_declarations(t))\n"
-        "p = Pool(link([compile_object(text, t)], [*SYMBOLS, 'work']), 2)\n"
+        "p = Pool(link([compile_object(text, t)], [*POOL_SYMBOLS, 'work']), 2)\n"
         "p.run(100); p.check(100); print('done')\n"
     )
     run = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)

@@ -30,6 +30,7 @@ from trustformers_ir.ir.types import TensorType
 ABI_VERSION = 3
 ALIGNMENT = 64  # of arena buffers, scratch and packed weights, in bytes
 WEIGHT_ALIGNMENT = 4096  # of a weight in the artifact, so that it can be mapped
+POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_patience", "tfir_pool_destroy", "tfir_pool_next")  # entries call the last one
 RECIPE_KEY = "quantize"  # of the manifest's metadata: the quantization recipe
 QUANTIZATION_KEY = "quantization"  # of the manifest's metadata: what was decided about each product, as JSON
 TOKENIZER_KEY = "tokenizer.json"  # of the manifest's metadata: the text of the model's tokenizer

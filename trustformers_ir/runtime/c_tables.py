@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from trustformers_ir.ir.abi import Manifest, Port
+from trustformers_ir.ir.abi import POOL_SYMBOLS, Manifest, Port
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, SymExpr, parse_dim, product, symbols_of
 from trustformers_ir.ir.dtypes import DType
@@ -130,12 +130,12 @@ def port_problem(port: Port) -> CompilerError | None:
 
 
 class Tables:
-    """Collects the tables of a family of manifests and writes them."""
+    """Collects the tables of a family of manifests and writes them; ``symbol(n, plain)`` is what the code of variant n calls ``plain``."""
 
-    def __init__(self, family: Sequence[Manifest], entry_symbols: Callable[[int, str], str], pool_symbol: Callable[[int, str], str]) -> None:
+    def __init__(self, family: Sequence[Manifest], symbol: Callable[[int, str], str]) -> None:
         self.family = family
         self.first = family[0]
-        self.entry_symbols, self.pool_symbol = entry_symbols, pool_symbol
+        self.symbol = symbol
         self.programs = Programs([name for name, _ in self.first.symbols])
         self.numbers = {name: n for n, (name, _) in enumerate(self.first.symbols)}
         self.solutions: list[str] = []
@@ -222,8 +222,8 @@ class Tables:
     def variant(self, n: int) -> tuple[list[str], list[str], list[str], str]:
         """Declarations, sites, codes and the row of a variant."""
         m = self.family[n]
-        declared = [f"extern tfi_entry {s} TFI_HIDDEN;" for s in dict.fromkeys(self.entry_symbols(n, e.symbol) for e in m.entries)]
-        create, run, patience, destroy = (self.pool_symbol(n, name) for name in ("create", "run", "patience", "destroy"))
+        declared = [f"extern tfi_entry {s} TFI_HIDDEN;" for s in dict.fromkeys(self.symbol(n, e.symbol) for e in m.entries)]
+        create, run, patience, destroy, _ = (self.symbol(n, plain) for plain in POOL_SYMBOLS)
         declared += [
             f"extern void *{create}(int64_t) TFI_HIDDEN;",
             f"extern void {run}(void *, tfi_entry *, const struct tfir_call *, uint8_t *, int64_t) TFI_HIDDEN;",
@@ -235,7 +235,7 @@ class Tables:
         for e in m.entries:
             costs = (sum((k.flops for k in e.kernels), start=0), sum((k.bytes for k in e.kernels), start=0))
             places = ", ".join(str(self.programs.add(d)) for d in (e.arena_bytes, e.scratch_bytes, *costs))
-            codes.append(f"{{{self.entry_symbols(n, e.symbol)}, {places}}}")
+            codes.append(f"{{{self.symbol(n, e.symbol)}, {places}}}")
         before = sum(len(o.target.features) for o in self.family[:n])
         row = (
             f"{{{text(m.target.name)}, {text(m.target.cpu)}, {before}, {len(m.target.features)}, tfi_sites_{n}, {len(sites)}, tfi_codes_{n}, "

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Entry, Manifest, Port
+from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, Entry, Manifest, Port
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
@@ -36,7 +36,7 @@ from trustformers_ir.runtime.manifest import quantization
 from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.profile import Profile
-from trustformers_ir.runtime.workers import POOL_SYMBOLS, Workers, survive_fork, thread_count
+from trustformers_ir.runtime.workers import Workers, survive_fork, thread_count
 
 MAX_PLANS = 1024  # combinations of shapes remembered per entry
 ALONE_BELOW = 100_000  # flops, and bytes: so little work is done by the calling thread before another one would be awake

@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import ABI_VERSION, CompiledModule, Manifest, StoredWeight
+from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, Manifest, StoredWeight
 from trustformers_ir.ir.atomic import atomic_output, check_writable, write_text
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.progress import note
@@ -40,7 +40,6 @@ WEIGHTS_HEADER = 4096
 C_ABI = 3  # the calling convention that c/library.c follows
 LARGEST_EMBEDDED = 1 << 30  # code reaches what it reads with 32 bits
 _HEAD = struct.Struct("<8sIIQ32s")  # magic, version, bytes of the header, bytes of the weights, their SHA-256
-_POOL = {role: f"tfir_pool_{role}" for role in ("create", "run", "patience", "destroy", "next")}
 _FLAGS = ("-std=c99", "-O2", "-w", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Start files are for constructors, of which there are none. Libraries that nothing needs are not asked for.
 _LINK = (
@@ -148,7 +147,7 @@ def sources(manifests: Sequence[Manifest], name: str, weights_file: str | None, 
     """The C files of a library, by name: ``library.c`` includes the others. ``weights_file``: None for weights in the library; ``head``: the
     first bytes of the weights' file."""
     symbol = functools.partial(_symbol, len(manifests) > 1)
-    tables = Tables(manifests, symbol, lambda n, role: symbol(n, _POOL[role]))
+    tables = Tables(manifests, symbol)
     header = c_header.header(manifests[0], name, [m.target.name for m in manifests], weights_file, tables.max_rank)
     size = section_bytes(joined_weights(manifests))
     about = tables.write(
@@ -218,7 +217,7 @@ def _rename(work: Path, n: int, manifest: Manifest) -> None:
         message = "code for several targets is joined with objcopy, which is not installed"
         raise CompilerError.of(Code.MISSING_DEPENDENCY, message, help="on Debian and Ubuntu: apt-get install binutils")
     kernels = (k.symbol for e in manifest.entries for k in e.kernels)
-    names = dict.fromkeys([*_POOL.values(), *(e.symbol for e in manifest.entries), *kernels])
+    names = dict.fromkeys([*POOL_SYMBOLS, *(e.symbol for e in manifest.entries), *kernels])
     (work / "names").write_text("".join(f"{plain} {_symbol(True, n, plain)}\n" for plain in names))
     _run([tool, "--redefine-syms=names", f"code{n}.o"], work)
 

@@ -18,7 +18,6 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime.machine import cpus
 from trustformers_ir.runtime.native import NativeLibrary
 
-POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_patience", "tfir_pool_destroy")
 MAX_THREADS = 1024
 
 

@@ -58,8 +58,6 @@ PATIENCE = 100_000
 SHARE_BITS = 16
 SHARE_MASK = (1 << SHARE_BITS) - 1
 
-SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_destroy", "tfir_pool_patience", "tfir_pool_next")
-
 DECLARATIONS = (
     "declare i32 @posix_memalign(ptr, i64, i64)",
     "declare void @free(ptr)",
