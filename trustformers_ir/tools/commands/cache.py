@@ -10,7 +10,7 @@ import typer
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.env import cache_folder
 from trustformers_ir.runtime import container
-from trustformers_ir.runtime.cache import Cache, Entry, opened
+from trustformers_ir.runtime.cache import Entry, opened
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
 
@@ -31,19 +31,16 @@ def cache(
         if json:
             console.print_json({"folder": str(found.folder), "removed": removed})
         return
-    rows = [_described(e) for e in reversed(found.entries())]
+    entries = found.entries()
+    rows, total = [_described(e) for e in reversed(entries)], sum(e.bytes for e in entries)
     if json:
-        console.print_json({"folder": str(found.folder), "limit": found.limit, "bytes": _total(found), "entries": rows})
+        console.print_json({"folder": str(found.folder), "limit": found.limit, "bytes": total, "entries": rows})
         return
     columns = ("name", "target", "size", "last used", "file")
     table = [[str(r["name"]), str(r["target"]), console.quantity(int(str(r["bytes"]))), str(r["used"]), str(r["file"])] for r in rows]
     if table:
         console.print_table(table, columns)
-    console.say(f"{len(rows)} in {found.folder}: {console.quantity(_total(found))} of at most {console.quantity(found.limit)}")
-
-
-def _total(found: Cache) -> int:
-    return sum(e.bytes for e in found.entries())
+    console.say(f"{len(rows)} in {found.folder}: {console.quantity(total)} of at most {console.quantity(found.limit)}")
 
 
 def _described(entry: Entry) -> dict[str, object]:
