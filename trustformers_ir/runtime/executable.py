@@ -320,10 +320,9 @@ class Executable:
                     self._scratch.grow(plan.stride * self.threads)
                 plan.inputs[:] = inputs
                 plan.outputs[:] = outputs
-                plan.call[3:5] = [self._weights.address, self._arena.address]
+                plan.call[3:] = [self._weights.address, self._arena.address, self._status_address, profile]
                 status = self._status
                 status[0] = 0
-                plan.call[5:7] = [self._status_address, profile]
                 started = time.perf_counter_ns()
                 workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
                 self._lasted[entry.name] = time.perf_counter_ns() - started
