@@ -78,7 +78,7 @@ def _real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None) -> dict[str, Range]:
     """The range of the activation of every product that the recipe may quantize. ``CALIBRATION`` when the examples show none."""
-    probe = Probe(module, ObserveActivations(recipe.keep, recipe.heads, recipe.min_size, recipe.max_error), threads)
+    probe = Probe(module, ObserveActivations(**recipe.sensitive), threads)
     seen = {int(row["result"]): Observed() for row in probe.rows}
     examples = list(batches)
     for number, batch in enumerate(examples):

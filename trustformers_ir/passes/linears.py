@@ -8,8 +8,9 @@ with the same weight is ``name#2``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
@@ -47,6 +48,10 @@ class Product:
         assert self.weight is not None
         rows, columns = self.weight.type.concrete({})
         return (columns, rows) if self.transposed else (rows, columns)
+
+    def named_by(self, patterns: Iterable[str]) -> bool:
+        """Whether a pattern (``*`` and ``?``) is that of its name, or of one of its parts."""
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in (self.name, *self.parts))
 
     @property
     def location(self) -> str:

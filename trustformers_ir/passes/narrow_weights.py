@@ -105,7 +105,7 @@ class NarrowWeights(Pass):
                 return None, f"{what} is {dtype}, and only f32 is rounded"
         if product.activation.type.rank < 2:
             return None, "its activation is a vector"
-        if any(fnmatchcase(name, pattern) for pattern in self.keep for name in (product.name, *product.parts)):
+        if product.named_by(self.keep):
             return None, "keep names it"
         narrow, reason = self._narrow(module, weight)
         if narrow is None:

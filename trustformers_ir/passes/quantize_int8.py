@@ -25,10 +25,9 @@ when the bytes are first asked for, weight by weight; before that each weight is
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +62,11 @@ class Sensitive:
     min_size: int = 32
     max_error: float = 0.05
 
+    @property
+    def sensitive(self) -> dict[str, Any]:
+        """The shared options by name."""
+        return {f.name: getattr(self, f.name) for f in fields(Sensitive)}
+
     def problems(self) -> list[str]:
         """What is wrong with the values."""
         found = []
@@ -78,7 +82,7 @@ class Sensitive:
 
     def reason(self, product: Product) -> str | None:
         """Why a product stays in f32, as far as that can be said without looking at the weight."""
-        if any(fnmatchcase(name, pattern) for pattern in self.keep for name in (product.name, *product.parts)):
+        if product.named_by(self.keep):
             return "keep names it"
         if product.weight is None:
             return "its weight is not known at build time"
@@ -189,7 +193,6 @@ class Int8Matrix:
             moved = rows.shape[1] / 12 * np.square(self.scale.astype(np.float64)).sum(where=largest > 0)
             self.error = float(np.sqrt(moved / squares.sum())) if squares.any() else 0.0
         self._sums: np.ndarray | None = None
-        self._making = threading.Lock()
 
     def weights(self, module: Module) -> tuple[Weight, Weight, Weight]:
         """Integers ``i8[n, k]``, scales ``f32[n]`` and sums of the integers of each row ``i32[n]``."""
@@ -206,9 +209,8 @@ class Int8Matrix:
         out = np.empty(rows.shape, np.int8)
         for part in blocks(*rows.shape):
             out[part] = steps_of(rows[part], self.scale[part])
-        with self._making:
-            if self._sums is None:
-                self._sums = out.sum(1, dtype=np.int32)
+        if self._sums is None:
+            self._sums = out.sum(1, dtype=np.int32)
         return out
 
     def sums(self) -> np.ndarray:

@@ -88,13 +88,10 @@ class Int8(Sensitive, Recipe):
         return self.activations == "static"
 
     def quantizer(self, ranges: Ranges | None = None) -> QuantizeInt8:
-        return QuantizeInt8(self.keep, self.heads, self.min_size, self.max_error, ranges)
+        return QuantizeInt8(**self.sensitive, ranges=ranges)
 
     def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareInt8:
-        return CompareInt8(self.keep, self.heads, self.min_size, self.max_error, ranges, instead)
-
-    def __str__(self) -> str:
-        return Recipe.__str__(self)
+        return CompareInt8(**self.sensitive, ranges=ranges, instead=instead)
 
 
 @dataclass(frozen=True)
@@ -120,9 +117,6 @@ class _Half(Recipe):
 
     def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareNarrow:
         return CompareNarrow(self.dtype, self.keep, self.max_error, instead)
-
-    def __str__(self) -> str:
-        return Recipe.__str__(self)
 
 
 @dataclass(frozen=True)
