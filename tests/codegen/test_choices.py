@@ -201,7 +201,7 @@ def run(compiled: Any, ids: np.ndarray) -> tuple[np.ndarray, ...]:
 # --- the heuristic, its neighbours, and what does not fit ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("machine", [MachineShape(), MachineShape("avx2", 8)])
+@pytest.mark.parametrize("machine", [MachineShape(), MachineShape(8)])
 @pytest.mark.parametrize(
     "key",
     [

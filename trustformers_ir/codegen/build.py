@@ -115,7 +115,7 @@ def target_info(target: Target) -> TargetInfo:
 
 def machine_shape(target: Target) -> MachineShape:
     """What the scheduling heuristics know of a target."""
-    return MachineShape() if target.registers >= 32 else MachineShape("avx2", target.registers)
+    return MachineShape(target.registers)
 
 
 def find_targets(names: str) -> list[Target]:

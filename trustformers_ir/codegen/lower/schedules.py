@@ -29,15 +29,9 @@ from trustformers_ir.ir.schedule_table import (
 
 @dataclass(frozen=True)
 class MachineShape:
-    """What the heuristics know of the target: vector registers of 16 f32 lanes' worth, and the sizes of the caches in bytes.
+    """What the heuristics know of the target: ``registers`` counts vector registers that hold 16 f32 (a pair of 256-bit ones counts one on AVX2)."""
 
-    ``registers`` counts registers that hold 16 f32 (a pair of 256-bit ones counts one on AVX2).
-    """
-
-    name: str = "avx512"
     registers: int = 32
-    l1: int = 32 << 10
-    l2: int = 1 << 20
 
     @property
     def panel(self) -> int:
