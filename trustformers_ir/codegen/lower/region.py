@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Buffer, Expr
 from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Tag, apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
@@ -221,51 +222,35 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         chosen = choose(ctx.machine, ctx.table, attention_key(anchor))
         assert isinstance(chosen.choice, AttentionChoice)
         try:
-            nest = attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), chosen.choice)
-            return replace(_finish(d, nest, label, ctx), schedule=chosen)
+            statements = attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), chosen.choice)
+            return replace(_finish(d, statements, label, ctx), schedule=chosen)
         except _ReadElsewhere:
             d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
-    matrix = _Product.of(anchor, shape)
+    matrix = _Product.of(anchor, shape) or _Pair.of(anchor, shape)
     if matrix is not None:
-        m, n = Axis("m", dim_expr(product(shape[:-1])), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
-        stores = emit((*d.flat.digits(m, shape[:-1]), n))
-        lowered = _finish(d, _nest2(m, n, stores), label, ctx)
-        return _scheduled(lowered, matrix.key, lambda choice: matrix.moves(d, choice), ctx)
-    pair = _Pair.of(anchor, shape)
-    if pair is not None:
-        rows, lead = pair.rows, tuple(Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(pair.lead))
-        m, n = Axis("m", dim_expr(product(rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
-        statements = _nest2(m, n, emit((*lead, *d.flat.digits(m, rows), n)))
-        for axis in reversed(lead):
-            statements = (For(axis, statements),)
-        lowered = _finish(d, statements, label, ctx)
-        return _scheduled(lowered, pair.key, pair.moves, ctx)
+        lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
+        m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
+        lowered = _finish(d, nest([*lead, m, n], *emit((*lead, *d.flat.digits(m, matrix.rows), n))), label, ctx)
+        chosen = choose(ctx.machine, ctx.table, matrix.key)
+        assert isinstance(chosen.choice, TileChoice)
+        return replace(lowered, kernel=apply(lowered.kernel, matrix.moves(d, chosen.choice), ctx.symbol_facts), schedule=chosen)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
         return _finish(d, flat_nest(d, shape, emit), label, ctx)
     return _finish(d, row_nest(shape, emit), label, ctx)
 
 
-def _scheduled(lowered: LoweredKernel, key: ScheduleKey, moves: Callable[[TileChoice], tuple[Move, ...]], ctx: LoweringContext) -> LoweredKernel:
-    """A matrix product in the tiles that are chosen for its key."""
-    chosen = choose(ctx.machine, ctx.table, key)
-    assert isinstance(chosen.choice, TileChoice)
-    return replace(lowered, kernel=apply(lowered.kernel, moves(chosen.choice), ctx.symbol_facts), schedule=chosen)
-
-
-def _nest2(m: Axis, n: Axis, stores: list[Store]) -> tuple[Stmt, ...]:
-    from_inner = For(n, tuple(stores))
-    return (For(m, (from_inner,)),)
-
-
 @dataclass(frozen=True)
 class _Product:
-    """A matrix product over a packed weight, with its epilogue in the same index space."""
+    """A matrix product over a packed weight, with its epilogue in the same index space: ``rows``, of ``columns`` each."""
 
-    shape: tuple[Dim, ...]
+    rows: tuple[Dim, ...]
+    columns: int
     weight: Value
     layout: Panels
     of_bytes: bool
+
+    lead: ClassVar[tuple[Dim, ...]] = ()
 
     @classmethod
     def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Product | None:
@@ -276,15 +261,14 @@ class _Product:
         weight = anchor.operands[3 if integer else 1]
         assert weight is not None
         layout = weight.type.layout
-        if not isinstance(layout, Panels) or anchor.result.type.dtype in (DType.f64,) or not isinstance(shape[-1], int):
+        if not isinstance(layout, Panels) or anchor.result.type.dtype is DType.f64 or not isinstance(shape[-1], int):
             return None
-        return cls(shape, weight, layout, integer and layout.depth == 4)
+        return cls(shape[:-1], shape[-1], weight, layout, integer and layout.depth == 4)
 
     @property
     def key(self) -> ScheduleKey:
-        n, k = self.shape[-1], self.weight.type.shape[1]
-        template = "linear_int8" if self.of_bytes else "linear"
-        return ScheduleKey(template, self.weight.type.dtype, _known(n), _known(k), _known(product(self.shape[:-1])), self.layout.width)
+        template, type = "linear_int8" if self.of_bytes else "linear", self.weight.type
+        return ScheduleKey(template, type.dtype, self.columns, _known(type.shape[1]), _known(product(self.rows)), self.layout.width)
 
     def moves(self, d: Definer, choice: TileChoice) -> tuple[Move, ...]:
         """The schedule, and how the panels of the weight are fetched when it lies in memory."""
@@ -328,7 +312,7 @@ class _Pair:
     def key(self) -> ScheduleKey:
         return ScheduleKey(self.template, self.dtype, _known(self.columns), _known(self.terms), _known(product(self.rows)))
 
-    def moves(self, choice: TileChoice) -> tuple[Move, ...]:
+    def moves(self, d: Definer, choice: TileChoice) -> tuple[Move, ...]:
         """Register tiles; the transposed matrix is turned round 16 x 16 elements at a time."""
         tiles = gemm_schedule(choice, self.key.rows)
         return (*tiles, Split("k", LANES), Tag("k.i", UNROLL)) if self.turned else tiles
