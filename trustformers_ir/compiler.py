@@ -196,11 +196,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     started = time.perf_counter()
     targets = building.find_targets(_cpu(request.target))
     request.schedules.check([t.kind for t in targets])
-    module = to_module(model, example_inputs, request.dtype)
-    if module is model:
-        module = clone_module(module)
-    _specialise(module, request.dynamic, example_inputs)
-    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    module = _own_module(model, example_inputs, request)
     names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
     sources = mapped_files(module)
     read = time.perf_counter()
@@ -275,6 +271,16 @@ def _cpu(target: str) -> str:
     return target
 
 
+def _own_module(model: Any, example_inputs: Any, request: Request) -> Module:
+    """The graph of a model as it is asked for, with all weights there: one that may be changed, so a copy of a module that was given."""
+    module = to_module(model, example_inputs, request.dtype)
+    if module is model:
+        module = clone_module(module)
+    _specialise(module, request.dynamic, example_inputs)
+    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    return module
+
+
 def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: Any) -> None:
     """Fix the dims that are not dynamic to the sizes in the example inputs."""
     if dynamic is None:
@@ -324,9 +330,7 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     recipe = request.quantize
     if recipe is None:
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
-    module = to_module(model, example_inputs, request.dtype)
-    _specialise(module, request.dynamic, example_inputs)
-    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    module = _own_module(model, example_inputs, request)
     ranges = _ranges(module, recipe, model, threads)
     return measure(module, recipe, ranges, _batches(examples, module, model), threads)
 

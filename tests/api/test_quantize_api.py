@@ -151,6 +151,13 @@ def test_a_wrong_scale_shows(monkeypatch: pytest.MonkeyPatch, factor: float) -> 
         assert p.own.relative < 0.012 and q.own.relative > 0.025
 
 
+def test_error_report_leaves_a_given_module_as_it_is() -> None:
+    module = tfir.trace(mlp, f32["n", 64])
+    before, x = str(module), np.ones((3, 64), np.float32)
+    tfir.quantization_error(module, [x], example_inputs=[x], dynamic=())
+    assert str(module) == before
+
+
 def test_large_batches_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     examples = [RNG.standard_normal((301, 64)).astype(np.float32)]
     whole = tfir.quantization_error(mlp, examples, example_inputs=(f32["n", 64],))
