@@ -206,7 +206,7 @@ def build(
     about = replace(about, metadata={**about.metadata, **(metadata or {})})
     printer = functools.partial(print_module, module)
     report = {"schedules": schedules(lowered, table)}
-    return CompiledModule(about, code.result(), printer, weights, report, digest=lambda name: module.weights[name].digest)
+    return CompiledModule(about, code.result(), printer, weights, lambda name: module.weights[name].digest, report)
 
 
 def schedules(lowered: Lowered, table: ScheduleTable | None) -> dict[str, object]:

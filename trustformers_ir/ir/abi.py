@@ -123,8 +123,8 @@ class CompiledModule:
     code: bytes
     print_graph: Callable[[], str]
     weights: Mapping[str, Callable[[], np.ndarray]]
+    digest: Callable[[str], str]  # ``sha256:<hex>`` of a weight by its name; kept once it is known
     report: Mapping[str, object] = field(default_factory=dict)
-    digest: Callable[[str], str] | None = None  # ``sha256:<hex>`` of a weight by its name, where it is known or kept once it is
 
     @functools.cached_property
     def graph(self) -> str:

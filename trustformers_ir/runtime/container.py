@@ -140,7 +140,8 @@ class Artifact:
         """The module as the compiler made it, for the first target or for another; its weights are views of the file."""
         chosen = variant or self.variants[0]
         makers = {w.name: functools.partial(stored_view, self.weights, w) for w in chosen.manifest.weights}
-        return CompiledModule(chosen.manifest, self.code_of(chosen), functools.partial(self.graph_of, chosen), makers)
+        printer = functools.partial(self.graph_of, chosen)
+        return CompiledModule(chosen.manifest, self.code_of(chosen), printer, makers, lambda name: f"sha256:{self.digests[name]}")
 
     def _part(self, name: str, span: Span) -> bytes:
         begin = self.sections[name].offset + span.offset
@@ -169,7 +170,7 @@ def write(
     with atomic_output(path, durable) as stream:
         if not stream.seekable():
             raise CompilerError.of(Code.UNWRITABLE, "an artifact cannot be written to a pipe", Where(file=os.fspath(path)), "name a file")
-        known = {w.name: m.digest for m in family for w in m.manifest.weights if m.digest is not None}
+        known = {w.name: m.digest for m in family for w in m.manifest.weights}
         digests = _write_weights(stream, offsets[3], stored, weights, known)
         sections = (_encoded(variants, digests), *parts[1:])
         assert len(sections[0]) == len(blank)
@@ -220,7 +221,7 @@ def _write_weights(
     makers: Mapping[str, Callable[[], np.ndarray]],
     known: Mapping[str, Callable[[str], str]],
 ) -> dict[str, str]:
-    """Writes every weight at its place; gives the digests, which are ``known`` from printing the graph or computed. Gaps are left as holes,
+    """Writes every weight at its place; gives the digests, which are ``known`` since the graph was printed. Gaps are left as holes,
     which read as zero."""
     digests: dict[str, str] = {}
     for done, w in enumerate(stored):
@@ -228,7 +229,7 @@ def _write_weights(
         data = weight_bytes(w, makers[w.name])
         stream.seek(base + w.offset)
         stream.write(data.data)
-        digests[w.name] = known[w.name](w.name).removeprefix("sha256:") if w.name in known else hashlib.sha256(data.data).hexdigest()
+        digests[w.name] = known[w.name](w.name).removeprefix("sha256:")
     return digests
 
 

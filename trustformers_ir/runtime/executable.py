@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 import re
@@ -133,8 +132,7 @@ class Executable:
     @functools.cached_property
     def _names(self) -> dict[str, str]:
         """Names of the weights by their digests."""
-        makers = self.compiled.weights
-        return {f"sha256:{hashlib.sha256(memory.weight_bytes(w, makers[w.name]).data).hexdigest()}": w.name for w in self.manifest.weights}
+        return {self.compiled.digest(w.name): w.name for w in self.manifest.weights}
 
     def report(self, dims: Mapping[str, int] | None = None, **named: int) -> dict[str, object]:
         """What the compiler did and what a call costs, as plain data: ``report(batch=1, seq=128)``.
