@@ -64,6 +64,8 @@ def _optimized(job: Job) -> Path:
 
     library = _define_attention()
     transformers.AttentionInterface.register(FUSED_ATTENTION, _fused_attention)
+    # Without this an attention of our own gets no mask at all: padded texts would be another model.
+    transformers.AttentionMaskInterface.register(FUSED_ATTENTION, transformers.masking_utils.sdpa_mask)
     config = transformers.AutoConfig.from_pretrained(job.model)
     model = optimizer.optimize_model(
         str(_exported(job, FUSED_ATTENTION)),
@@ -78,19 +80,22 @@ def _optimized(job: Job) -> Path:
 
 
 def _define_attention() -> Any:
-    """Defines attention over ``[batch, seq, heads * size]`` as an operator that exports as one ``com.microsoft.MultiHeadAttention``."""
+    """Defines attention over ``[batch, seq, heads * size]`` as an operator that exports as one ``com.microsoft.MultiHeadAttention``. The mask is
+    ``[batch, 1, seq, seq]``, true where a query sees a key."""
     import torch
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, heads: int, scale: float) -> torch.Tensor:
         parts = [t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
-        return torch.nn.functional.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).flatten(2)
+        return torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=bias, scale=scale).transpose(1, 2).flatten(2)
 
-    @torch.onnx.symbolic_helper.parse_args("v", "v", "v", "i", "f")  # type: ignore[untyped-decorator]
-    def symbolic(g: Any, q: Any, k: Any, v: Any, heads: int, scale: float) -> Any:
-        return g.op("com.microsoft::MultiHeadAttention", q, k, v, num_heads_i=heads, scale_f=scale).setType(q.type())
+    @torch.onnx.symbolic_helper.parse_args("v", "v", "v", "v", "i", "f")  # type: ignore[untyped-decorator]
+    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, heads: int, scale: float) -> Any:
+        nothing = g.op("prim::Constant").setType(torch._C.OptionalType.ofTensor())  # no bias of the products, no mask of keys
+        masked = () if torch.onnx.symbolic_helper._is_none(bias) else (nothing, nothing, bias)
+        return g.op("com.microsoft::MultiHeadAttention", q, k, v, *masked, num_heads_i=heads, scale_f=scale).setType(q.type())
 
     library = torch.library.Library("tfir_bench", "FRAGMENT")
-    library.define("attention(Tensor q, Tensor k, Tensor v, int heads, float scale) -> Tensor")
+    library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? bias, int heads, float scale) -> Tensor")
     library.impl("attention", attention, "CompositeExplicitAutograd")
     torch.onnx.register_custom_op_symbolic("tfir_bench::attention", symbolic, 17)
     return library
@@ -100,19 +105,21 @@ def _fused_attention(module: Any, query: Any, key: Any, value: Any, attention_ma
     """What ``transformers`` calls: ``[batch, heads, seq, size]`` in, ``[batch, seq, heads, size]`` out."""
     import torch
 
-    if attention_mask is not None:
-        raise NotImplementedError("fused attention is exported without a mask")
+    bias = None
+    if attention_mask is not None:  # true where a query sees a key; the operator adds numbers
+        bias = torch.where(attention_mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
     heads, size = query.shape[1], query.shape[3]
     rows = [t.transpose(1, 2).flatten(2) for t in (query, key, value)]
-    fused = torch.ops.tfir_bench.attention(*rows, int(heads), float(size**-0.5 if scaling is None else scaling))
+    fused = torch.ops.tfir_bench.attention(*rows, bias, int(heads), float(size**-0.5 if scaling is None else scaling))
     return fused.unflatten(2, (heads, size)), None
 
 
 def _quantized(path: Path) -> Path:
+    """Weights quantized per channel: as fast as one scale per matrix, and less than half the error on MiniLM."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = path.with_suffix(".int8.onnx")
     if not quantized.exists():
         options = {"MatMulConstBOnly": True, "DefaultTensorType": 1}
-        quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8, extra_options=options)
+        quantize_dynamic(str(path), str(quantized), per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
     return quantized
