@@ -37,15 +37,15 @@ from trustformers_ir.ir.dtypes import DType
 
 #: What is known of each symbol: lowest value, highest value (None: unbounded), divisor.
 SymbolFacts = Mapping[str, tuple[int, int | None, int]]
+Interval = tuple[int | None, int | None]
+Monomial = tuple[Expr, ...]
+Poly = dict[Monomial, int]
+MAX_DEGREE = 8  # of a monomial: addresses stay far below, arithmetic on index values (``iota ** n``) must not explode
 
 
 def symbol_facts(facts: Facts) -> SymbolFacts:
     """What the graph knows of its symbols, as kernel IR takes it: low, high and divisor of each."""
     return {name: (f.low, f.high, f.divisor) for name, f in facts.symbols.items()}
-Interval = tuple[int | None, int | None]
-Monomial = tuple[Expr, ...]
-Poly = dict[Monomial, int]
-MAX_DEGREE = 8  # of a monomial: addresses stay far below, arithmetic on index values (``iota ** n``) must not explode
 
 
 def _mul_bound(a: int | None, b: int | None) -> int | None:
