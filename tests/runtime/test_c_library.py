@@ -25,8 +25,8 @@ from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError
 from trustformers_ir.ir.dims import evaluate, parse_dim
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.runtime import artifact
-from trustformers_ir.runtime.c_header import identifiers, named, typed
+from trustformers_ir.runtime import artifact, machine
+from trustformers_ir.runtime.c_header import TEMPLATES, identifiers, named, typed
 from trustformers_ir.runtime.c_tables import CODES, Programs, linear_in
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.library import library_name, sources
@@ -329,6 +329,56 @@ def test_options(library: Library, folder: Path) -> None:
     session = library.session(threads=3, weights=folder / "libencoder.weights", check_weights=1, target="cpu")
     assert library.function("threads")(session.handle) == 3 and session.target == "cpu"
     session.close()
+
+
+QUOTAS = [
+    ({}, 8),
+    ({"cpu.max": "max 100000"}, 8),
+    ({"cpu.max": "250000 100000"}, 3),
+    ({"box/pod/cpu.max": "max 100000", "box/cpu.max": "100000 100000"}, 1),
+    ({"box/pod/cpu.max": "10000 100000"}, 1),
+    ({"cpu.max": "nonsense"}, 8),
+    ({"cpu.max": "200000 0"}, 8),
+    ({"cpu.max": "9223372036854775807 1"}, 8),
+    ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+]
+
+
+@pytest.mark.parametrize("own", ["0::/box/pod", "12:cpu:/x\n0::/box/pod/", "0::/", ""])
+def test_cpus_of_a_cgroup_in_c(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python counts them."""
+    (tmp_path / "own").write_text(own + "\n")
+    program = """
+        #define _GNU_SOURCE
+        #include "cpus.h"
+        #include <stdlib.h>
+        int main(int n, char **words) { (void)n; (void)tfi_cpus; printf("%d", chdir(words[1]) ? -1 : tfi_within_quotas(8)); return 0; }
+    """
+    (tmp_path / "main.c").write_text(program)
+    options = ["-DTFI_CGROUPS=\".\"", f'-DTFI_OWN_GROUP="{tmp_path}/own"', f"-I{TEMPLATES}"]
+    subprocess.run(["cc", *STRICT, *options, "main.c", "-o", "main"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine, "_own_group", lambda: own.partition("0::")[2] or "/")
+    for n, (files, _) in enumerate(QUOTAS):
+        for name, text in files.items():
+            (tmp_path / str(n) / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(n) / name).write_text(text + "\n")
+        (tmp_path / str(n)).mkdir(exist_ok=True)
+        monkeypatch.setattr(machine, "_CGROUPS", tmp_path / str(n))
+        got = subprocess.run([tmp_path / "main", tmp_path / str(n)], capture_output=True, text=True, check=True).stdout
+        assert int(got) == machine.cpus(), files
+        if "pod" in own:
+            assert int(got) == QUOTAS[n][1]
+
+
+def test_a_session_has_a_worker_for_each_cpu_of_its_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setenv("CC", f"cc -DTFI_CGROUPS='\"{tmp_path}\"'")
+    encoder_library = tmp_path / "libencoder.so"
+    Executable(encoder(), 1).save(encoder_library)
+    session = Library(encoder_library, encoder()).session()
+    assert session.library.function("threads")(session.handle) == 1
 
 
 def test_weights_that_are_not_the_right_ones(library: Library, folder: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ MAGIC = b"\x89TFW\r\n\x1a\n"
 WEIGHTS_VERSION = 1
 WEIGHTS_HEADER = 4096
 C_ABI = 3  # the calling convention that c/library.c follows
+_PARTS = ("cpus.h", "sha256.h")  # files that library.c includes as they are
 LARGEST_EMBEDDED = 1 << 30  # code reaches what it reads with 32 bits
 _HEAD = struct.Struct("<8sIIQ32s")  # magic, version, bytes of the header, bytes of the weights, their SHA-256
 _FLAGS = ("-std=c99", "-O2", "-w", "-fPIC", "-fvisibility=hidden", "-pthread")
@@ -165,7 +166,7 @@ def sources(manifests: Sequence[Manifest], name: str, weights_file: str | None, 
         "header.h": header,
         "tables.h": c_header.named(about, name),
         "typed.h": c_header.named(c_header.typed(manifests[0]), name),
-        "sha256.h": (c_header.TEMPLATES / "sha256.h").read_text(),
+        **{part: (c_header.TEMPLATES / part).read_text() for part in _PARTS},
         "library.c": c_header.named((c_header.TEMPLATES / "library.c").read_text(), name),
         "exports.map": f"{{ global: {name}_*; local: *; }};\n",
     }
@@ -230,7 +231,7 @@ def _run(command: Sequence[str], work: Path) -> None:
     if done.returncode == 0:
         return
     absent = re.search(r"fatal error: (\S+): No such file|cannot find (-l\S+)", done.stderr)
-    if absent is not None and absent[1] not in ("header.h", "sha256.h", "tables.h", "typed.h"):
+    if absent is not None and absent[1] not in ("header.h", "tables.h", "typed.h", *_PARTS):
         message = f"the C compiler does not find {absent[1] or absent[2]}"
         raise CompilerError.of(Code.MISSING_DEPENDENCY, message, help="on Debian and Ubuntu: apt-get install libc6-dev")
     shown = " ".join(done.stderr.split())[-600:]

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cpus.h"
 #include "header.h"
 #include "sha256.h"
 
@@ -470,14 +470,6 @@ static int tfi_choose(const char *wanted, int *chosen, tfm_error *error) {
         return tfi_fail(error, TFM_USAGE, "there is no code for the target '%.100s'; there is code for %s", wanted, text);
     }
     return tfi_fail(error, TFM_ARTIFACT_TARGET, "this machine cannot run the code: %s", text);
-}
-
-static int tfi_cpus(void) {
-    cpu_set_t set;
-    long n;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
-    n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
 }
 
 /* -- sessions ---------------------------------------------------------------------------------------------------------------------- */
