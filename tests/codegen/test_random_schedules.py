@@ -160,7 +160,8 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
         at = int(rng.integers(len(loops) - 1))
         return Collapse((loops[at].name, loops[at + 1].name))
     if kind == 7:
-        return Prefetch(current.params[rng.integers(len(current.params))].name, int(rng.integers(1, 1000)))
+        among = axis if rng.random() < 0.7 else ""
+        return Prefetch(current.params[rng.integers(len(current.params))].name, int(rng.integers(1, 1000)), among, int(rng.integers(3)) * 50)
     return Tag(axis, (SEQ, UNROLL, VECTOR, PARALLEL, DOT)[rng.integers(5)])
 
 

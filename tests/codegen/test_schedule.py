@@ -193,6 +193,9 @@ def test_illegal_moves_say_why() -> None:
         ((Prefetch("D", 8),), "no such parameter"),
         ((Prefetch("C", 8),), "written here"),
         ((Prefetch("B", 0),), "0 elements"),
+        ((Prefetch("B", 8, "i", -1),), "-1 elements"),
+        ((Prefetch("B", 8, "z"),), "no axis is called 'z'"),
+        ((Prefetch("B", 8, "k"),), "not a loop around"),
         ((Collapse(("j", "i")),), "not directly nested"),
         ((Reorder(("i", "k")),), "perfect nest"),
     ]

@@ -16,6 +16,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -264,12 +265,22 @@ class Space(enum.Enum):
 GLOBAL, SCRATCH = Space.GLOBAL, Space.SCRATCH
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a vector load asks to come into the L2 cache before its turn: what lies ``elements`` further. Where each turn of the loop called
+    ``among`` reads the same ``elements``, each turn asks for its part of the next ones; if there is one turn only, it asks for what
+    lies ``alone`` further (0: as many as else)."""
+
+    elements: int
+    among: str = ""
+    alone: int = 0
+
+
 class Buffer(Node):
     """Typed memory with a shape and element strides (row-major when not given).
 
     ``readonly``: no store in this kernel. ``noalias``: no other buffer of the kernel overlaps it (switch it off on both
-    sides of an in-place operation). ``ahead``: a vector load also asks for what lies so many elements further to come into the L2 cache; a hint
-    without meaning.
+    sides of an in-place operation). ``ahead``: what else a vector load asks for; a hint without meaning.
     """
 
     __slots__ = ("ahead", "dtype", "name", "noalias", "readonly", "shape", "space", "strides")
@@ -280,7 +291,7 @@ class Buffer(Node):
     space: Space
     readonly: bool
     noalias: bool
-    ahead: int
+    ahead: Ahead | None
 
     def __init__(
         self,
@@ -291,11 +302,12 @@ class Buffer(Node):
         space: Space = GLOBAL,
         readonly: bool = False,
         noalias: bool = True,
-        ahead: int = 0,
+        ahead: Ahead | None = None,
     ) -> None:
         if dtype not in optable.SUPPORTED:
             raise TypeError(f"buffer {name}: dtype {dtype} is not supported; view complex as floats with a trailing dimension of 2")
-        self.name, self.dtype, self.space, self.readonly, self.noalias, self.ahead = name, dtype, space, readonly, noalias, ahead
+        self.name, self.dtype, self.space, self.readonly, self.noalias = name, dtype, space, readonly, noalias
+        self.ahead = ahead
         self.shape = tuple(as_expr(d, DType.i64) for d in shape)
         self.strides = row_major(self.shape) if strides is None else tuple(as_expr(s, DType.i64) for s in strides)
         if len(self.shape) != len(self.strides):

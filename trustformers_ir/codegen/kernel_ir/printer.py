@@ -26,7 +26,7 @@ def print_kernel(kernel: Kernel) -> str:
 def _buffer(b: Buffer) -> str:
     shape = ", ".join(map(describe, b.shape))
     flags = "".join(f" {name}" for name, on in (("readonly", b.readonly), ("may_alias", not b.noalias)) if on)
-    flags += f" ahead {b.ahead}" if b.ahead else ""
+    flags += f" ahead {b.ahead.elements}" + f" among {b.ahead.among}" * bool(b.ahead.among) if b.ahead else ""
     dense = True
     step: Expr | None = None
     for d, s in zip(reversed(b.shape), reversed(b.strides), strict=True):

@@ -23,6 +23,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     SCRATCH,
     SEQ,
     VECTOR,
+    Ahead,
     Axis,
     AxisKind,
     Buffer,
@@ -96,10 +97,17 @@ class Collapse:
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Vector loads from a read-only buffer ask for what lies ``ahead`` elements further, before its turn comes."""
+    """Vector loads from a read-only buffer ask for what lies ``ahead`` elements further, before its turn comes.
+
+    Where each turn of the loop ``among`` reads the same ``ahead`` elements, each asks for its part of the next ones: all at once
+    is more than memory gives in one turn, and the others would ask for what has come already. If there is one turn only, it asks for
+    what lies ``alone`` elements further (0: ``ahead``).
+    """
 
     buffer: str
     ahead: int
+    among: str = ""
+    alone: int = 0
 
 
 Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch
@@ -202,11 +210,23 @@ def _swap(body: tuple[Stmt, ...], old: Stmt, new: Stmt) -> tuple[Stmt, ...]:
 
 def _prefetch(kernel: Kernel, move: Prefetch) -> Kernel:
     old = next((b for b in kernel.params if b.name == move.buffer), None)
-    if old is None or not old.readonly or move.ahead < 1:
-        reason = "there is no such parameter" if old is None else "it is written here" if not old.readonly else f"{move.ahead} elements are not ahead"
+    if old is None or not old.readonly or move.ahead < 1 or move.alone < 0:
+        distance = f"{move.ahead} elements are not ahead" if move.ahead < 1 else f"{move.alone} elements are not ahead"
+        reason = "there is no such parameter" if old is None else "it is written here" if not old.readonly else distance
         raise ScheduleError(f"cannot fetch {move.buffer} early: {reason}")
-    new = Buffer(old.name, old.dtype, old.shape, old.strides, old.space, old.readonly, old.noalias, move.ahead)
+    if move.among:
+        _check_around(kernel, find_axis(kernel, move.among), old)
+    new = Buffer(old.name, old.dtype, old.shape, old.strides, old.space, old.readonly, old.noalias, Ahead(move.ahead, move.among, move.alone))
     return replace_buffer(kernel, old, new)
+
+
+def _check_around(kernel: Kernel, axis: Axis, buffer: Buffer) -> None:
+    """Every read of the buffer stands inside the loop."""
+    loop = _find_loop(kernel.body, axis)
+    inside = set() if loop is None else {s for s in walk_statements(loop.body) if isinstance(s, Store)}
+    for s in walk_statements(kernel.body):
+        if isinstance(s, Store) and s not in inside and any(buffer in e.loads for e in (*s.index, s.value)):
+            raise ScheduleError(f"cannot share the fetching of {buffer.name} among the turns of {axis.name}: it is not a loop around all reads")
 
 
 # -- Split ---------------------------------------------------------------------------------------------------------------

@@ -162,8 +162,6 @@ class Dots:
             at = self.w.op(f"getelementptr i8, ptr {p}, i64 {first * DEPTH}") if first else p
             dtype = DType.i8 if self.fused else DType.i16
             count = self.lanes * 32 // dtype.bits
-            if b.buffer.ahead and not first:  # a vector of 16 columns is one cache line
-                self.memory.fetch_early(p, b.buffer.ahead)
             x = Val(self.w.op(f"load {vector_of(f'i{dtype.bits}', count)}, ptr {at}, align 1"), dtype, count)
             out += [x] if self.fused else [self._shifted("ashr", self._shifted("shl", x, 8), 8), self._shifted("ashr", x, 8)]
         return out

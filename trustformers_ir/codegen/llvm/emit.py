@@ -233,6 +233,7 @@ class _Emitter:
         else:
             sure = not limited and self.simplifier.proves_less(const(0), loop.axis.extent)
             self.writer.loop(literal(0, DType.i64), stop, (), turn, may_skip=not sure)
+        del self.ev.bound[loop.axis]
         self.ev.forget(stored)
 
     def _hoist(self, loop: For, stored: frozenset[Buffer]) -> None:

@@ -68,7 +68,10 @@ class Fold:
         for p in self.points:
             ev.hoist((*bodies, *self.rest), frozenset(e.axes), p)
         groups = self._groups()
+        around, ev.folded = ev.folded, ev.folded.union(e.axes, () if groups is None else (groups.axis,))
+        ev.fetches.prepare(bodies)
         final = self._dots(groups, accumulators) if groups is not None else self._level(0, accumulators, bodies, self.rest, {}, 0)
+        ev.folded = around
         step = self.slots * self.width
         parts = [final[at : at + step] for at in range(0, len(final), step)]
         count = len(self.together)
@@ -211,6 +214,8 @@ class Fold:
             def operand(b: Bytes, load: Callable[[Bytes, Val], list[Val]], point: Point) -> list[Val]:
                 place = (b, ev.coordinates(b.start, point))
                 if place not in known:
+                    if b.buffer.ahead is not None:  # a vector of 16 columns is one cache line
+                        ev.fetches.ask(b.buffer, b.buffer.ahead, b.start, point)
                     known[place] = load(b, ev.eval(b.start, point))
                 return known[place]
 

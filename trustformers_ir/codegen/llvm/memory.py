@@ -156,19 +156,17 @@ class Memory:
         """Neighbouring elements."""
         t, align = vector_of(memory_type(b.dtype), lanes), b.dtype.itemsize
         p = self.pointer(b, offset, when.scalar)
-        if b.ahead:
-            self.fetch_early(p, b.ahead * b.dtype.itemsize)
         if when.lanes is None:
             return self._from_memory(self.w.op(f"load {t}, ptr {p}, align {align}"), b.dtype, lanes)
         name = f"llvm.masked.load.{suffix(memory_type(b.dtype), lanes)}.p0"
         text = self.masked(name, t, [f"ptr align {align} {p}", f"<{lanes} x i1> {when.lanes.text}", f"{t} zeroinitializer"])
         return self._from_memory(text, b.dtype, lanes)
 
-    def fetch_early(self, p: str, distance: int) -> None:
-        """Asks for the cache line ``distance`` bytes behind ``p``; nothing happens where no memory is."""
+    def fetch_early(self, b: Buffer, offset: Val) -> None:
+        """Asks for the cache line ``offset`` bytes into the buffer; nothing happens where no memory is."""
         name = "llvm.prefetch.p0"
         self.w.declare(name, f"void @{name}(ptr, i32, i32, i32)")
-        q = self.w.op(f"getelementptr i8, ptr {p}, i64 {distance}")
+        q = self.w.op(f"getelementptr i8, ptr {self.pointers[b]}, i64 {offset.text}")
         self.w.line(f"call void @{name}(ptr {q}, i32 0, i32 2, i32 1)")  # for reading, into L2, data
 
     def load_reversed(self, b: Buffer, offset: Val, lanes: int, when: Condition) -> Val:

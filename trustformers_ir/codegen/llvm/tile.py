@@ -42,6 +42,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 )
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
 from trustformers_ir.codegen.llvm.dot import Dots
+from trustformers_ir.codegen.llvm.fetch import Fetches
 from trustformers_ir.codegen.llvm.fold import Fold
 from trustformers_ir.codegen.llvm.memory import Addressing, Condition, Line, Memory
 from trustformers_ir.codegen.llvm.text import Val, Writer, literal
@@ -69,6 +70,8 @@ class Evaluator:
         self.lanes = 0
         self.mask_guards: tuple[Expr, ...] = ()
         self.masking = False
+        self.folded: frozenset[Axis] = frozenset()  # axes of the folds around the current place
+        self.fetches = Fetches(self)
         self.conditions: list[Val] = []
         self.assumed: frozenset[Axis] = frozenset()  # of guards of folds and of selects that are decided where we are: they may differ elsewhere
         self.scopes: list[dict[Key, Val]] = [{}]
@@ -267,6 +270,8 @@ class Evaluator:
         if line is None:
             return self.memory.gather(e.buffer, literal(0, DType.i64), self.vector_value(flat, point), when)
         if line.step == 1:
+            if e.buffer.ahead is not None:
+                self.fetches.ask(e.buffer, e.buffer.ahead, line.rest, point)
             return self.memory.load_vector(e.buffer, self.eval(line.rest, point), self.lanes, when)
         if line.step == -1 and when.lanes is None:
             low = self.ops.binary("sub", self.eval(line.rest, point), literal(self.lanes - 1, DType.i64), index=True)

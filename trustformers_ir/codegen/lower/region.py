@@ -275,7 +275,7 @@ class _Product:
         tiles = (dot_schedule if self.of_bytes else gemm_schedule)(choice, self.key.rows)
         if self.weight not in d.buffers:
             return tiles
-        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, choice, self.weight.type.dtype.itemsize))
+        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, choice, self.key))
 
 
 @dataclass(frozen=True)
