@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_the_tiles_of_a_panel_ask_for_the_whole_next_one_each_for_its_part(rows:
         assert max(here) <= (panel + 2) * PANEL + tiles  # and hardly more
         parts = [set(here[t * each : (t + 1) * each]) for t in range(tiles)]
         assert max(map(len, parts)) <= -(-PANEL // tiles) + -(-64 // tiles) + PANEL // 16
-        assert all(max(a) <= min(b) for a, b in zip(parts, parts[1:], strict=False))
+        assert all(max(a) <= min(b) for a, b in itertools.pairwise(parts))
 
 
 def test_a_single_tile_asks_for_what_lies_nearer() -> None:
