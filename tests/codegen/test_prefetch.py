@@ -14,8 +14,9 @@ from trustformers_ir.codegen.kernel_ir.schedule import Prefetch, apply
 from trustformers_ir.codegen.llvm.compile import compile_object
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import host
-from trustformers_ir.codegen.lower.schedules import MachineShape, gemm_schedule
+from trustformers_ir.codegen.lower.schedules import gemm_schedule
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import TileChoice
 from trustformers_ir.runtime.native import link
 
 LINE, PANELS, DEPTH, WIDTH = 64, 3, 20, 48
@@ -45,8 +46,8 @@ def product() -> Kernel:
     m, n, k = Axis("m", Sym("rows")), Axis("n", PANELS * WIDTH), Axis("k", DEPTH)
     a, c = Buffer("A", DType.f32, (Sym("rows"), DEPTH), readonly=True), Buffer("C", DType.f32, (Sym("rows"), PANELS * WIDTH))
     b = Buffer("B", DType.f32, (PANELS, DEPTH, WIDTH), readonly=True)
-    naive = kernel("product", [a, b, c], nest([m, n], store(c, (m, n), reduce("sum", k, a[m, k] * b[n // WIDTH, k, n % WIDTH]))))
-    return apply(naive, gemm_schedule(MachineShape(), WIDTH))
+    naive = kernel("product", [a, b, c], *nest([m, n], store(c, (m, n), reduce("sum", k, a[m, k] * b[n // WIDTH, k, n % WIDTH]))))
+    return apply(naive, gemm_schedule(TileChoice(8, WIDTH, 128)))
 
 
 def lines_asked_for(k: Kernel, rows: int) -> list[int]:

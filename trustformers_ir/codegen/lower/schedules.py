@@ -82,18 +82,18 @@ def heuristic(machine: MachineShape, key: ScheduleKey) -> Choice:
     else:
         columns = machine.panel if key.n is None else min(machine.panel, -(-key.n // LANES) * LANES)
     rows = rows if key.rows is None else min(rows, max(key.rows, 1))
-    return TileChoice(rows, columns, ROW_BLOCK, _bytes_ahead(machine, key, columns) if key.panel and key.k else 0)
+    return TileChoice(rows, columns, ROW_BLOCK, _bytes_ahead(key, columns) if key.panel and key.k else 0)
 
 
-def _bytes_ahead(machine: MachineShape, key: ScheduleKey, columns: int) -> int:
+def _bytes_ahead(key: ScheduleKey, columns: int) -> int:
     """How far ahead a packed weight is fetched: by a panel, so that the next one arrives while the tiles of this one run.
 
     With the whole panel asked for by the first tile, that one waited for memory, which gives a panel in twice the time of a tile, and the others
     asked for what had come. Each asks for its part now. BERT-base on one core, processor time: 9 rows 16.1 -> 13.6 ms, 16 rows 16.1 -> 14.0, 32 rows
-    27.6 -> 24.9, 77 rows 63.6 -> 61.9, 128 rows 102 -> 99. Two panels that do not fit into L2 would drive each other out.
+    27.6 -> 24.9, 77 rows 63.6 -> 61.9, 128 rows 102 -> 99.
     """
     panel = _panel_bytes(key, columns)
-    return panel if 5 * panel <= 3 * machine.l2 else NEAR
+    return panel if panel <= PANEL_MOST else NEAR
 
 
 def _panel_bytes(key: ScheduleKey, columns: int) -> int:
@@ -170,5 +170,6 @@ def prefetch_schedule(weight: str, choice: TileChoice, key: ScheduleKey) -> tupl
 
 
 PANEL_LIMIT = 200_000  # bytes of a panel that leaves room for the next one: a fifth of L2
-NEAR = 16 << 10  # bytes ahead of a single tile over larger ones
+PANEL_MOST = 640 << 10  # bytes of a panel beyond which two of them would drive each other out of an L2 of 1 MB
+NEAR = 16 << 10  # bytes ahead of a single tile over panels above PANEL_LIMIT, and of all tiles above PANEL_MOST
 ROW_BLOCK = 128  # most rows of a chunk: 128 x 1536 x 4 bytes of A are 0.8 MB, and stay in L2 while the panels stream past
