@@ -284,6 +284,54 @@ def test_wrong_inputs(library: Library) -> None:
     assert library.function("code_text")(5013) == b"wrong input shape" and library.function("code_text")(-5) == b"unknown code"
 
 
+def test_all_problems_are_told_together(library: Library) -> None:
+    """As in Python: a wrong dtype, a wrong rank, and a size out of its bounds."""
+    ids, _ = encoder_inputs(65, 3)
+    values = ids.astype(np.float32), np.zeros((2, 2), np.float32)
+    with pytest.raises(CompilerError) as said:
+        python()._first.plan(values)
+    with pytest.raises(Failed) as caught:
+        library.infer(*map(library.input, values))
+    assert caught.value.code == said.value.codes[0].number
+    for text in ("input 'ids' has the dtype f32", "input 'scale' has rank 0", "the dim 'batch' is 65 by axis 0 of input 'ids'"):
+        assert text in str(caught.value)
+
+
+def test_messages_that_have_no_room_are_cut(folder: Path) -> None:
+    names = tuple(f"{'x' * 60}{n}" for n in range(24))
+    many = compiled(lambda *xs: sum(xs[1:], xs[0]), *[f32["a", "b"]] * 24, facts={"a": (1, 9), "b": (1, 9)})
+    entry = many.manifest.entries[0]
+    ports = tuple(replace(p, name=n) for p, n in zip(entry.inputs, names, strict=True))
+    module = replace(many, manifest=replace(many.manifest, entries=(replace(entry, inputs=ports),)))
+    library = build(module, folder / "libmany.so")
+    with pytest.raises(Failed) as caught:
+        library.infer(*[library.input(np.zeros((2, n + 1), np.float64)) for n in range(24)])
+    assert caught.value.code == Code.INPUT_DTYPE.number and len(str(caught.value)) == len("5012: ") + 1023
+
+
+def test_sizes_of_more_than_64_bits(folder: Path) -> None:
+    facts = dict.fromkeys("ab", (0, 1 << 41))
+    base = compiled(lambda x, y: x.sum() + y, f32["a"], f32["b"], facts=facts)
+    entry = base.manifest.entries[0]
+    for n, (second, out, want, sizes) in enumerate(
+        [
+            ("b", "a*a*a", Code.OUT_OF_MEMORY, (1 << 40, 3)),
+            ("a*a*a", "3", Code.DIM_CONFLICT, (1 << 40, 3)),
+            ("b", "a//b", Code.INPUT_SHAPE, (1 << 40, 0)),
+        ]
+    ):
+        ports = (entry.inputs[0], replace(entry.inputs[1], type=f32[(parse_dim(second),)]))
+        changed = replace(entry, inputs=ports, outputs=(replace(entry.outputs[0], type=f32[(parse_dim(out),)]),), arena_bytes=0, scratch_bytes=0)
+        module = replace(base, manifest=replace(base.manifest, entries=(changed,)))
+        library = build(module, folder / f"libwide{n}.so")
+        with pytest.raises(CompilerError) as said:
+            Executable(module, 1)._first.plan([np.broadcast_to(np.float32(0), (s,)) for s in sizes])
+        inputs = [library.Input(None, 11, 1, (ctypes.c_int64 * library.rank)(s)) for s in sizes]
+        with pytest.raises(Failed) as caught:
+            library.infer(*inputs)
+        assert (caught.value.code, said.value.codes[0]) == (want.number, want), (str(caught.value), str(said.value))
+
+
 def test_buffers_that_overlap_or_are_too_small(library: Library) -> None:
     session = library.session(threads=1)
     ids, scale = encoder_inputs(1, 2)

@@ -93,6 +93,20 @@ static int tfi_ok(tfm_error *error) {
     return TFM_OK;
 }
 
+/* Puts a problem behind those that are known; the code is that of the first. */
+static void tfi_gather(tfm_error *all, const tfm_error *one) {
+    size_t at = strlen(all->message);
+    if (all->code == TFM_OK)
+        *all = *one;
+    else
+        snprintf(all->message + at, sizeof all->message - at, "; %s", one->message);
+}
+
+static int tfi_told(const tfm_error *all, tfm_error *error) {
+    if (all->code != TFM_OK && error != NULL) *error = *all;
+    return all->code;
+}
+
 /* "i64[batch, seq]" */
 static const char *tfi_type_text(const tfm_port *port, char *text, size_t room) {
     size_t at = (size_t)snprintf(text, room, "%s[", tfi_dtype_names[port->dtype]);
@@ -120,7 +134,7 @@ typedef struct { /* the values of the symbols, as far as they are known, and whe
     int input[TFI_SYMBOLS + 1], axis[TFI_SYMBOLS + 1];
 } tfi_dims;
 
-enum { TFI_VALUE, TFI_UNKNOWN, TFI_IMPOSSIBLE };
+enum { TFI_VALUE, TFI_UNKNOWN, TFI_IMPOSSIBLE, TFI_TOO_LARGE };
 
 static int tfi_floordiv(int64_t a, int64_t b, int64_t *quotient, int64_t *rest) {
     if (b == 0 || (a == INT64_MIN && b == -1)) return 0;
@@ -133,8 +147,8 @@ static int tfi_floordiv(int64_t a, int64_t b, int64_t *quotient, int64_t *rest) 
     return 1;
 }
 
-/* TFI_VALUE and the value of a program; TFI_UNKNOWN when it needs a symbol that has none; TFI_IMPOSSIBLE for a division by zero or a number of
- * more than 64 bits. */
+/* TFI_VALUE and the value of a program; TFI_UNKNOWN when it needs a symbol that has none; TFI_IMPOSSIBLE for a division by zero;
+ * TFI_TOO_LARGE for a number of more than 64 bits, the result or one on the way to it. */
 static int tfi_evaluate(int program, const tfi_dims *dims, int64_t *value) {
     int64_t stack[TFI_STACK], a, b, other;
     const int64_t *at = tfi_programs + program;
@@ -158,10 +172,10 @@ static int tfi_evaluate(int program, const tfi_dims *dims, int64_t *value) {
         a = stack[--top];
         switch (at[-1]) {
         case TFI_ADD:
-            if (__builtin_add_overflow(a, b, &a)) return TFI_IMPOSSIBLE;
+            if (__builtin_add_overflow(a, b, &a)) return TFI_TOO_LARGE;
             break;
         case TFI_MUL:
-            if (__builtin_mul_overflow(a, b, &a)) return TFI_IMPOSSIBLE;
+            if (__builtin_mul_overflow(a, b, &a)) return TFI_TOO_LARGE;
             break;
         case TFI_FLOORDIV:
             if (!tfi_floordiv(a, b, &a, &other)) return TFI_IMPOSSIBLE;
@@ -210,7 +224,10 @@ static int tfi_settle(int function, const tfm_input *inputs, int n, int axis, tf
             solution = &tfi_solutions[equation->first + i];
         }
     if (unknown == 0) {
-        if (tfi_evaluate(equation->dim, dims, &value) != TFI_VALUE)
+        i = tfi_evaluate(equation->dim, dims, &value);
+        if (i == TFI_TOO_LARGE)
+            return tfi_wrong_shape(error, TFM_DIM_CONFLICT, port, &inputs[n], axis, ", more than 64 bits by other sizes");
+        if (i != TFI_VALUE)
             return tfi_wrong_shape(error, TFM_INPUT_SHAPE, port, &inputs[n], axis, ", which cannot be computed from these shapes");
         if (value == size) return TFM_OK;
         if (port->sizes[axis] >= 0) return tfi_wrong_shape(error, TFM_INPUT_SHAPE, port, &inputs[n], axis, "");
@@ -233,9 +250,10 @@ static int tfi_settle(int function, const tfm_input *inputs, int n, int axis, tf
     return TFM_OK;
 }
 
-static int tfi_check_facts(int function, const tfi_dims *dims, tfm_error *error) {
+static void tfi_check_facts(int function, const tfi_dims *dims, tfm_error *all) {
     int s;
     for (s = 0; s < TFI_SYMBOLS; s++) {
+        tfm_error one;
         const tfm_symbol *fact = &tfi_symbols[s];
         int64_t value = dims->value[s];
         char place[128] = "", multiple[64] = "", high[32] = "inf";
@@ -244,15 +262,16 @@ static int tfi_check_facts(int function, const tfi_dims *dims, tfm_error *error)
             snprintf(place, sizeof place, " by axis %d of input '%.60s'", dims->axis[s], tfi_input_port(function, dims->input[s])->name);
         if (fact->divisor != 1) snprintf(multiple, sizeof multiple, " %% %lld", (long long)fact->divisor);
         if (fact->high != INT64_MAX) snprintf(high, sizeof high, "%lld", (long long)fact->high);
-        return tfi_fail(error, TFM_DIM_RANGE, "the dim '%s' is %lld%s; it was declared as [%lld, %s]%s", fact->name, (long long)value, place,
-                        (long long)fact->low, high, multiple);
+        tfi_fail(&one, TFM_DIM_RANGE, "the dim '%s' is %lld%s; it was declared as [%lld, %s]%s", fact->name, (long long)value, place,
+                 (long long)fact->low, high, multiple);
+        tfi_gather(all, &one);
     }
-    return TFM_OK;
 }
 
-/* The values of the symbols from the shapes of the inputs. */
+/* The values of the symbols from the shapes of the inputs. All that is wrong is told together. */
 static int tfi_bind(int function, const tfm_input *inputs, int running, tfi_dims *dims, tfm_error *error) {
-    int count = tfi_model[function].input_count, n, axis, code, settled, left = 0, before;
+    int count = tfi_model[function].input_count, n, axis, settled, left = 0, before;
+    tfm_error all = {TFM_OK, ""}, one;
     unsigned char pending[TFI_INPUTS * TFM_MAX_RANK + 1];
     memset(dims, 0, sizeof *dims);
     memset(pending, 0, sizeof pending);
@@ -260,16 +279,29 @@ static int tfi_bind(int function, const tfm_input *inputs, int running, tfi_dims
         const tfm_port *port = tfi_input_port(function, n);
         char given[256], declared[256];
         if (tfi_left_out(port, &inputs[n], running)) continue;
-        if (inputs[n].rank < 0) return tfi_fail(error, TFM_INPUT_COUNT, "input '%s' is missing", port->name);
+        if (inputs[n].rank < 0) {
+            tfi_fail(&one, TFM_INPUT_COUNT, "input '%s' is missing", port->name);
+            tfi_gather(&all, &one);
+            continue;
+        }
         tfi_type_text(port, declared, sizeof declared);
-        if (inputs[n].dtype != port->dtype)
-            return tfi_fail(error, TFM_INPUT_DTYPE, "input '%s' has the dtype %s; it is declared as %s", port->name,
-                            inputs[n].dtype < 0 || inputs[n].dtype > TFM_F64 ? "of no number" : tfi_dtype_names[inputs[n].dtype], declared);
-        if (inputs[n].rank != port->rank)
-            return tfi_fail(error, TFM_INPUT_SHAPE, "input '%s' has rank %d; the shape %s was given; it is declared as %s", port->name, port->rank,
-                            tfi_shape_text(inputs[n].shape, inputs[n].rank <= TFM_MAX_RANK ? inputs[n].rank : 0, given, sizeof given), declared);
+        if (inputs[n].dtype != port->dtype) {
+            tfi_fail(&one, TFM_INPUT_DTYPE, "input '%s' has the dtype %s; it is declared as %s", port->name,
+                     inputs[n].dtype < 0 || inputs[n].dtype > TFM_F64 ? "of no number" : tfi_dtype_names[inputs[n].dtype], declared);
+            tfi_gather(&all, &one);
+        }
+        if (inputs[n].rank != port->rank) {
+            tfi_fail(&one, TFM_INPUT_SHAPE, "input '%s' has rank %d; the shape %s was given; it is declared as %s", port->name, port->rank,
+                     tfi_shape_text(inputs[n].shape, inputs[n].rank <= TFM_MAX_RANK ? inputs[n].rank : 0, given, sizeof given), declared);
+            tfi_gather(&all, &one);
+            continue;
+        }
         for (axis = 0; axis < port->rank; axis++) {
-            if (inputs[n].shape[axis] < 0) return tfi_wrong_shape(error, TFM_INPUT_SHAPE, port, &inputs[n], axis, ", which is not negative");
+            if (inputs[n].shape[axis] < 0) {
+                tfi_wrong_shape(&one, TFM_INPUT_SHAPE, port, &inputs[n], axis, ", which is not negative");
+                tfi_gather(&all, &one);
+                continue;
+            }
             pending[n * TFM_MAX_RANK + axis] = 1;
             left++;
         }
@@ -280,20 +312,21 @@ static int tfi_bind(int function, const tfm_input *inputs, int running, tfi_dims
         for (n = 0; n < count; n++)
             for (axis = 0; axis < TFM_MAX_RANK; axis++) {
                 if (!pending[n * TFM_MAX_RANK + axis]) continue;
-                code = tfi_settle(function, inputs, n, axis, dims, &settled, error);
-                if (code != TFM_OK) return code;
+                if (tfi_settle(function, inputs, n, axis, dims, &settled, &one) != TFM_OK) tfi_gather(&all, &one);
                 if (!settled) waiting = waiting < 0 ? n * TFM_MAX_RANK + axis : waiting;
                 if (!settled) continue;
                 pending[n * TFM_MAX_RANK + axis] = 0;
                 left--;
             }
-        if (left == before) {
+        if (left == before) { /* what is wrong elsewhere may be why nothing more is known */
+            if (all.code != TFM_OK) break;
             n = waiting / TFM_MAX_RANK;
             return tfi_wrong_shape(error, TFM_INPUT_SHAPE, tfi_input_port(function, n), &inputs[n], waiting % TFM_MAX_RANK,
                                    ", from which its symbols cannot be computed");
         }
     }
-    return tfi_check_facts(function, dims, error);
+    tfi_check_facts(function, dims, &all);
+    return tfi_told(&all, error);
 }
 
 /* Symbols of one value need no input. */
@@ -318,6 +351,8 @@ static int tfi_size(int program, const tfi_dims *dims, const char *what, int64_t
         return tfi_fail(error, TFM_INPUT_SHAPE, "no input determines %s", what);
     case TFI_IMPOSSIBLE:
         return tfi_fail(error, TFM_INPUT_SHAPE, "%s cannot be computed from these shapes", what);
+    case TFI_TOO_LARGE:
+        return tfi_fail(error, TFM_OUT_OF_MEMORY, "%s takes numbers of more than 64 bits", what);
     default:
         if (*size < 0 || *size >= (int64_t)1 << 62) return tfi_fail(error, TFM_DIM_RANGE, "%s is impossible: %lld", what, (long long)*size);
         return TFM_OK;
@@ -390,6 +425,7 @@ TFI_EXPORT int tfm_infer(int function, const tfm_input *inputs, int input_count,
 
 TFI_EXPORT int tfm_shapes(int function, const int64_t *sizes, tfm_input *inputs, tfm_output *outputs, tfm_error *error) {
     tfi_dims dims;
+    tfm_error all = {TFM_OK, ""};
     size_t bytes;
     int s, n, code;
     memset(&dims, 0, sizeof dims);
@@ -401,7 +437,8 @@ TFI_EXPORT int tfm_shapes(int function, const int64_t *sizes, tfm_input *inputs,
         dims.known[s] = 1;
         dims.input[s] = -1;
     }
-    code = tfi_check_facts(function, &dims, error);
+    tfi_check_facts(function, &dims, &all);
+    code = tfi_told(&all, error);
     for (n = 0; n < tfi_model[function].input_count && code == TFM_OK; n++) {
         const tfm_port *port = tfi_input_port(function, n);
         inputs[n].dtype = port->dtype;

@@ -34,7 +34,7 @@ enum tfm_code {
 
 typedef struct tfm_error {
     int code;
-    char message[1024]; /* UTF-8, one line; "" when all is well */
+    char message[1024]; /* UTF-8, one line; "" when all is well. All that is wrong with the inputs, "; " between; the code is the first one's */
 } tfm_error;
 
 /* What a code stands for, in a few words; never NULL. */
