@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import trustformers_ir as tfir
 from trustformers_ir.frontend.trace import trace
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.core import Location, Module, Weight
@@ -48,6 +49,24 @@ def test_names_come_from_the_signature_and_the_results() -> None:
     assert trace(lambda x: x + 1, f32[2], name="other").name == "other"
     assert names(trace(functools.partial(lambda x, y: x - y, y=3), f32[2]))[0] == ["x"]
     assert names(trace(lambda x: {"a b": x + 1, "a.b": x + 2, "1": x + 3, None: x + 4}, f32[2]))[1] == ["a_b", "a_b_2", "output_1", "None"]
+
+
+def test_a_result_that_has_a_name_already_gets_the_one_that_was_chosen() -> None:
+    """An input that is passed on, and one value under two names."""
+
+    def fn(x: Any, y: Any) -> Any:
+        total = x + y
+        return {"copy": x, "y": y, "total": total, "again": total}
+
+    module = trace(fn, f32["n"], f32["n"])
+    assert names(module) == (["x", "y"], ["copy", "y", "total", "again"])
+    exe = tfir.compile(module)
+    assert [p.name for p in exe.inputs] == ["x", "y"] and [p.name for p in exe.outputs] == ["copy", "y", "total", "again"]
+    one, two = np.arange(3, dtype=np.float32), np.full(3, 5, np.float32)
+    for got, want in zip(exe(one, two), (one, two, one + two, one + two), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert "reshape" not in str(exe.module)  # passes see that nothing is done
+    assert names(trace(lambda x: (x, x), f32[2]))[1] == ["x", "x"]  # nobody chose a name
 
 
 def test_inputs_nest() -> None:

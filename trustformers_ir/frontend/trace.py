@@ -18,11 +18,13 @@ from typing import Any, Union
 
 import numpy as np
 
+from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Block, Function, Module, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import SymbolFact, UndecidedDim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.region import Return
+from trustformers_ir.ir.ops.shape import Reshape
 from trustformers_ir.ir.parameters import Parameter
 from trustformers_ir.ir.tensor import Tensor, as_tensor
 from trustformers_ir.ir.tracing import Site, Trace, decided, is_internal, site_of, tracing
@@ -58,10 +60,8 @@ def trace(
         args = [_rebuilt(spec, key, inputs) for key, spec in positional.items()]
         kwargs = {key: _rebuilt(spec, key, inputs) for key, spec in named_specs.items()}
         outputs = list(_outputs(_call(fn, args, kwargs)))
-        for path, value in outputs:
-            if value.block is None and not value.name:
-                value.name = path
-        running.builder.create(Return(), *(value for _, value in outputs))  # no line of the user's asked for it
+        results = [_named(running.builder, name, value, chosen) for name, value, chosen in outputs]
+        running.builder.create(Return(), *results)  # no line of the user's asked for it
     module.add_function(Function("main", block))
     return module
 
@@ -220,8 +220,19 @@ _LIBRARIES = tuple({sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "pur
 # --- results -----------------------------------------------------------------------------------------------------------------------
 
 
-def _outputs(results: Any) -> Iterator[tuple[str, Value]]:
-    """The tensors that the function returned, by name; None is left out."""
+def _named(builder: Builder, name: str, value: Value, chosen: bool) -> Value:
+    """A result under its name. What has another name already, as an input or as another result, is passed on under the one that was ``chosen`` for
+    it (passes see that it is the same); where nobody chose one it keeps its own."""
+    if value.block is None and not value.name:
+        value.name = name
+    elif chosen and value.name != name:
+        value = builder(Reshape(value.type.shape), value)
+        value.name = name
+    return value
+
+
+def _outputs(results: Any) -> Iterator[tuple[str, Value, bool]]:
+    """The tensors that the function returned, by name, and whether the function chose the name; None is left out."""
     single = not isinstance(results, (tuple, list, Mapping))
     leaves = [(path.removeprefix("."), leaf) for path, leaf in _leaves(results, "") if leaf is not None]
     names = ["output" if single else _identifier(f"output_{path}" if path[:1].isdigit() else path) for path, _ in leaves]
@@ -230,7 +241,7 @@ def _outputs(results: Any) -> Iterator[tuple[str, Value]]:
             place = f"the result '{path}' of the traced function" if path else "the result of the traced function"
             message = f"{place} is {type(leaf).__name__} {leaf!r:.60}, which is no tensor"
             raise CompilerError.of(Code.TRACE_RESULT, message, help="return a tensor, or tuples, lists and dicts of tensors")
-        yield name, as_tensor(leaf).value
+        yield name, as_tensor(leaf).value, not single and not path[:1].isdigit()
     if not leaves:
         raise CompilerError.of(Code.TRACE_RESULT, "the traced function returned no tensor", help="return what it computes")
 
