@@ -176,3 +176,32 @@ def exes() -> list[Executable]:
     f32 = tfir.f32
     specs = f32["b", 3, "s", 40], f32["b", 3, "t", 40], f32["b", 3, "t", 40], f32["b", 1, 1, "t"]
     return [tfir.compile(tfir.trace(attend, *specs), target=t, threads=n) for t in ("cpu", "cpu:avx2") for n in (1, 2)]
+
+
+POSITIONS = {"causal": (True, None), "a window": (False, 30), "causal, in a window": (True, 90)}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+@pytest.mark.parametrize("target", ["cpu", "cpu:avx2"])
+def test_blocks_that_no_query_sees_are_left_out_unless_they_hold_nan(name: str, target: str) -> None:
+    """NaN and infinities in v come through as in the reference, and the first queries alone have the bits that they have among all."""
+    causal, window = POSITIONS[name]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, causal=causal, window=window)
+
+    f32, rng = tfir.f32, np.random.default_rng(0)
+    whole = tfir.trace(attend, f32["b", 2, "s", 20], f32["b", 2, "t", 20], f32["b", 2, "t", 20])
+    exe = tfir.compile(whole, target=target)
+    for queries, keys in ((200, 200), (40, 300), (300, 40), (1, 130)):
+        q, k, v = (rng.standard_normal((1, 2, n, 20)).astype(np.float32) for n in (queries, keys, keys))
+        v[0, 0, 3, 5], v[0, 0, keys - 1, 6], v[0, 1, keys // 2, 7] = np.nan, np.inf, -np.inf
+        got, want = exe(q, k, v), evaluate(whole, q, k, v)
+        assert isinstance(got, np.ndarray) and isinstance(want, np.ndarray)
+        assert not differs(got, want, 2e-6).any()
+        v = np.where(np.isfinite(v), v, 0)
+        everyone = exe(q, k, v)
+        for i in (1, 33, 64):
+            if causal and i < queries <= keys:  # the first i queries see none of the keys of the others
+                seen = keys - queries + i
+                assert np.array_equal(exe(q[:, :, :i], k[:, :, :seen], v[:, :, :seen]), everyone[:, :, :i])
