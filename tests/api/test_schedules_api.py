@@ -20,6 +20,13 @@ assert checkpoint and kept  # fixtures
 TINY = "random:bert?hidden_size=64&num_hidden_layers=1&num_attention_heads=2&intermediate_size=96&vocab_size=50"
 
 
+@pytest.fixture(autouse=True)
+def tables_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tables in the cache folder count, which is one of the test's own."""
+    monkeypatch.delenv("TFIR_SCHEDULES")
+    monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def rows(exe: Executable) -> dict[str, dict[str, Any]]:
     told = exe.report()["schedules"]
     assert isinstance(told, dict)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import os
 import time
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.atomic import check_writable, write_text
+from trustformers_ir.ir.schedule_table import TABLE
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
@@ -91,7 +93,7 @@ def compile(
             executable.save(output, embed_weights=embed_weights)
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)
-    for line in summary(executable.report()):
+    for line in (*summary(executable.report()), *_tuned(executable.report())):
         console.say(line)
     console.say(f"{output}: {console.quantity(os.stat(output).st_size)} for {built}, in {seconds:.2f} s")
     if json:
@@ -99,3 +101,11 @@ def compile(
             {"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()}
             | {"predictions": predictions(executable.manifest, executable.threads)}
         )
+
+
+def _tuned(report: Mapping[str, Any]) -> list[str]:
+    """Says so when schedules come from a table: it may be one that nobody named."""
+    told = report.get("schedules", {})
+    rows = list(told.get("kernels", {}).values())
+    count = sum(row["from"] == TABLE for row in rows)
+    return [f"schedules: {count} of {len(rows)} from {told['table'] or 'a table'}"] if count else []
