@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trustformers_ir.codegen.lower.schedules import NEAR, MachineShape, misfit
+from trustformers_ir.codegen.lower.schedules import NEAR, MachineShape, misfit, panel_bytes
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.schedule_table import (
     LANES,
@@ -104,15 +104,16 @@ def neighbours(machine: MachineShape, key: ScheduleKey, choice: Choice) -> list[
 
 
 def _tiles(machine: MachineShape, key: ScheduleKey, choice: TileChoice) -> Iterator[TileChoice]:
+    panel = panel_bytes(key, choice.columns) if key.panel and key.k else 0
     widest = MOST_COLUMNS if key.n is None else min(MOST_COLUMNS, -(-key.n // LANES) * LANES)
     for columns in range(LANES, widest + 1, LANES):
         vectors = columns // LANES
         most = min((machine.registers - vectors - 1) // vectors, MOST_ROWS, key.rows or MOST_ROWS)
+        ahead = panel_bytes(key, columns) if panel and choice.ahead == panel else choice.ahead  # a panel stays a panel
         for rows in (most, most - 1, most * 3 // 4, most // 2):
             if rows > 0:
-                yield TileChoice(rows, columns, choice.block, choice.ahead)
-    if key.panel and key.k:
-        panel = choice.columns * key.k * key.dtype.itemsize
+                yield TileChoice(rows, columns, choice.block, min(ahead, MOST_AHEAD))
+    if panel:
         for ahead in (0, NEAR // 4, NEAR, 4 * NEAR, min(panel, MOST_AHEAD)):
             yield TileChoice(choice.rows, choice.columns, choice.block, ahead)
     for block in BLOCKS:

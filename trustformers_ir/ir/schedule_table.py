@@ -55,7 +55,8 @@ class TileChoice:
     """How a matrix product runs.
 
     ``rows`` x ``columns`` are the register tile, whole vectors of 16 columns; at most ``block`` rows are worked on while the panels of the right
-    side go by; weights are fetched ``ahead`` bytes before their turn, 0: not at all. ``ValueError`` when that is no tile of any machine.
+    side go by; weights are fetched ``ahead`` bytes before their turn (0: not at all; exactly one panel: the tiles share the work). ``ValueError``
+    when that is no tile of any machine.
     """
 
     rows: int
