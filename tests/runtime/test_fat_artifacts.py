@@ -178,8 +178,17 @@ def test_command_line(fat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["run", str(out), "--input", f"input_ids={tmp_path / 'ids.npy'}", "--output", str(tmp_path / "o.npz")]) == 0
         with np.load(tmp_path / "o.npz") as found:
             results.append({k: v.tobytes() for k, v in found.items()})
+    monkeypatch.delenv("TFIR_TARGET")
+    for name in RUNNING:
+        arguments = ["run", str(out), "--target", name, "--input", f"input_ids={tmp_path / 'ids.npy'}", "--output", str(tmp_path / "o.npz")]
+        assert main(arguments) == 0
+        with np.load(tmp_path / "o.npz") as found:
+            results.append({k: v.tobytes() for k, v in found.items()})
     assert all(r == results[0] for r in results)
     capsys.readouterr()
+    assert main(["run", str(out), "--target", "cpu:sse9", "--input", f"input_ids={tmp_path / 'ids.npy'}"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no code for the target 'cpu:sse9'" in said and "help: there is code for cpu:avx512, cpu:avx2" in said
     assert main(["targets"]) == 0
     listed = capsys.readouterr().out
     assert [name for name in familiar() if f"\n{name} " not in listed] == []

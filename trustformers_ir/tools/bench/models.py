@@ -65,9 +65,9 @@ def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
 
 
 def executable(model: str, threads: int | None, target: str = "cpu", dtype: str | None = None, quantize: str | None = None) -> Executable:
-    """The model, compiled here; an artifact is loaded, which needs no compiler."""
+    """The model, compiled here; an artifact is loaded, which needs no compiler: of several codes the best that runs here (``"cpu"``), or another."""
     if model.endswith(".tfc"):
-        return tfir.load(model, threads=threads)
+        return tfir.load(model, threads=threads, target=None if target == "cpu" else target)
     return tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
 
 

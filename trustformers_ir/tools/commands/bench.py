@@ -66,7 +66,7 @@ def bench(
     if rivals and not Path(model).is_dir():
         raise console.usage(f"rivals run checkpoint folders, and '{model}' is none", "leave out --against")
     if model.endswith(".tfc"):
-        check_options_of_artifact(model, target, quantize, dtype)
+        check_options_of_artifact(model, quantize, dtype)
     with console.progress("benchmark"):
         started = time.perf_counter()
         reference = executable(model, threads, target, dtype)

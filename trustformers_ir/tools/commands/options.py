@@ -38,9 +38,9 @@ def files(paths: list[str] | None) -> list[Path] | None:
     return [Path(p) for p in paths] if paths else None
 
 
-def check_options_of_artifact(model: str, target: str, quantize: str | None, dtype: str | None) -> None:
+def check_options_of_artifact(model: str, quantize: str | None, dtype: str | None) -> None:
     """Raises ``USAGE`` when something is asked of an artifact that could only be chosen when it was compiled."""
-    asked = [name for name, given in (("--target", target != "cpu"), ("--quantize", quantize), ("--dtype", dtype)) if given]
+    asked = [name for name, given in (("--quantize", quantize), ("--dtype", dtype)) if given]
     if asked:
         message = f"'{model}' is compiled already: {', '.join(asked)} cannot be chosen any more"
         raise CompilerError.of(Code.USAGE, message, Where(file=model), "compile the model itself")

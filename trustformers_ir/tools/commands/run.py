@@ -60,8 +60,8 @@ def run(
     arrays = _arrays(input or [])
     with console.progress("loading" if model.endswith(".tfc") else "compiling"):
         if model.endswith(".tfc"):
-            check_options_of_artifact(model, target, quantize, dtype)
-            executable = tfir.load(model, threads=threads)
+            check_options_of_artifact(model, quantize, dtype)
+            executable = tfir.load(model, threads=threads, target=None if target == "cpu" else target)
         else:
             executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads, calibration=files(calibrate))
     started = time.perf_counter()
