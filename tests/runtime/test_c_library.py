@@ -578,6 +578,33 @@ def test_names_that_c_does_not_take(tmp_path: Path) -> None:
     assert strange.session()(np.ones((), np.float32), np.ones((2, 3), np.int64), np.ones(4, np.float32))[1].shape == (2, 3)
 
 
+def test_functions_whose_names_meet(tmp_path: Path) -> None:
+    """One is called what goes with another; two differ in case alone; one is called like a constant; and an input is a macro of C."""
+    base = compiled(lambda x: x + 1, f32["errno"], facts={"errno": (1, 9)})
+    (entry,) = base.manifest.entries
+    entry = replace(entry, inputs=(replace(entry.inputs[0], name="errno"),))
+    names = ("main_infer", "main", "MAIN", "count", "Main_inputs", "symbol_count")
+    module = replace(base, manifest=replace(base.manifest, entries=tuple(replace(entry, name=n) for n in names)))
+    library = build(module, tmp_path / "libmeet.so")
+    session = library.session(threads=1)
+    for n in range(len(names)):
+        np.testing.assert_array_equal(session(np.arange(3, dtype=np.float32), entry=n)[0], [1, 2, 3])
+    text = (tmp_path / "meet.h").read_text()
+    for row in ("int meet_main_infer(meet_session", "int meet_main_2(meet_session", "int meet_main_2_infer(const"):
+        assert row in text
+
+
+@pytest.mark.parametrize("name", ["tfi", "tfir", "tfm", "pthread"])
+def test_libraries_whose_names_are_taken(name: str, tmp_path: Path) -> None:
+    library = build(encoder(), tmp_path / f"lib{name}.so")
+    assert library.prefix == f"{name}_2"
+    session = library.session(threads=1)
+    for got, want in zip(session(*encoder_inputs()), python()(*encoder_inputs()), strict=True):
+        np.testing.assert_array_equal(got, want)
+    exported = subprocess.run(["nm", "-D", "--defined-only", tmp_path / f"lib{name}.so"], capture_output=True, text=True, check=True).stdout
+    assert all(line.split()[-1].startswith(f"{name}_2_") for line in exported.splitlines())
+
+
 def test_names() -> None:
     assert identifiers(["a", "a", "a b", "a-b", "int", "1", "", "ü"]) == ["a", "a_2", "a_b", "a_b_2", "int_", "x1", "x", "x_"]
     assert [library_name(n) for n in ("out/libMiniLM.so", "m.so", "lib.so", "lib7b.so", "libint.so")] == ["minilm", "m", "model", "x7b", "int_"]

@@ -17,7 +17,7 @@ _KEYWORDS = frozenset(
     "co_await co_return co_yield decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto "
     "if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register "
     "reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct switch template this thread_local "
-    "throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq linux unix NULL".split()
+    "throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq linux unix NULL errno".split()
 )
 _TAKEN = frozenset(
     "code code_text create destroy dtype error function functions infer input options output port run session shapes sizes symbol symbols target "
@@ -52,13 +52,17 @@ def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def functions(manifest: Manifest) -> list[Function]:
-    """The functions of a library. A function ``f`` also takes the names ``f_inputs``, ``f_outputs``, ``f_shapes`` and ``f_infer``."""
+    """The functions of a library. A function ``f`` also takes the names ``f_inputs``, ``f_outputs``, ``f_shapes`` and ``f_infer``, and, for a
+    constant, its own in capitals: of two that differ in case alone one is renamed."""
     names: list[str] = []
-    taken = set(_TAKEN)
+    taken = {*_TAKEN, "count"}  # there is a constant FUNCTION_COUNT
     for entry in manifest.entries:
-        (name,) = identifiers([entry.name], taken)
+        (plain,) = identifiers([entry.name])
+        name, n = plain, 2
+        while taken & {w.lower() for w in _with_suffixes(name)}:
+            name, n = f"{plain}_{n}", n + 1
         names.append(name)
-        taken |= {name, *(f"{name}_{suffix}" for suffix in ("inputs", "outputs", "shapes", "infer"))}
+        taken |= {w.lower() for w in _with_suffixes(name)}
     return [
         Function(
             e,
@@ -68,6 +72,10 @@ def functions(manifest: Manifest) -> list[Function]:
         )
         for e, name in zip(manifest.entries, names, strict=True)
     ]
+
+
+def _with_suffixes(name: str) -> set[str]:
+    return {name, *(f"{name}_{suffix}" for suffix in ("inputs", "outputs", "shapes", "infer"))}
 
 
 def named(text: str, prefix: str) -> str:

@@ -38,6 +38,7 @@ MAGIC = b"\x89TFW\r\n\x1a\n"
 WEIGHTS_VERSION = 1
 WEIGHTS_HEADER = 4096
 C_ABI = 3  # the calling convention that c/library.c follows
+_PREFIXES = ("tfi", "tfir", "tfm", "pthread")  # of functions that are there already
 _PARTS = ("cpus.h", "sha256.h")  # files that library.c includes as they are
 LARGEST_EMBEDDED = 1 << 30  # code reaches what it reads with 32 bits
 _HEAD = struct.Struct("<8sIIQ32s")  # magic, version, bytes of the header, bytes of the weights, their SHA-256
@@ -52,7 +53,7 @@ _LINK = (
 def library_name(path: str | os.PathLike[str]) -> str:
     """The prefix of a library's functions, from its file name: ``libminilm.so`` gives ``minilm``."""
     stem = Path(path).name.removesuffix(".so").removeprefix("lib")
-    return c_header.identifiers([stem.lower() or "model"])[0]
+    return c_header.identifiers([stem.lower() or "model"], _PREFIXES)[0]
 
 
 def write(
