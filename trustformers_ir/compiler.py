@@ -40,12 +40,11 @@ from trustformers_ir.ir.schedule_table import ScheduleTable, Tables
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.calibration import Range
 from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
 from trustformers_ir.passes.options import option_fields, option_text
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
-from trustformers_ir.passes.recipes import Int8, Recipe, find_recipe
+from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe, find_recipe
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.passes.weights import mapped_files
 from trustformers_ir.quantizer import calibrate, check_quantized, measure
@@ -201,7 +200,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     sources = mapped_files(module)
     read = time.perf_counter()
     recipe = request.quantize
-    quantizer = None if recipe is None else recipe.quantizer(_ranges(module, recipe, model, threads))
+    quantizer = None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, threads))
     calibrated = time.perf_counter()
     graphs = _graphs(module, targets, quantizer, request.verify)
     passed = time.perf_counter()
@@ -226,7 +225,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
         made = building.build(graph, target, names, metadata, meanwhile, tuple(placed.values()), table)
         family.append(replace(made, report={"passes": report.as_dict()["passes"], **made.report}))
     seconds = {"read": read - started, "passes": passed - calibrated, "build": time.perf_counter() - passed}
-    if recipe is not None and recipe.static:
+    if recipe is not None and recipe.calibrated:
         seconds["calibration"] = calibrated - read
     shared = {name: text for m in family for name, text in m.manifest.metadata.items()}
     family = [replace(m, manifest=replace(m.manifest, metadata=shared), report={"seconds": seconds, **m.report}) for m in family]
@@ -331,16 +330,16 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     if recipe is None:
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
     module = _own_module(model, example_inputs, request)
-    ranges = _ranges(module, recipe, model, threads)
-    return measure(module, recipe, ranges, _batches(examples, module, model), threads)
+    return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
 
 
-def _ranges(module: Module, recipe: Recipe, model: Any, threads: int | None) -> dict[str, Range] | None:
-    """The ranges of static activations, by running the model on the recipe's examples."""
-    if not isinstance(recipe, Int8) or not recipe.static:
-        return None
+def _calibrated(module: Module, recipe: Recipe, model: Any, threads: int | None) -> Calibrated:
+    """What the recipe has to know of activations, by running the model on its examples."""
+    if not isinstance(recipe, Int8) or not recipe.calibrated:
+        return Calibrated()
     if recipe.calibration is None:
-        raise CompilerError.of(Code.CALIBRATION, "static activations need examples to find their ranges from")
+        what = "static activations need examples to find their ranges from" if recipe.static else "smoothing needs examples to find outliers in"
+        raise CompilerError.of(Code.CALIBRATION, what)
     return calibrate(module, recipe, _batches(recipe.calibration, module, model), threads)
 
 
@@ -361,11 +360,13 @@ def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> str:
     same for all targets. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
     rows = next(p.log.rows for p in report.passes if quantizer is not None and p.name == quantizer.name)
     check_quantized(rows, recipe)
-    if isinstance(quantizer, QuantizeInt8) and quantizer.ranges is not None:
-        for row in rows:
-            if row["int8"]:
+    if isinstance(quantizer, QuantizeInt8):
+        for row in (row for row in rows if row["int8"]):
+            if quantizer.ranges is not None:
                 known = quantizer.ranges[str(row["name"])]
                 row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
+            if (s := quantizer.smoothings.get(str(row["name"]))) is not None:
+                row["smoothing"] = s.as_dict()
     told = {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
     return json.dumps(told, sort_keys=True, separators=(",", ":"))
 

@@ -20,11 +20,14 @@ from trustformers_ir.ir.dims import Facts, evaluate
 from trustformers_ir.ir.interpreter import result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.calibration import Observed, Range
+from trustformers_ir.passes.calibration import Observed
 from trustformers_ir.passes.int8_error import Deviation, ErrorReport, ProductError
+from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.observe_activations import ObserveActivations
-from trustformers_ir.passes.recipes import Int8, Recipe
+from trustformers_ir.passes.quantize_int8 import rows_of
+from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe
+from trustformers_ir.passes.smoothing import Matrix, Sample, Smoothing, smoothed
 from trustformers_ir.runtime.executable import Executable
 
 MOST_BYTES = 256 << 20  # of results at a time
@@ -76,10 +79,11 @@ def _real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     return np.asarray(array[np.asarray(mask) != 0])
 
 
-def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None) -> dict[str, Range]:
-    """The range of the activation of every product that the recipe may quantize. ``CALIBRATION`` when the examples show none."""
+def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None) -> Calibrated:
+    """What the examples show of the activation of every product that the recipe may quantize. ``CALIBRATION`` when they show none."""
     probe = Probe(module, ObserveActivations(**recipe.sensitive), threads)
     seen = {int(row["result"]): Observed() for row in probe.rows}
+    samples = {result: Sample() for result in seen} if recipe.smooths else {}
     examples = list(batches)
     for number, batch in enumerate(examples):
         note("calibrating", number, len(examples))
@@ -87,6 +91,8 @@ def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: i
             results = probe.run(piece)
             for result, observed in seen.items():
                 observed.see(results[result])
+            for result, sample in samples.items():
+                sample.see(results[result])
     problems = Collector()
     for row in probe.rows:
         observed = seen[int(row["result"])]
@@ -95,21 +101,41 @@ def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: i
             problems.add(Code.CALIBRATION, f"the activation of '{row['name']}' cannot be calibrated: {what}", help="look at the examples")
     problems.check()
     ranges = {result: observed.range(recipe.method, recipe.percentile) for result, observed in seen.items()}
-    return {str(row["name"]): ranges[int(row["result"])] for row in probe.rows}
+    smoothings: dict[str, Smoothing] = {}
+    if samples:
+        weights = _weights(module)
+        for number, (result, sample) in enumerate(samples.items()):
+            note("smoothing", number, len(samples))
+            names = [str(row["name"]) for row in probe.rows if row["result"] == result]
+            found = smoothed(sample, [weights[name] for name in names], per_row=not recipe.static)
+            if found is not None:
+                smoothings |= dict.fromkeys(names, found[0])
+                ranges[result] = found[1]
+    by_name = {str(row["name"]): ranges[int(row["result"])] for row in probe.rows}
+    return Calibrated(by_name if recipe.static else None, smoothings)
+
+
+def _weights(module: Module) -> dict[str, Matrix]:
+    """What gives the weight of each product that the passes in front of quantization leave, by name."""
+    copy = clone_module(module)
+    looking = ObserveActivations()
+    passes = pipelines.cpu(quantize=looking)
+    PassManager(passes[: passes.index(looking)]).run(copy)
+    return {p.name: rows_of(p.weight, p.transposed) for p in products(copy) if p.weight is not None}
 
 
 def measure(
     module: Module,
     recipe: Recipe,
-    ranges: Mapping[str, Range] | None,
+    known: Calibrated,
     batches: Sequence[Batch],
     threads: int | None = None,
 ) -> ErrorReport:
     """The error of every product that the recipe quantizes, on the examples. ``NOTHING_QUANTIZED`` when there is none."""
-    wanted, quantized = (Probe(module, recipe.comparison(ranges, instead=instead), threads) for instead in (False, True))
+    wanted, quantized = (Probe(module, recipe.comparison(known, instead=instead), threads) for instead in (False, True))
     check_quantized(wanted.rows, recipe)
     pairs = [(a, b) for a, b in zip(wanted.rows, quantized.rows, strict=True) if a[recipe.name]]
-    errors = [ProductError(a["name"], a["location"]) for a, _ in pairs]
+    errors = [ProductError(a["name"], a["location"], known.smoothings.get(a["name"])) for a, _ in pairs]
     names = result_names(module.main)
     outputs = {name: Deviation() for name in names}
     for number, batch in enumerate(batches):

@@ -21,6 +21,7 @@ from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import PassLog, PassManager, parse_pipeline
+from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
 from trustformers_ir.passes.quantize_int8 import Int8Matrix, QuantizeInt8, step_of, steps_of
 from trustformers_ir.passes.registry import PASSES
@@ -197,6 +198,25 @@ def test_the_row_of_a_product_says_where_it_is() -> None:
     (row,) = run(module).rows
     assert row["int8"] and row["reason"] is None and (row["outputs"], row["terms"]) == (40, 64)
     assert "test_quantize_int8.py" in str(row["location"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads"),
+    [
+        ("BertModel", ["pooler.dense"]),
+        ("BertForMaskedLM", ["embeddings.word_embeddings"]),  # the logits, whose weight is that table; the transform before them is no head
+        ("BertForPreTraining", ["cls.seq_relationship", "embeddings.word_embeddings"]),
+        ("BertForSequenceClassification", ["classifier"]),  # which makes the pooler a product like any other
+        ("BertForQuestionAnswering", ["qa_outputs"]),
+    ],
+)
+def test_heads_are_what_results_are_made_of_directly(architecture: str, heads: list[str]) -> None:
+    fields = "hidden_size=64&num_hidden_layers=1&num_attention_heads=4&intermediate_size=128&vocab_size=64&max_position_embeddings=64"
+    module = tfir.api.to_module(f"random:bert?{fields}&architecture={architecture}")
+    log = PassManager([MergeLinears(), QuantizeInt8(min_size=1)], verify=True).run(module).passes[1].log
+    kept = {str(row["name"]): str(row["reason"]) for row in log.rows if not row["int8"]}
+    assert all("it is a head" in reason for reason in kept.values())
+    assert list(kept) == heads and log.counts["products in int8"] == len(log.rows) - len(heads) >= 4
 
 
 def test_a_product_before_another_is_no_head() -> None:

@@ -152,27 +152,35 @@ class _Fusion:
             self.codes(group)
 
     def codes(self, group: _Group) -> None:
-        """Takes in what quantizes the group's result, which leaves the region as well when others read it.
+        """Takes in what quantizes the group's result, scaled by a weight or not; the result leaves the region as well when others read it.
 
-        It moves to the group's end, so that those others still come after the region.
+        The quantization moves to the group's end, so that those others still come after the region, and weights that it reads before it.
         """
         last = group.last
         for user in last.result.users if len(last.results) == 1 else ():
-            if user not in self.group_of and self.quantizes(group, user) and self.add(group, user):
-                assert last.next is not None
-                user.move_before(last.next)
-                group.last = user
-                return
+            chain = [user, *user.result.users] if isinstance(user.op, ops.Mul) and user.result.has_one_use else [user]
+            if any(o in self.group_of for o in chain) or not self.quantizes(group, *chain) or not all(self.add(group, o) for o in chain):
+                continue
+            for o in chain:
+                for weight in (v.producer for v in o.inputs if v.producer is not None and isinstance(v.producer.op, ops.WeightOp)):
+                    weight.move_before(group.anchor)
+                assert group.last.next is not None
+                o.move_before(group.last.next)
+                group.last = o
+            return
 
-    def quantizes(self, group: _Group, o: Operation) -> bool:
-        """Whether ``o`` makes codes of the rows that the group's norm has just made, from nothing else but constants."""
-        norm = group.anchor
+    def quantizes(self, group: _Group, *chain: Operation) -> bool:
+        """Whether ``chain`` makes codes of the rows that the group's norm has just made, or casts them, from nothing else but constants and
+        weights."""
+        norm, first, o = group.anchor, chain[0], chain[-1]
         if not isinstance(norm.op, NORMS) or not isinstance(o.op, (ops.QuantizeDynamic, ops.QuantizeStatic, ops.Cast)) or group.viewed:
             return False
-        if o.inputs[0] is not group.last.result or any(m.op.fusion is FusionKind.INJECTIVE for m in group.members):
+        if first.inputs[0] is not group.last.result or any(m.op.fusion is FusionKind.INJECTIVE for m in group.members):
             return False
-        others = (v.producer for v in o.inputs[1:])
-        return normalised_axes(*norm.operand_types[1:]) == 1 and all(p is not None and isinstance(p.op, ops.Constant) for p in others)
+        if o is not first and (o.inputs[0] is not first.result or first.result.type.shape != group.last.result.type.shape):
+            return False
+        others = (v.producer for each in chain for v in each.inputs[1:])
+        return normalised_axes(*norm.operand_types[1:]) == 1 and all(p is not None and isinstance(p.op, (ops.Constant, ops.WeightOp)) for p in others)
 
     def following(self, group: _Group) -> Operation | None:
         """The only operation that reads the group's result, when there is one that may be fused."""

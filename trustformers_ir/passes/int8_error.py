@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trustformers_ir.passes.smoothing import Smoothing
+
 
 @dataclass
 class Deviation:
@@ -60,10 +62,11 @@ class Deviation:
 
 @dataclass
 class ProductError:
-    """The errors of one product."""
+    """The errors of one product. ``smoothing`` says how outliers of its activation moved into its weight, and what it was before on the sample."""
 
     name: str
     location: str
+    smoothing: Smoothing | None = None
     own: Deviation = field(default_factory=Deviation)
     arrived: Deviation = field(default_factory=Deviation)
 
@@ -83,23 +86,37 @@ class ErrorReport:
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for ``--json``."""
-        products = [{"name": p.name, "location": p.location, "own": p.own.as_dict(), "arrived": p.arrived.as_dict()} for p in self.products]
+        products = [
+            {"name": p.name, "location": p.location, "own": p.own.as_dict(), "arrived": p.arrived.as_dict()}
+            | ({} if p.smoothing is None else {"smoothing": p.smoothing.as_dict()})
+            for p in self.products
+        ]
         outputs = {name: d.as_dict() for name, d in self.outputs.items()}
         return {"recipe": self.recipe, "examples": self.examples, "products": products, "outputs": outputs, "kept": dict(self.kept)}
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """What the columns of ``table`` are; there is one about smoothing where something is smoothed."""
+        return (*HEAD, "unsmoothed, on the sample") if any(p.smoothing for p in self.products) else HEAD
+
     def table(self) -> list[tuple[str, ...]]:
-        """Rows of texts under ``HEAD``."""
-        rows: list[tuple[str, ...]] = [(p.name, *_shown(p.own), *_shown(p.arrived), p.location) for p in self.products]
-        return rows + [(f"result {name}", "", "", "", *_shown(d), "") for name, d in self.outputs.items()]
+        """Rows of texts under ``head``."""
+        rows: list[tuple[str, ...]] = [(p.name, *_shown(p.own), *_shown(p.arrived), p.location, _moved(p.smoothing)) for p in self.products]
+        rows += [(f"result {name}", "", "", "", *_shown(d), "", "") for name, d in self.outputs.items()]
+        return [row[: len(self.head)] for row in rows]
 
     def __str__(self) -> str:
-        cells = [HEAD, *self.table()]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
+        cells = [self.head, *self.table()]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
         return "\n".join(lines + [f"{name} stays in f32: {reason}" for name, reason in self.kept.items()])
 
 
 HEAD = ("product", "own relative", "SQNR dB", "cosine", "arrived relative", "SQNR dB", "cosine", "where")
+
+
+def _moved(s: Smoothing | None) -> str:
+    return "" if s is None else f"{s.before:.3g} -> {s.after:.3g}, alpha {s.alpha:g}"
 
 
 def _shown(d: Deviation) -> tuple[str, str, str]:

@@ -18,6 +18,9 @@ or, where ``ranges`` tells between which values %x lies (``passes/calibration.py
     %s, %z = constant() 0.0235 : f32[], constant() 121 : i32[]
     %q = quantize_static(%x, %s, %z) : u8[batch, seq, 384]
 
+With ``smoothings`` (``passes/smoothing.py``) %x is multiplied by a vector first, ``1 / factors``, and the columns of the weight by ``factors`` before
+they become integers.
+
 An activation is quantized once for all its readers. Row n of a weight becomes ``round(w / scale)`` with ``scale = max |w| / 127``, ties to even,
 in -127 … 127 (symmetric and per output: Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 3). The integers are made
 when the bytes are first asked for, weight by weight; before that each weight is read once, for its scales.
@@ -25,7 +28,7 @@ when the bytes are first asked for, weight by weight; before that each weight is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -43,6 +46,7 @@ from trustformers_ir.passes.calibration import Ranges
 from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON
+from trustformers_ir.passes.smoothing import Smoothing
 from trustformers_ir.passes.weights import blocks, derived, mapped_files
 
 LARGEST = 127
@@ -101,9 +105,11 @@ class Sensitive:
 
 @dataclass(frozen=True)
 class QuantizeInt8(Sensitive, Pass):
-    """With ``ranges`` (by name of the product) activations have constants for scale and zero point; without, those of each row."""
+    """With ``ranges`` (by name of the product) activations have constants for scale and zero point; without, those of each row. ``smoothings``, by
+    name as well, are those of products whose activations are divided."""
 
     ranges: Ranges | None = field(default=None, metadata=IN_PYTHON)
+    smoothings: Mapping[str, Smoothing] = field(default_factory=dict, metadata=IN_PYTHON)
 
     name = "quantize_int8"
     summary = "compute products with known weights in 8-bit integers"
@@ -138,7 +144,8 @@ class QuantizeInt8(Sensitive, Pass):
         assert product.weight is not None
         if self.ranges is not None and product.name not in self.ranges:
             return None, "calibration has not seen its activation"
-        matrix = Int8Matrix(product)
+        smoothing = self.smoothings.get(product.name)
+        matrix = Int8Matrix(product, None if smoothing is None else smoothing.factors)
         if not np.isfinite(matrix.error):
             return None, "its weight has values that are not finite"
         if matrix.error > self.max_error:
@@ -148,7 +155,7 @@ class QuantizeInt8(Sensitive, Pass):
         builder = Builder.before(module, product.operation)
         x = product.activation
         if x not in activations:
-            activations[x] = self._quantized(builder, product)
+            activations[x] = self._quantized(module, builder, product)
         weights = [builder(ops.WeightOp(w.name)) for w in matrix.weights(module)]
         return builder.create(ops.LinearInt8(), *activations[x], *weights, product.bias), ""
 
@@ -156,8 +163,14 @@ class QuantizeInt8(Sensitive, Pass):
         """A row of the log's table."""
         return decision(product, "int8", made, reason)
 
-    def _quantized(self, builder: Builder, product: Product) -> tuple[Value, Value, Value]:
+    def _quantized(self, module: Module, builder: Builder, product: Product) -> tuple[Value, Value, Value]:
         x = product.activation
+        smoothing = self.smoothings.get(product.name)
+        if smoothing is not None:
+            inverse = np.float32(1) / smoothing.factors
+            type = TensorType(inverse.shape, DType.f32)
+            vector = derived(module, f"{product.name}.smoothing", type, _always(inverse), ("smoothing", inverse.tobytes()))
+            x = builder(ops.Mul(), x, builder(ops.WeightOp(vector.name)))
         if self.ranges is None:
             q, scale, zero = builder.create(ops.QuantizeDynamic(), x).results
             return q, scale, zero
@@ -170,27 +183,32 @@ class Int8Matrix:
     """The 8-bit form of the weight of a product: scales now, integers when they are asked for, and their sums along with them.
 
     ``error`` is the expected root mean square of what rounding moves, relative to that of the weight: a rounding error is spread evenly over a
-    step, ``scale**2 / 12`` on average. NaN or infinite for a weight that is not finite.
+    step, ``scale**2 / 12`` on average. NaN or infinite for a weight that is not finite. ``factors`` f32[k] multiply the columns of the
+    integers; ``error`` is that without them, for they were chosen by the error of the product.
     """
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: Product, factors: np.ndarray | None = None) -> None:
         assert product.weight is not None
         self.name = product.weight.name + (".transposed.int8" if product.transposed else ".int8")
-        self.origin = ("int8", product.transposed, product.weight)
+        self.origin = ("int8", product.transposed, product.weight, None if factors is None else factors.tobytes())
         self.sizes = product.sizes
+        self._factors = factors
         self._rows = rows_of(product.weight, product.transposed)
         rows = self._rows()
-        largest, squares = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64)
+        largest, squares, smooth = np.empty(len(rows), np.float32), np.empty(len(rows), np.float64), np.empty(len(rows), np.float32)
         for part in blocks(*rows.shape):
             block = np.ascontiguousarray(rows[part])
             np.maximum(block.max(1), -block.min(1), out=largest[part])
+            if factors is not None:
+                smooth[part] = np.abs(self._smooth(block)).max(1)
             with np.errstate(all="ignore"):
                 squares[part] = np.einsum("nk,nk->n", block, block)
             if not (np.isfinite(squares[part]) & ((squares[part] > 0) | (largest[part] == 0))).all():  # beyond the range of f32
                 squares[part] = np.square(block.astype(np.float64)).sum(1)
-        self.scale = step_of(largest)
+        plain = step_of(largest)
+        self.scale = plain if factors is None else step_of(smooth)
         with np.errstate(all="ignore"):
-            moved = rows.shape[1] / 12 * np.square(self.scale.astype(np.float64)).sum(where=largest > 0)
+            moved = rows.shape[1] / 12 * np.square(plain.astype(np.float64)).sum(where=largest > 0)
             self.error = float(np.sqrt(moved / squares.sum())) if squares.any() else 0.0
         self._sums: np.ndarray | None = None
 
@@ -208,10 +226,13 @@ class Int8Matrix:
         rows = self._rows()
         out = np.empty(rows.shape, np.int8)
         for part in blocks(*rows.shape):
-            out[part] = steps_of(rows[part], self.scale[part])
+            out[part] = steps_of(self._smooth(rows[part]), self.scale[part])
         if self._sums is None:
             self._sums = out.sum(1, dtype=np.int32)
         return out
+
+    def _smooth(self, block: np.ndarray) -> np.ndarray:
+        return block if self._factors is None else block * self._factors
 
     def sums(self) -> np.ndarray:
         """``i32[n]``; kept, for they are small and cost as much as the integers."""

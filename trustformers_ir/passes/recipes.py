@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,8 +21,21 @@ from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.options import IN_PYTHON, nearest, options_text, parse_options
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8, Sensitive
+from trustformers_ir.passes.smoothing import Smoothing
 
 ACTIVATIONS = ("dynamic", "static")
+SMOOTH = ("auto", "on", "off")
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What examples showed, by the name of a product: between which values its activation lies, and by what it is divided to be smooth."""
+
+    ranges: Ranges | None = None
+    smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
+
+
+NOTHING = Calibrated()
 
 
 class Recipe:
@@ -31,15 +45,15 @@ class Recipe:
     calibration: Any = None
 
     @property
-    def static(self) -> bool:
-        """Whether it needs ranges of activations."""
+    def calibrated(self) -> bool:
+        """Whether it needs examples."""
         return False
 
-    def quantizer(self, ranges: Ranges | None = None) -> Pass:
-        """The pass; ``ranges`` are those of static activations."""
+    def quantizer(self, known: Calibrated = NOTHING) -> Pass:
+        """The pass; ``known`` is what examples showed."""
         raise NotImplementedError
 
-    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> Pass:
+    def comparison(self, known: Calibrated = NOTHING, *, instead: bool = False) -> Pass:
         """The pass that makes a result of each product as the model and as the recipe computes it, of the latter alone with ``instead``."""
         raise NotImplementedError
 
@@ -53,12 +67,15 @@ class Int8(Sensitive, Recipe):
 
     ``activations``: ``"dynamic"`` finds scale and zero point of each row when it runs, ``"static"`` takes one of each per tensor, found beforehand on
     ``calibration``: texts (where the model has a tokenizer), dicts of input arrays, or paths of ``.npz`` and text files; one of them or a
-    list. ``method`` and ``percentile`` say how (``passes/calibration.py``). Raises ``CompilerError`` with everything that is wrong.
+    list. ``method`` and ``percentile`` say how (``passes/calibration.py``). ``smooth``: whether outliers move into the weights first
+    (``passes/smoothing.py``), ``"on"``, ``"off"``, or ``"auto"``: with static activations and minmax; it needs ``calibration`` as well. Raises
+    ``CompilerError`` with everything that is wrong.
     """
 
     activations: str = "dynamic"
     method: str = "minmax"
     percentile: float = 99.99
+    smooth: str = "auto"
     calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
 
     name = "int8"
@@ -67,16 +84,19 @@ class Int8(Sensitive, Recipe):
         problems = Collector()
         for text in self.problems():
             problems.add(Code.RECIPE_OPTION, f"int8: {text}")
-        for what, value, known in (("activations", self.activations, ACTIVATIONS), ("method", self.method, METHODS)):
+        choices = (("activations", self.activations, ACTIVATIONS), ("method", self.method, METHODS), ("smooth", self.smooth, SMOOTH))
+        for what, value, known in choices:
             if value not in known:
                 help = f"it is one of {', '.join(known)}"
                 problems.add(Code.RECIPE_OPTION, f"int8: {what} is {value!r}", help=nearest(str(value), known, help))
         number = isinstance(self.percentile, (int, float)) and not isinstance(self.percentile, bool)
         if not number or not 50 < self.percentile <= 100:
             problems.add(Code.RECIPE_OPTION, f"int8: percentile is {self.percentile!r}, not a number above 50 and at most 100")
+        if self.smooth == "on" and self.method != "minmax":
+            problems.add(Code.RECIPE_OPTION, f"int8: smooth is on, and method is {self.method!r}", help="it goes with minmax")
         if self.activations == "dynamic":
-            if self.calibration is not None:
-                help = 'activations="static" uses it'
+            if self.calibration is not None and self.smooth != "on":
+                help = 'activations="static" uses it, and smooth="on"'
                 problems.add(Code.RECIPE_OPTION, "int8: calibration is given, and dynamic activations need none", help=help)
             if self.method != "minmax":
                 help = 'activations="static" uses it'
@@ -87,11 +107,20 @@ class Int8(Sensitive, Recipe):
     def static(self) -> bool:
         return self.activations == "static"
 
-    def quantizer(self, ranges: Ranges | None = None) -> QuantizeInt8:
-        return QuantizeInt8(**self.sensitive, ranges=ranges)
+    @property
+    def smooths(self) -> bool:
+        """Whether activations are divided; ``auto`` does so where there are examples and nothing is cut off."""
+        return self.smooth == "on" or (self.smooth == "auto" and self.static and self.method == "minmax")
 
-    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareInt8:
-        return CompareInt8(**self.sensitive, ranges=ranges, instead=instead)
+    @property
+    def calibrated(self) -> bool:
+        return self.static or self.smooths
+
+    def quantizer(self, known: Calibrated = NOTHING) -> QuantizeInt8:
+        return QuantizeInt8(**self.sensitive, ranges=known.ranges, smoothings=known.smoothings)
+
+    def comparison(self, known: Calibrated = NOTHING, *, instead: bool = False) -> CompareInt8:
+        return CompareInt8(**self.sensitive, ranges=known.ranges, smoothings=known.smoothings, instead=instead)
 
 
 @dataclass(frozen=True)
@@ -112,10 +141,10 @@ class _Half(Recipe):
             problems.add(Code.RECIPE_OPTION, f"{self.name}: calibration is given, and weights alone are rounded", help="leave it out")
         problems.check()
 
-    def quantizer(self, ranges: Ranges | None = None) -> NarrowWeights:
+    def quantizer(self, known: Calibrated = NOTHING) -> NarrowWeights:
         return NarrowWeights(self.dtype, self.keep, self.max_error)
 
-    def comparison(self, ranges: Ranges | None = None, *, instead: bool = False) -> CompareNarrow:
+    def comparison(self, known: Calibrated = NOTHING, *, instead: bool = False) -> CompareNarrow:
         return CompareNarrow(self.dtype, self.keep, self.max_error, instead)
 
 

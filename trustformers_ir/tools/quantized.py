@@ -9,7 +9,7 @@ import numpy as np
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Diagnostic, Where
-from trustformers_ir.passes.int8_error import HEAD, ErrorReport
+from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import files
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
@@ -46,7 +46,7 @@ def show(report: ErrorReport, model: str, tolerance: float | None, json: bool) -
         console.print_json({"model": model, "holds": not failed, "tolerance": allowed} | report.as_dict())
     else:
         rows: list[Sequence[object]] = [*report.table()]
-        console.print_table(rows, HEAD)
+        console.print_table(rows, report.head)
         for name, reason in report.kept.items():
             console.say(f"{name} stays in f32: {reason}")
     if failed:

@@ -1,0 +1,144 @@
+"""Outliers move from activations into weights before both become 8 bits (Xiao et al., "SmoothQuant", 2022).
+
+``sum over k of x[k] * w[n, k]`` is ``sum of (x[k] / s[k]) * (s[k] * w[n, k])`` for any positive ``s``. A transformer has features whose values are
+many times those of the others, always the same ones (Bondarenko et al. 2021, Dettmers et al. 2022); one scale for a whole activation leaves
+the others a few of 256 codes. Dividing such a feature by ``s[k]`` and multiplying its column of the weight evens both out (equation 4)::
+
+    s[k] = max |x[k]| ** alpha / max |w[:, k]| ** (1 - alpha)
+
+There the division goes into the norm before. Here it is a product with a vector in the kernel that makes the codes: in models such as BERT the
+norm's result is also what the residual sum adds, and activations behind GELU or attention can be divided as well.
+
+No one alpha fits all products, so each gets that of ``ALPHAS``, or none, whose product in integers is nearest to the one in f32: on rows of the
+activation that calibration keeps as a sample (:class:`Sample`), and on some outputs of the weight, by the mean square of the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.passes.calibration import LEVELS, Range
+
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ROWS = 256  # of an activation that are kept
+OUTPUTS = 256  # of a weight that are looked at
+STEPS_OF_WEIGHTS = 127
+WIDEST = 2.0**20  # of the ratio of two factors
+
+Matrix = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothing:
+    """``factors`` f32[k], by which an activation is divided and the columns of its weights are multiplied; ``alpha`` is what they were made with,
+    ``before`` and ``after`` are the relative errors of the products on the sample, without and with them."""
+
+    factors: np.ndarray
+    alpha: float
+    before: float
+    after: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain data for reports, without the factors."""
+        return {"alpha": self.alpha, "before": self.before, "after": self.after}
+
+
+class Sample:
+    """The largest and smallest value of each feature of an activation, and some of its rows: the first ones and, as more come, every second, every
+    fourth … so that they are spread over everything seen, whatever the number of examples."""
+
+    def __init__(self) -> None:
+        self.low: np.ndarray | None = None
+        self.high: np.ndarray | None = None
+        self._rows: list[np.ndarray] = []
+        self._seen = 0
+        self._every = 1
+
+    def see(self, array: np.ndarray) -> None:
+        """More rows, f32[…, k], all finite."""
+        rows = array.reshape(-1, array.shape[-1])
+        if not len(rows):
+            return
+        low, high = rows.min(0), rows.max(0)
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
+        first = -self._seen % self._every
+        self._rows += [row.copy() for row in rows[first :: self._every]]
+        self._seen += len(rows)
+        while len(self._rows) > ROWS:
+            self._rows = self._rows[::2]
+            self._every *= 2
+
+    @property
+    def rows(self) -> np.ndarray:
+        """f32[at most ``ROWS``, k]."""
+        return np.stack(self._rows)
+
+
+def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tuple[Smoothing, Range] | None:
+    """The factors for an activation and the range of what it becomes; None when no factors are better. ``weights`` are those of the products
+    that read it, f32[n, k] each; with ``per_row`` each row gets a scale of its own when it runs."""
+    if sample.low is None or sample.high is None:
+        return None
+    chosen, largest = [], np.zeros(len(sample.low), np.float32)
+    for matrix in weights:
+        w = matrix()
+        for part in range(0, len(w), OUTPUTS):
+            np.maximum(largest, np.abs(w[part : part + OUTPUTS]).max(0), out=largest)
+        chosen.append(np.ascontiguousarray(w[:: max(1, len(w) // OUTPUTS)]))
+    x, w = sample.rows, np.concatenate(chosen)
+    reach = np.maximum(np.maximum(-sample.low, sample.high), 0)
+    wanted = x @ w.T
+    scale = float(np.square(wanted, dtype=np.float64).sum()) or 1.0
+
+    def error(factors: np.ndarray) -> float:
+        known = None if per_row else _range(sample, factors)
+        have = _rounded(x / factors, known) @ _steps(w * factors).T
+        return float(np.sqrt(np.square(have - wanted, dtype=np.float64).sum() / scale))
+
+    before = error(np.ones_like(largest))
+    best: Smoothing | None = None
+    for alpha in ALPHAS:
+        factors = _factors(reach, largest, alpha)
+        after = error(factors)
+        if after < (before if best is None else best.after):
+            best = Smoothing(factors, alpha, before, after)
+    return None if best is None else (best, _range(sample, best.factors))
+
+
+def _factors(reach: np.ndarray, largest: np.ndarray, alpha: float) -> np.ndarray:
+    """1 where the feature or its weights are zero; around 1 in the (geometric) middle."""
+    there = (reach > 0) & (largest > 0)
+    logs = np.zeros(len(reach))
+    logs[there] = alpha * np.log2(reach[there].astype(np.float64)) - (1 - alpha) * np.log2(largest[there].astype(np.float64))
+    if there.any():
+        logs[there] -= np.median(logs[there])
+    widest = np.log2(WIDEST) / 2
+    return np.exp2(np.clip(logs, -widest, widest)).astype(np.float32)
+
+
+def _range(sample: Sample, factors: np.ndarray) -> Range:
+    assert sample.low is not None and sample.high is not None
+    return Range(min(0.0, float((sample.low / factors).min())), max(0.0, float((sample.high / factors).max())))
+
+
+def _rounded(x: np.ndarray, known: Range | None) -> np.ndarray:
+    """What the codes of an activation stand for."""
+    if known is None:
+        low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
+        step = np.maximum((high - low) / LEVELS, np.float32(2.0**-126))
+        zero = np.rint(-low / step)
+    else:
+        step, zero = known.scale, np.float32(known.zero)
+    rounded: np.ndarray = (np.clip(np.rint(x / step) + zero, 0, LEVELS) - zero) * step
+    return rounded
+
+
+def _steps(w: np.ndarray) -> np.ndarray:
+    """What the integers of a weight stand for."""
+    step = np.maximum(np.abs(w).max(1, keepdims=True) / STEPS_OF_WEIGHTS, np.float32(2.0**-126))
+    steps: np.ndarray = np.rint(w / step) * step
+    return steps
