@@ -10,7 +10,9 @@ There the division goes into the norm before. Here it is a product with a vector
 norm's result is also what the residual sum adds, and activations behind GELU or attention can be divided as well.
 
 No one alpha fits all products, so each gets that of ``ALPHAS``, or none, whose product in integers is nearest to the one in f32: on rows of the
-activation that calibration keeps as a sample (:class:`Sample`), and on some outputs of the weight, by the mean square of the difference.
+activation that calibration keeps as a sample (:class:`Sample`), and on some outputs of the weight, by the mean square of the difference. Factors and
+ranges come from one half of the examples and are judged by the other. Features that were evened out come near the ends of the range more often, so
+the range may be wider than what was seen, by the best of ``MARGINS``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import numpy as np
 from trustformers_ir.passes.calibration import LEVELS, Range
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-ROWS = 256  # of an activation that are kept
+MARGINS = (1.0, 1.1, 1.25, 1.5)  # by which a range is wider than what was seen
+ROWS = 128  # of either half of an activation that are kept
 OUTPUTS = 256  # of a weight that are looked at
 STEPS_OF_WEIGHTS = 127
 WIDEST = 2.0**20  # of the ratio of two factors
@@ -34,7 +37,7 @@ Matrix = Callable[[], np.ndarray]
 @dataclass(frozen=True, eq=False)
 class Smoothing:
     """``factors`` f32[k], by which an activation is divided and the columns of its weights are multiplied; ``alpha`` is what they were made with,
-    ``before`` and ``after`` are the relative errors of the products on the sample, without and with them."""
+    ``before`` and ``after`` are the relative errors of the products on the sample, without and with such."""
 
     factors: np.ndarray
     alpha: float
@@ -46,9 +49,9 @@ class Smoothing:
         return {"alpha": self.alpha, "before": self.before, "after": self.after}
 
 
-class Sample:
+class Part:
     """The largest and smallest value of each feature of an activation, and some of its rows: the first ones and, as more come, every second, every
-    fourth … so that they are spread over everything seen, whatever the number of examples."""
+    fourth … so that they are spread over everything seen, however much it is."""
 
     def __init__(self) -> None:
         self.low: np.ndarray | None = None
@@ -57,9 +60,8 @@ class Sample:
         self._seen = 0
         self._every = 1
 
-    def see(self, array: np.ndarray) -> None:
-        """More rows, f32[…, k], all finite."""
-        rows = array.reshape(-1, array.shape[-1])
+    def see(self, rows: np.ndarray) -> None:
+        """More rows, f32[n, k], all finite."""
         if not len(rows):
             return
         low, high = rows.min(0), rows.max(0)
@@ -78,35 +80,69 @@ class Sample:
         return np.stack(self._rows)
 
 
+class Sample:
+    """What was seen of an activation, in two halves: what one half suggests is judged by the other. Factors even features out, so that more of them
+    come near the ends of the range; judged by the examples that it was made from, a range never looks too narrow."""
+
+    def __init__(self) -> None:
+        self.halves = Part(), Part()
+        self._arrays = 0
+
+    def see(self, array: np.ndarray) -> None:
+        """More rows, f32[…, k]. Half of the items of the first axis go to either half; an array of one item goes to one of them as a whole."""
+        rows = array.reshape(-1, array.shape[-1])
+        items = array.shape[0] if array.ndim > 1 else 1
+        cut = (items + self._arrays % 2) // 2 * (len(rows) // max(items, 1))
+        self.halves[0].see(rows[:cut])
+        self.halves[1].see(rows[cut:])
+        self._arrays += 1
+
+
 def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tuple[Smoothing, Range] | None:
     """The factors for an activation and the range of what it becomes; None when no factors are better. ``weights`` are those of the products
     that read it, f32[n, k] each; with ``per_row`` each row gets a scale of its own when it runs."""
-    if sample.low is None or sample.high is None:
+    parts = [p for p in sample.halves if p.low is not None]
+    if not parts:
         return None
-    chosen, largest = [], np.zeros(len(sample.low), np.float32)
+    chosen, largest = [], np.zeros(len(parts[0].rows[0]), np.float32)
     for matrix in weights:
         w = matrix()
-        for part in range(0, len(w), OUTPUTS):
-            np.maximum(largest, np.abs(w[part : part + OUTPUTS]).max(0), out=largest)
+        for at in range(0, len(w), OUTPUTS):
+            np.maximum(largest, np.abs(w[at : at + OUTPUTS]).max(0), out=largest)
         chosen.append(np.ascontiguousarray(w[:: max(1, len(w) // OUTPUTS)]))
-    x, w = sample.rows, np.concatenate(chosen)
-    reach = np.maximum(np.maximum(-sample.low, sample.high), 0)
-    wanted = x @ w.T
-    scale = float(np.square(wanted, dtype=np.float64).sum()) or 1.0
+    w = np.concatenate(chosen)
+    folds = [(fit, judge.rows, judge.rows @ w.T) for fit, judge in zip(parts, reversed(parts), strict=True)]
+    signal = sum(float(np.square(wanted, dtype=np.float64).sum()) for _, _, wanted in folds) or 1.0
 
-    def error(factors: np.ndarray) -> float:
-        known = None if per_row else _range(sample, factors)
-        have = _rounded(x / factors, known) @ _steps(w * factors).T
-        return float(np.sqrt(np.square(have - wanted, dtype=np.float64).sum() / scale))
+    def errors(alpha: float | None, margins: Sequence[float]) -> list[float]:
+        noise = np.zeros(len(margins))
+        for fit, x, wanted in folds:
+            low, high = _ends([fit])
+            factors = np.ones_like(largest) if alpha is None else _factors(np.maximum(-low, high), largest, alpha)
+            steps, divided = _steps(w * factors).T, x / factors
+            for n, margin in enumerate(margins):
+                have = _rounded(divided, None if per_row else _range(low, high, factors, margin)) @ steps
+                noise[n] += np.square(have - wanted, dtype=np.float64).sum()
+        found: list[float] = np.sqrt(noise / signal).tolist()
+        return found
 
-    before = error(np.ones_like(largest))
-    best: Smoothing | None = None
-    for alpha in ALPHAS:
-        factors = _factors(reach, largest, alpha)
-        after = error(factors)
-        if after < (before if best is None else best.after):
-            best = Smoothing(factors, alpha, before, after)
-    return None if best is None else (best, _range(sample, best.factors))
+    (before,) = errors(None, (1.0,))
+    margins = (1.0,) if per_row else MARGINS
+    after, alpha, margin = min((e, alpha, m) for alpha in ALPHAS for e, m in zip(errors(alpha, margins), margins, strict=True))
+    if not after < before:
+        return None
+    low, high = _ends(parts)
+    factors = _factors(np.maximum(-low, high), largest, alpha)
+    return Smoothing(factors, alpha, before, after), _range(low, high, factors, margin)
+
+
+def _ends(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest value of each feature, zero or beyond."""
+    low, high = np.zeros(1, np.float32), np.zeros(1, np.float32)
+    for p in parts:
+        assert p.low is not None and p.high is not None
+        low, high = np.minimum(low, p.low), np.maximum(high, p.high)
+    return low, high
 
 
 def _factors(reach: np.ndarray, largest: np.ndarray, alpha: float) -> np.ndarray:
@@ -120,9 +156,8 @@ def _factors(reach: np.ndarray, largest: np.ndarray, alpha: float) -> np.ndarray
     return np.exp2(np.clip(logs, -widest, widest)).astype(np.float32)
 
 
-def _range(sample: Sample, factors: np.ndarray) -> Range:
-    assert sample.low is not None and sample.high is not None
-    return Range(min(0.0, float((sample.low / factors).min())), max(0.0, float((sample.high / factors).max())))
+def _range(low: np.ndarray, high: np.ndarray, factors: np.ndarray, margin: float) -> Range:
+    return Range(margin * float((low / factors).min()), margin * float((high / factors).max()))
 
 
 def _rounded(x: np.ndarray, known: Range | None) -> np.ndarray:
