@@ -73,8 +73,8 @@ class Probe:
 
 
 def _real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """The rows of real tokens, where the array has a row per token."""
-    if mask is None or array.ndim <= mask.ndim or array.shape[: mask.ndim] != mask.shape:
+    """The rows of real tokens, where the array has a row per token; the array as it is, example by example, where all are real."""
+    if mask is None or array.ndim <= mask.ndim or array.shape[: mask.ndim] != mask.shape or np.all(mask):
         return array
     return np.asarray(array[np.asarray(mask) != 0])
 
