@@ -40,7 +40,7 @@ ROUNDED = frozenset(
 SUMS = {
     **dict.fromkeys(["matmul", "einsum", "linear", "conv1d", "conv2d", "attention", "layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
     **dict.fromkeys(["reduce_sum", "reduce_mean", "reduce_prod", "reduce_log_sum_exp", "reduce_var", "reduce_std", "cumsum", "cumprod"], 4.0),
-    "gelu": 1.0,  # x (1 + erf) / 2 cancels for negative x, as every common implementation does
+    "gelu": 1.0,  # x (1/2 + F(x)) cancels for negative x, as every common implementation does
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 from codegen_harness import Compiled, check
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, store
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Buffer, Sym, binary, unary
-from trustformers_ir.codegen.math import exp_down
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, AxisKind, Buffer, Sym, binary, unary
+from trustformers_ir.codegen.math import exp_down, normal_cdf
 from trustformers_ir.ir.dtypes import DType
 
 f32 = DType.f32
@@ -153,3 +153,33 @@ def test_exp_of_softmax() -> None:
     want = np.where(x < -87, 0, reference("exp", x))
     assert ulps(got, want).max() <= LIMITS["exp"]
     assert (got[x < -87] == 0).all() and (got[x == 0] == 1).all() and np.isnan(got[np.isnan(x)]).all()
+
+
+def normal_times(kind: AxisKind = VECTOR) -> Kernel:
+    """``y = x * normal_cdf(x)``, exact GELU."""
+    n = Sym("n")
+    b, y, i = Buffer("x", f32, (n,), readonly=True), Buffer("y", f32, (n,)), Axis("i", n, kind)
+    return kernel("k", [b, y], For(i, (store(y, i, b[i] * normal_cdf(b[i])),)))
+
+
+def test_normal_distribution_function() -> None:
+    """``x Phi(x)`` is off by a few roundings of x, and has the signs, zeros, infinities and NaN of the definition."""
+    x = inputs()
+    x = np.concatenate([x, np.linspace(-7, 7, 200_001, dtype=np.float32), np.nextafter(np.float32(5.7), np.float32([5, 6]))])
+    y = np.zeros_like(x)
+    Compiled(normal_times())([x, y], {"n": len(x)})
+    w = x.astype(np.float64)
+    with np.errstate(all="ignore"):
+        want = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in w])
+        allowed = np.maximum(2.2 * 2.0**-24 * np.abs(w), 2.0**-149)
+        assert (np.abs(y - want) <= allowed)[np.isfinite(w)].all()
+    assert np.isnan(y[np.isnan(x) | (x == -np.inf)]).all() and (y[x == np.inf] == np.inf).all()
+    known = ~np.isnan(want)
+    assert (np.signbit(y[known]) == np.signbit(x[known])).all()
+    assert (y[(x < -5.7) & (x > -np.inf)] == 0).all() and (y[(x > 5.7)] == x[x > 5.7]).all()
+
+
+@pytest.mark.parametrize("kind", [SEQ, VECTOR])
+def test_normal_distribution_function_by_the_interpreter(kind: AxisKind) -> None:
+    x = np.concatenate([np.array(SPECIAL, np.float32), np.random.default_rng(0).normal(0, 3, 40).astype(np.float32)])
+    check(normal_times(kind), [x, np.zeros_like(x)], {"n": len(x)})

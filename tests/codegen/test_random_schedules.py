@@ -46,6 +46,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import (
     Reorder,
     ScheduleError,
     Split,
+    Stage,
     Tag,
     apply,
     axes_of,
@@ -148,7 +149,7 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
     axes = axes_of(current)
     loops = [s.axis for s in walk_statements(current.body) if isinstance(s, For)]
     axis = axes[rng.integers(len(axes))].name
-    kind = rng.integers(10)
+    kind = rng.integers(11)
     if kind < 3:
         return Split(axis, int(rng.choice([1, 2, 3, 4, 5, 8, 16])), GUARD if rng.random() < 0.6 else CLAMP)
     if kind == 3:
@@ -159,6 +160,8 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
     if kind == 6 and len(loops) > 1:
         at = int(rng.integers(len(loops) - 1))
         return Collapse((loops[at].name, loops[at + 1].name))
+    if kind == 8:
+        return Stage(axis)
     if kind == 7:
         among = axis if rng.random() < 0.7 else ""
         return Prefetch(current.params[rng.integers(len(current.params))].name, int(rng.integers(1, 1000)), among, int(rng.integers(3)) * 50)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from trustformers_ir.codegen.kernel_ir.interpret import interpret
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, nest, store
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, Buffer, Expr, Sym, const, maximum, minimum, reduce
+from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Prefetch, Reorder, ScheduleError, Split, Tag, apply
+from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Prefetch, Reorder, ScheduleError, Split, Stage, Tag, apply
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import parse
@@ -66,10 +67,11 @@ def pack(b: np.ndarray, panel: int) -> np.ndarray:
 
 @pytest.mark.parametrize("columns", [96, 48, 80, 50, 17])
 @pytest.mark.parametrize("tail", [CLAMP, GUARD], ids=lambda t: t.value)
-def test_gemm_tile(columns: int, tail: object) -> None:
+@pytest.mark.parametrize("staged", [False, True])
+def test_gemm_tile(columns: int, tail: object, staged: bool) -> None:
     rng = np.random.default_rng(0)
     naive = gemm(columns, 20, 48)
-    tiled = apply(naive, (Split("i", 8, tail), *TILE[1:]))  # type: ignore[arg-type]
+    tiled = apply(naive, (Split("i", 8, tail), *TILE[1:], *((Stage("i.i"),) if staged else ())))  # type: ignore[arg-type]
     compiled = Compiled(tiled)
     b, bias = rng.normal(size=(20, columns)).astype(np.float32), rng.normal(size=columns).astype(np.float32)
     for m in (0, 1, 7, 8, 9, 16, 19):
@@ -196,12 +198,25 @@ def test_illegal_moves_say_why() -> None:
         ((Prefetch("B", 8, "i", -1),), "-1 elements"),
         ((Prefetch("B", 8, "z"),), "no axis is called 'z'"),
         ((Prefetch("B", 8, "k"),), "not a loop around"),
+        ((Stage("i"),), "no UNROLL loop"),
+        ((*TILE, Stage("k")), "no UNROLL loop"),
         ((Collapse(("j", "i")),), "not directly nested"),
         ((Reorder(("i", "k")),), "perfect nest"),
     ]
     for moves, reason in cases:
         with pytest.raises(ScheduleError, match=reason):
             apply(k, moves)
+
+
+def test_a_stage_cuts_a_tile_in_two() -> None:
+    """The sums in one tile, what is made of them in a loop over its rows."""
+    text = print_kernel(apply(gemm(96, 20, 48), (*TILE, Stage("i.i"))))
+    assert text.count("sums[") == 2 and text.index("sums[") < text.index("seq i.i.s < 8") < text.index("C[")
+    i, j, y = Axis("i", 8, UNROLL), Axis("j", 16, VECTOR), Buffer("y", f32, (8, 32))
+    zeros = [store(y, (i, j + 16 * n), const(0.0, f32)) for n in range(2)]
+    for stores, reason in ((zeros, "more than one statement"), (zeros[:1], "made of 0 folds")):
+        with pytest.raises(ScheduleError, match=reason):
+            apply(kernel("k", [y], *nest([i, j], *stores)), (Stage("i"),))
 
 
 def test_in_place_loops_cannot_be_clamped_or_moved() -> None:

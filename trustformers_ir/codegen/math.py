@@ -206,6 +206,47 @@ def erf(x: Expr) -> Expr:
     return select(a < 1.25, small, _signed(large, x))
 
 
+# -- f32: the normal distribution function ---------------------------------------------------------------------------------
+#
+# Phi(x) = 1/2 + copysign(F(|x|), x), where 1 - 2 F = 2 Q(a) is twice the upper tail. Like Abramowitz & Stegun 7.1.28 it takes an eighth root of
+# the tail, a function so gentle that a short polynomial does; but three squarings lead back from it where they divide by an eighth power: with
+# 1 - 2 g = (1 - 2 f)^2 comes g = 2 f - 2 f^2, an addition and a fused multiply-add that keep the digits of small f. The polynomial
+# f = (1 - (2 Q)^(1/8)) / 2 has no constant term and is off by 2.2e-9 in Phi. From 5.5 on F rounds to 1/2.
+#
+# Pairs of terms, then a chain over a^2: one multiplication more than Horner's chain, and 12 cycles shorter. Behind a product it is the length of
+# chains that counts. 16 values take 11 cycles of a Zen 5 core, and 21 with the erf above (two polynomials, a division, a select). x Phi(x) is off by
+# 0.56 * 2^-24 |x| on average and 2.1 at most, where erf gave 0.55 and 1.8; to the left of -5.5 it is -0 as before.
+
+_NORMAL = (
+    0.04986777529120445,
+    0.017407702282071114,
+    0.0003688973083626479,
+    -0.0008230293169617653,
+    -1.698801679594908e-05,
+    3.226416083634831e-05,
+    -3.971962996729417e-06,
+    1.5363431771220348e-07,
+)
+
+
+def normal_cdf(x: Expr) -> Expr:
+    """The probability that a standard normal variable is at most ``x``; 0 or 1 beyond 5.7, for NaN one of both."""
+    if x.dtype is not f32:
+        return fma(unary("erf", x * math.sqrt(0.5)), 0.5, 0.5)
+    a = abs(x)
+    a = select(a < 5.7, a, 5.7)
+    square = a * a
+    pairs = [fma(_c(odd, a), a, even) for even, odd in zip(_NORMAL[::2], _NORMAL[1::2], strict=True)]
+    total = pairs[-1]
+    for pair in reversed(pairs[:-1]):
+        total = fma(total, square, pair)
+    f = total * a
+    for _ in range(3):
+        twice = f + f
+        f = fma(-f, twice, twice)
+    return _signed(f, x) + 0.5
+
+
 # -- f32: log --------------------------------------------------------------------------------------------------------------
 #
 # x = 2^e * m, sqrt(1/2) <= m < sqrt(2), read off the bits (denormals first times 2^23). With f = m - 1, exact:

@@ -22,6 +22,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     PARALLEL,
     SCRATCH,
     SEQ,
+    UNROLL,
     VECTOR,
     Ahead,
     Axis,
@@ -110,7 +111,23 @@ class Prefetch:
     alone: int = 0
 
 
-Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch
+@dataclass(frozen=True)
+class Stage:
+    """Cuts the register tile below the UNROLL loop ``axis`` in two: first the sums, which are put down in scratch memory, then what is made of them,
+    in an ordinary loop over ``axis.s`` and what was below it.
+
+        unroll i < 8                        unroll i < 8
+          vector j < 16                       vector j < 16
+            C[i, j] = gelu(sum_k …)             sums[i, j] = sum_k …
+                                            for i.s < 8
+                                              vector j.s < 16
+                                                C[i.s, j.s] = gelu(sums[i.s, j.s])
+    """
+
+    axis: str
+
+
+Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage
 
 
 @deep
@@ -134,6 +151,8 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
         body = _chunk(kernel, move, facts)
     elif isinstance(move, Reorder):
         body = _reorder(kernel, move)
+    elif isinstance(move, Stage):
+        body = _stage(kernel, move)
     elif isinstance(move, Tag):
         axis = find_axis(kernel, move.axis)
         if axis.kind is move.kind:
@@ -197,14 +216,14 @@ def _replace(kernel: Kernel, old: Axis, new: Axis) -> tuple[Stmt, ...]:
     return tuple(sub.stmt(s) for s in kernel.body)
 
 
-def _swap(body: tuple[Stmt, ...], old: Stmt, new: Stmt) -> tuple[Stmt, ...]:
+def _swap(body: tuple[Stmt, ...], old: Stmt, *new: Stmt) -> tuple[Stmt, ...]:
     """The statements with ``old`` replaced by ``new`` wherever it stands."""
     out: list[Stmt] = []
     for s in body:
         if s is old:
-            out.append(new)
+            out.extend(new)
         else:
-            out.append(For(s.axis, _swap(s.body, old, new), s.guard) if isinstance(s, For) else s)
+            out.append(For(s.axis, _swap(s.body, old, *new), s.guard) if isinstance(s, For) else s)
     return tuple(out)
 
 
@@ -227,6 +246,57 @@ def _check_around(kernel: Kernel, axis: Axis, buffer: Buffer) -> None:
     for s in walk_statements(kernel.body):
         if isinstance(s, Store) and s not in inside and any(buffer in e.loads for e in (*s.index, s.value)):
             raise ScheduleError(f"cannot share the fetching of {buffer.name} among the turns of {axis.name}: it is not a loop around all reads")
+
+
+# -- Stage ---------------------------------------------------------------------------------------------------------------
+
+
+def _stage(kernel: Kernel, move: Stage) -> tuple[Stmt, ...]:
+    axis = find_axis(kernel, move.axis)
+    top = _find_loop(kernel.body, axis)
+    if top is None or axis.kind is not UNROLL:
+        raise ScheduleError(f"{axis.name} is no UNROLL loop: there is no tile to cut in two")
+    chain = [top]
+    while len(chain[-1].body) == 1 and isinstance(chain[-1].body[0], For):
+        chain.append(chain[-1].body[0])
+    store = chain[-1].body[0]
+    if len(chain[-1].body) > 1 or not isinstance(store, Store):
+        raise ScheduleError(f"the tile below {axis.name} has more than one statement")
+    sums = [r for r in _outermost_reduces(store.value) if axis in r.free_axes]
+    if len(sums) != 1:
+        raise ScheduleError(f"what is stored below {axis.name} is made of {len(sums)} folds that depend on it, not of one")
+    old = tuple(f.axis for f in chain)
+    if any(a.static_extent is None for a in old):
+        raise ScheduleError(f"the tile below {axis.name} has no fixed size")
+    scratch = Buffer(f"sums{len(kernel.scratch) or ''}", sums[0].dtype, [a.extent for a in old], space=SCRATCH)
+    new = tuple(Axis(f"{a.name}.s", a.extent, SEQ if a is axis else a.kind) for a in old)
+    value = Substitution({sums[0]: Load(scratch, old)})(store.value)
+    moved = Substitution(dict(zip(old, new, strict=True)))
+    first: Stmt = Store(scratch, old, sums[0])
+    second: Stmt = moved.stmt(Store(store.buffer, store.index, value))
+    for f, a in zip(reversed(chain), reversed(new), strict=True):
+        first = For(f.axis, (first,), f.guard)
+        second = For(a, (second,), None if f.guard is None else moved(f.guard))
+    return _swap(kernel.body, top, first, second)
+
+
+def _outermost_reduces(e: Expr) -> list[Reduce]:
+    """The folds below ``e`` that are not inside another."""
+    found: dict[Reduce, None] = {}
+    seen: set[Expr] = set()
+
+    def visit(n: Expr) -> None:
+        if n in seen:
+            return
+        seen.add(n)
+        if isinstance(n, Reduce):
+            found[n] = None
+        else:
+            for c in n.children:
+                visit(c)
+
+    visit(e)
+    return list(found)
 
 
 # -- Split ---------------------------------------------------------------------------------------------------------------

@@ -138,6 +138,23 @@ class Evaluator:
         self.scopes[-1][key] = value
         return value
 
+    def eval_together(self, e: Expr, points: Sequence[Point]) -> None:
+        """Evaluates ``e`` at several points, each operation at all of them before the next one. What obeys conditions is left to ``eval``."""
+        seen: set[Expr] = set()
+
+        def visit(n: Expr) -> None:
+            if n in seen or n.pure_index or self._conditional(n):
+                return
+            seen.add(n)
+            expanded = functions.expand(n) if isinstance(n, (Unary, Binary)) else None
+            if not isinstance(n, (Load, Reduce)):
+                for child in n.children if expanded is None else (expanded,):
+                    visit(child)
+            for p in points:
+                self.eval(n, p)
+
+        visit(e)
+
     def vector_value(self, e: Expr, point: Point) -> Val:
         """The value with one lane per position of the vector axis, if there is one."""
         return self.ops.splat(self.eval(e, point), self.lanes)

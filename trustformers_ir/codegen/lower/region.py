@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest
-from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Buffer, Expr
-from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Tag, apply
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Binary, Buffer, Expr, Load, Reduce, Unary
+from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, apply
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
@@ -21,6 +21,7 @@ from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
 from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
+from trustformers_ir.codegen.math import expand
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
@@ -233,11 +234,34 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         lowered = _finish(d, nest([*lead, m, n], *emit((*lead, *d.flat.digits(m, matrix.rows), n))), label, ctx)
         chosen = choose(ctx.machine, ctx.table, matrix.key)
         assert isinstance(chosen.choice, TileChoice)
-        return replace(lowered, kernel=apply(lowered.kernel, matrix.moves(d, chosen.choice), ctx.symbol_facts), schedule=chosen)
+        moves = (*matrix.moves(d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
+        return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
         return _finish(d, flat_nest(d, shape, emit), label, ctx)
     return _finish(d, row_nest(shape, emit), label, ctx)
+
+
+LONG = 16  # operations behind a sum from which on they run in a loop of their own
+
+
+def _is_long(kernel: Kernel) -> bool:
+    """Whether much is done with each sum before it is stored, at one place.
+
+    24 such chains after each other are more than a core looks ahead; LLVM, which sees one block of them, interleaves all and spills (4 KB of
+    stack). A loop over the rows of the tile keeps constants in registers and three chains side by side.
+    """
+    seen: set[Expr] = set()
+
+    def operations(e: Expr) -> int:
+        if e in seen or isinstance(e, (Load, Reduce)) or e.pure_index:
+            return 0
+        seen.add(e)
+        own = LONG if isinstance(e, (Unary, Binary)) and expand(e) is not None else 1
+        return own + sum(map(operations, e.children))
+
+    values = [s.value for s in walk_statements(kernel.body) if isinstance(s, Store)]
+    return len(values) == 1 and operations(values[0]) >= LONG
 
 
 @dataclass(frozen=True)
