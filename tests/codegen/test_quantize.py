@@ -26,7 +26,7 @@ from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import PassManager
 
 f32 = DType.f32
-WIDTHS = (1, 3, 16, 37, 100)
+WIDTHS = (1, 3, 16, 37, 100, 128)  # 128: four parts of a row side by side
 
 
 def codes(columns: int, norm: Any = None, residual: bool = False, fuse: bool = True, rank: int = 2) -> Module:
@@ -80,7 +80,7 @@ NORMS = [ops.LayerNorm(1e-12), ops.RmsNorm()]
 
 @pytest.mark.parametrize("norm", NORMS, ids=["layer", "rms"])
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("columns", [16, 37])
+@pytest.mark.parametrize("columns", [16, 37, 128])
 def test_codes_of_a_norm(norm: Any, residual: bool, columns: int) -> None:
     """One kernel makes norm and codes; its results have the bits of two kernels, whatever the machine and the workers."""
     rng = np.random.default_rng(columns)
@@ -96,11 +96,13 @@ def test_codes_of_a_norm(norm: Any, residual: bool, columns: int) -> None:
                 assert same_bits(a, b), f"on {isa}"
 
 
-def test_both_ends_of_a_row_are_found_in_one_loop() -> None:
-    (call,) = runner("host", 100).program.calls
-    text = emit_kernel(call.kernel, ["n"], "k").text
-    assert text.count("phi <16 x float>") == 2 and text.count("call <16 x float> @llvm.fma") == 2  # of the codes: whole vectors and the rest
-    assert sum(line.startswith("loop") for line in text.splitlines()) == 3  # rows; their ends; their codes
+@pytest.mark.parametrize(("columns", "parts"), [(100, 1), (128, 4)])
+def test_both_ends_of_a_row_are_found_in_one_loop(columns: int, parts: int) -> None:
+    (call,) = runner("host", columns).program.calls
+    text = emit_kernel(call.kernel, ["n"], "k", {"n": (1, None, 1)}).text
+    assert text.count("phi <16 x float>") == 2 * 2 * parts  # two rows side by side
+    assert text.count("call <16 x float> @llvm.fma") == (4 if columns % 16 else 2)  # of the codes: whole vectors and the rest
+    assert sum(line.startswith("loop") for line in text.splitlines()) == 3  # pairs of rows; their ends; their codes
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import Stmt, Store, nest, walk
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, AxisKind, Expr, Reduce, binary, const
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, AxisKind, Expr, Reduce, binary, const, minimum
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
@@ -60,11 +60,21 @@ def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
 
 
 def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit) -> tuple[Stmt, ...]:
-    """``for rows parallel: what there is once per row; for columns vector: the rest``, where both come from folds of that row."""
-    rows = [None if d == 1 else Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape[:-1])]
-    column = Axis("column", dim_expr(shape[-1]), VECTOR)
-    lead = tuple(const(0) if a is None else a for a in rows)
-    return nest([a for a in rows if a is not None], *summary((*lead, const(0))), *nest([column], *columns((*lead, column))))
+    """``for pairs of rows parallel: what there is once per row; for columns vector: the rest``, where both come from folds of that row.
+
+    A row is a chain of sums, trees of lanes, divisions and roots, each of which waits for the one before; two rows side by side fill the gaps.
+    """
+    axes = [None if d == 1 else Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape[:-1])]
+    rows: list[Expr] = [const(0) if a is None else a for a in axes]
+    loops = [a for a in axes if a is not None]
+    column, pair = Axis("column", dim_expr(shape[-1]), VECTOR), Axis("pair", 2, UNROLL)
+    if loops:
+        last = loops.pop()
+        half = Axis(f"{last.name}.o", (last.extent + 1) // 2, PARALLEL)
+        loops.append(half)
+        rows[axes.index(last)] = minimum(half * 2 + pair, last.extent - 1)  # where one row is left it is computed twice
+    pairs = [pair] if loops else []
+    return nest(loops, *nest(pairs, *summary((*rows, const(0)))), *nest([*pairs, column], *columns((*rows, column))))
 
 
 def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -> tuple[Stmt, ...]:
