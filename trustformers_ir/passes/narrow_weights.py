@@ -118,9 +118,8 @@ class NarrowWeights(Pass):
         return builder.create(ops.Linear(), product.activation, builder(ops.WeightOp(narrow.name)), product.bias), ""
 
     def decision(self, product: Product, made: Operation | None, reason: str) -> dict[str, object]:
-        """A row of the log's table."""
-        assert self.dtype is not None
-        return decision(product, self.dtype.name, made, reason)
+        """A row of the log's table. Without a dtype, weights are taken as they are stored."""
+        return decision(product, "stored" if self.dtype is None else self.dtype.name, made, reason)
 
     def _narrow(self, module: Module, weight: Weight) -> tuple[Weight | None, str]:
         """The weight in 16 bits; None and the reason where it should not have them."""
