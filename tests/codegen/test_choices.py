@@ -180,7 +180,7 @@ def test_a_whole_model_under_random_tables(isa: str, recipe: str | None) -> None
     machine = machine_shape(target)
     found = find_recipe(recipe, None)
     base = random_model("random:bert?hidden_size=64&num_hidden_layers=1&num_attention_heads=2&intermediate_size=112&vocab_size=50")
-    PassManager(pipelines.cpu(machine.panel, None if found is None else found.quantizer(None))).run(base)
+    PassManager(pipelines.cpu(machine.panel, None if found is None else found.quantizer())).run(base)
     ids = np.arange(51).reshape(3, 17) % 50
     plain = build(clone_module(base), target)
     kernels = plain.report["schedules"]["kernels"]  # type: ignore[index]
