@@ -92,7 +92,7 @@ def toy_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(vars(tfir), "api", Api())
     monkeypatch.setitem(vars(tfir), "compile", lambda model, **options: Toy())
-    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None: Toy(error=0.5 if "wrong" in path else 0.0))
+    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None, target=None: Toy(error=0.5 if "wrong" in path else 0.0))
     monkeypatch.setitem(vars(tfir), "evaluate", evaluate)
     monkeypatch.setattr(artifact, "inspect", lambda path: Toy())
     (tmp_path / "m.tfir").write_text("")
