@@ -51,7 +51,7 @@ class Model:
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Model:
     monkeypatch.chdir(tmp_path)
     toy = Model()
-    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None: toy)
+    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None, target=None: toy)
     monkeypatch.setattr(run_command, "tokenizer_of", lambda model, metadata: words())
     return toy
 
@@ -102,6 +102,6 @@ def test_texts_from_a_file(model: Model) -> None:
 
 def test_text_needs_a_tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None: Model())
+    monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None, target=None: Model())
     assert main(["run", "m.tfc", "--text", "a"]) == 2
     assert "error[TFC2030]" in capsys.readouterr().err
