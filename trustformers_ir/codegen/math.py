@@ -520,6 +520,7 @@ def _floordiv(a: Expr, b: Expr) -> Expr:
 
 _UNARY_ANY: dict[str, Callable[[Expr], Expr]] = {
     "sigmoid": sigmoid,
+    "normal_cdf": normal_cdf,
     "rsqrt": lambda x: unary("recip", unary("sqrt", x)),
 }
 _UNARY_F32: dict[str, Callable[[Expr], Expr]] = {

@@ -7,7 +7,6 @@ import math
 from trustformers_ir.codegen.kernel_ir.nodes import Const, Expr, binary, cast, const, eq, ne, select, unary
 from trustformers_ir.codegen.lower.definer import Definer, Rule, compute_dtype, define
 from trustformers_ir.codegen.lower.indexing import Index
-from trustformers_ir.codegen.math import normal_cdf
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
@@ -102,7 +101,7 @@ def gelu(x: Expr, approximate: ops.Approximate) -> Expr:
     if approximate is ops.Approximate.TANH:
         inner = (x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)
         return x * 0.5 * (unary("tanh", inner) + 1.0)
-    return x * normal_cdf(x)
+    return x * unary("normal_cdf", x)
 
 
 @define(ops.Gelu)
