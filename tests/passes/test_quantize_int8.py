@@ -23,8 +23,9 @@ from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import PassLog, PassManager, parse_pipeline
 from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
-from trustformers_ir.passes.quantize_int8 import Int8Matrix, QuantizeInt8, step_of, steps_of
+from trustformers_ir.passes.quantize_int8 import Int8Matrix, QuantizeInt8
 from trustformers_ir.passes.registry import PASSES
+from trustformers_ir.passes.weights import step_of, steps_of
 
 f32 = tfir.f32
 RNG = np.random.default_rng(7)

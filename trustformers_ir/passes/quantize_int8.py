@@ -47,9 +47,7 @@ from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON
 from trustformers_ir.passes.smoothing import Smoothing
-from trustformers_ir.passes.weights import blocks, derived, mapped_files
-
-LARGEST = 127
+from trustformers_ir.passes.weights import blocks, derived, mapped_files, step_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -245,21 +243,6 @@ class Int8Matrix:
 def rows_of(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
     """What gives the weight of a product as ``[n, k]``."""
     return lambda: weight.data.T if transposed else weight.data
-
-
-def step_of(largest: np.ndarray) -> np.ndarray:
-    """The scale of rows whose largest magnitudes are given: 1 for a row of zeros, never below the smallest normal number."""
-    scale = np.maximum(largest / np.float32(LARGEST), np.float32(2.0**-126))
-    return np.where(largest == 0, np.float32(1), scale).astype(np.float32)
-
-
-def steps_of(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """``clip(round(w / scale), -127, 127)`` of ``rows: f32[n, k]`` as i8, ties to even."""
-    steps: np.ndarray = rows / scale[:, None]
-    np.rint(steps, out=steps)
-    np.clip(steps, -LARGEST, LARGEST, out=steps)
-    quantized: np.ndarray = steps.astype(np.int8)
-    return quantized
 
 
 def _always(array: np.ndarray) -> Callable[[], np.ndarray]:

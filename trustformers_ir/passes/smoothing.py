@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trustformers_ir.ir.ops.quantized import scale_between
 from trustformers_ir.passes.calibration import LEVELS, Range
+from trustformers_ir.passes.weights import step_of, steps_of
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MARGINS = (1.0, 1.1, 1.25, 1.5)  # by which a range is wider than what was seen
 ROWS = 128  # of either half of an activation that are kept
 OUTPUTS = 256  # of a weight that are looked at
-STEPS_OF_WEIGHTS = 127
 WIDEST = 2.0**20  # of the ratio of two factors
 
 Matrix = Callable[[], np.ndarray]
@@ -164,7 +165,7 @@ def _rounded(x: np.ndarray, known: Range | None) -> np.ndarray:
     """What the codes of an activation stand for."""
     if known is None:
         low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
-        step = np.maximum((high - low) / LEVELS, np.float32(2.0**-126))
+        step = scale_between(low, high)
         zero = np.rint(-low / step)
     else:
         step, zero = known.scale, np.float32(known.zero)
@@ -174,6 +175,6 @@ def _rounded(x: np.ndarray, known: Range | None) -> np.ndarray:
 
 def _steps(w: np.ndarray) -> np.ndarray:
     """What the integers of a weight stand for."""
-    step = np.maximum(np.abs(w).max(1, keepdims=True) / STEPS_OF_WEIGHTS, np.float32(2.0**-126))
-    steps: np.ndarray = np.rint(w / step) * step
+    scale = step_of(np.abs(w).max(1))
+    steps: np.ndarray = steps_of(w, scale) * scale[:, None]
     return steps

@@ -11,9 +11,11 @@ from trustformers_ir.ir.core import Module, Value, Weight
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.mapped import MappedFile
 from trustformers_ir.ir.ops import WeightOp
+from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
 from trustformers_ir.ir.types import TensorType
 
 BLOCK_BYTES = 1 << 20
+LARGEST = 127  # of the integers of a weight
 
 
 def weight_of(module: Module, value: Value) -> Weight | None:
@@ -49,6 +51,21 @@ def blocks(n: int = 1, *sizes: int) -> list[slice]:
     """The rows of an array of f32 in blocks that stay in the cache."""
     rows = max(1, BLOCK_BYTES // max(4 * math.prod(sizes), 1))
     return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def step_of(largest: np.ndarray) -> np.ndarray:
+    """The scale of rows whose largest magnitudes are given: 1 for a row of zeros, never below the smallest normal number."""
+    scale = np.maximum(largest / np.float32(LARGEST), np.float32(SMALLEST_SCALE))
+    return np.where(largest == 0, np.float32(1), scale).astype(np.float32)
+
+
+def steps_of(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``clip(round(w / scale), -127, 127)`` of ``rows: f32[n, k]`` as i8, ties to even."""
+    steps: np.ndarray = rows / scale[:, None]
+    np.rint(steps, out=steps)
+    np.clip(steps, -LARGEST, LARGEST, out=steps)
+    quantized: np.ndarray = steps.astype(np.int8)
+    return quantized
 
 
 def mapped_files(module: Module) -> list[MappedFile]:
