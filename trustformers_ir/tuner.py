@@ -39,6 +39,7 @@ from trustformers_ir.ir.schedule_table import (
     ScheduleTable,
     TileChoice,
     TunedEntry,
+    most_rows,
     row_choice,
     row_key,
 )
@@ -107,8 +108,7 @@ def _tiles(machine: MachineShape, key: ScheduleKey, choice: TileChoice) -> Itera
     panel = panel_bytes(key, choice.columns) if key.panel and key.k else 0
     widest = MOST_COLUMNS if key.n is None else min(MOST_COLUMNS, -(-key.n // LANES) * LANES)
     for columns in range(LANES, widest + 1, LANES):
-        vectors = columns // LANES
-        most = min((machine.registers - vectors - 1) // vectors, MOST_ROWS, key.rows or MOST_ROWS)
+        most = min(most_rows(machine.registers, columns // LANES), MOST_ROWS, key.rows or MOST_ROWS)
         ahead = panel_bytes(key, columns) if panel and choice.ahead == panel else choice.ahead  # a panel stays a panel
         for rows in (most, most - 1, most * 3 // 4, most // 2):
             if rows > 0:
@@ -123,7 +123,7 @@ def _tiles(machine: MachineShape, key: ScheduleKey, choice: TileChoice) -> Itera
 
 def _attention_tiles(machine: MachineShape) -> Iterator[AttentionChoice]:
     for vectors in range(1, MOST_VECTORS + 1):
-        most = min((machine.registers - vectors - 1) // vectors, MOST_ATTENTION_ROWS)
+        most = min(most_rows(machine.registers, vectors), MOST_ATTENTION_ROWS)
         for rows in (most, 8, 6, 4):
             if 0 < rows <= most:
                 yield AttentionChoice(vectors, rows)

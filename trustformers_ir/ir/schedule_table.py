@@ -50,6 +50,16 @@ MOST_VECTORS = 4  # of queries in a tile of attention
 MOST_ATTENTION_ROWS = 16
 
 
+def tile_registers(rows: int, vectors: int) -> int:
+    """Vector registers that a step of a tile holds: ``rows`` of sums, a row of vectors of the right side, one broadcast of the left."""
+    return rows * vectors + vectors + 1
+
+
+def most_rows(registers: int, vectors: int) -> int:
+    """The rows of the highest tile so many ``vectors`` wide that so many vector registers hold."""
+    return (registers - vectors - 1) // vectors
+
+
 @dataclass(frozen=True)
 class TileChoice:
     """How a matrix product runs.
@@ -81,9 +91,8 @@ class TileChoice:
 
     @property
     def registers(self) -> int:
-        """Vector registers that a step of the tile holds: sums, a row of vectors of the right side, one broadcast of the left."""
-        vectors = self.columns // LANES
-        return self.rows * vectors + vectors + 1
+        """Vector registers that a step of the tile holds."""
+        return tile_registers(self.rows, self.columns // LANES)
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class AttentionChoice:
     @property
     def registers(self) -> int:
         """Vector registers that a step of the tile holds."""
-        return self.rows * self.vectors + self.vectors + 1
+        return tile_registers(self.rows, self.vectors)
 
 
 Choice = TileChoice | AttentionChoice
