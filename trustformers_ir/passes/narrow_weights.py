@@ -43,6 +43,7 @@ from trustformers_ir.ir.types import ROW_MAJOR, TensorType
 from trustformers_ir.passes.linears import Product, decision, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.merge_linears import JOINED, joined
+from trustformers_ir.passes.options import not_patterns, not_positive
 from trustformers_ir.passes.weights import blocks, converted, derived, mapped_files, weight_of
 
 LARGEST_F16 = 65504.0
@@ -65,10 +66,8 @@ class NarrowWeights(Pass):
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in HALVES:
             raise ValueError(f"dtype is {self.dtype}, not bf16 or f16")
-        if not isinstance(self.keep, tuple) or not all(isinstance(p, str) for p in self.keep):
-            raise ValueError(f"keep is {self.keep!r}, not a tuple of patterns of names")
-        if not isinstance(self.max_error, (int, float)) or isinstance(self.max_error, bool) or not self.max_error > 0:
-            raise ValueError(f"max_error is {self.max_error!r}, not a number above 0")
+        for problem in not_patterns("keep", self.keep) + not_positive("max_error", self.max_error):
+            raise ValueError(problem)
 
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every product and every table of embeddings; with ``dtype`` a row of the log's table tells what was decided about each product."""

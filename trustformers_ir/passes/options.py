@@ -55,6 +55,17 @@ def parse_options(kind: type, what: str, text: str, problems: Collector, code: C
     return options
 
 
+def not_patterns(name: str, value: object) -> list[str]:
+    """What is wrong with a value that should be patterns of names; nothing when nothing is."""
+    return [] if isinstance(value, tuple) and all(isinstance(p, str) for p in value) else [f"{name} is {value!r}, not a tuple of patterns of names"]
+
+
+def not_positive(name: str, value: object) -> list[str]:
+    """What is wrong with a value that should be a number above 0; nothing when nothing is."""
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return [] if right else [f"{name} is {value!r}, not a number above 0"]
+
+
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     """Advice about a name that is not known."""
     near = get_close_matches(name, list(known), 1)

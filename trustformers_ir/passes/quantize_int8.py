@@ -45,7 +45,7 @@ from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.calibration import Ranges
 from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
-from trustformers_ir.passes.options import IN_PYTHON
+from trustformers_ir.passes.options import IN_PYTHON, not_patterns, not_positive
 from trustformers_ir.passes.smoothing import Smoothing
 from trustformers_ir.passes.weights import blocks, derived, mapped_files, step_of, steps_of
 
@@ -71,16 +71,12 @@ class Sensitive:
 
     def problems(self) -> list[str]:
         """What is wrong with the values."""
-        found = []
-        if not isinstance(self.keep, tuple) or not all(isinstance(p, str) for p in self.keep):
-            found.append(f"keep is {self.keep!r}, not a tuple of patterns of names")
+        found = not_patterns("keep", self.keep)
         if not isinstance(self.heads, bool):
             found.append(f"heads is {self.heads!r}, not True or False")
         if not isinstance(self.min_size, int) or isinstance(self.min_size, bool) or self.min_size < 1:
             found.append(f"min_size is {self.min_size!r}, not a whole number of at least 1")
-        if not isinstance(self.max_error, (int, float)) or isinstance(self.max_error, bool) or not self.max_error > 0:
-            found.append(f"max_error is {self.max_error!r}, not a number above 0")
-        return found
+        return found + not_positive("max_error", self.max_error)
 
     def reason(self, product: Product) -> str | None:
         """Why a product stays in f32, as far as that can be said without looking at the weight."""
