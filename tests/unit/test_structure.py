@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
 }
 # The runtime shares data with the compiler, not its machinery.
 RUNTIME_MAY_IMPORT = {
-    f"{PACKAGE}.ir.{m}" for m in ("abi", "atomic", "binding", "diagnostics", "dims", "dtypes", "env", "mapped", "progress", "types")
+    f"{PACKAGE}.ir.{m}" for m in ("abi", "atomic", "binding", "diagnostics", "dims", "dtypes", "env", "mapped", "progress", "strict_json", "types")
 }
 
 VISIBLE_ROOMS = {"codegen", "frontend", "models", "passes", "runtime", "tools"}

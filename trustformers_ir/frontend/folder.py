@@ -10,6 +10,7 @@ from typing import Any
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.mapped import read_most
+from trustformers_ir.ir.strict_json import no_key_twice
 
 MAX_JSON = 4 << 20
 
@@ -82,7 +83,7 @@ def read_json(path: Path, code: Code, limit: int = MAX_JSON) -> tuple[Any, str]:
         raise CompilerError.of(code, f"'{path.name}' has more than the {limit} bytes that are allowed", Where(file=place))
     try:
         text = raw.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=float), text
+        return json.loads(text, object_pairs_hook=no_key_twice(_Repeated), parse_constant=float), text
     except UnicodeDecodeError as error:
         raise CompilerError.of(code, f"'{path.name}' is not UTF-8 text", Where(file=place, offset=error.start)) from None
     except json.JSONDecodeError as error:
@@ -101,15 +102,6 @@ class _Repeated(Exception):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in out:
-            raise _Repeated(key)
-        out[key] = value
-    return out
 
 
 def place_of_key(file: str, text: str, key: str, last: bool = False) -> tuple[Where, str]:

@@ -36,6 +36,7 @@ from trustformers_ir.ir import env
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.strict_json import no_key_twice
 
 FORMAT = 1
 MAX_BYTES = 4 << 20  # of a file: a table of a thousand entries has a tenth of it
@@ -242,6 +243,9 @@ class _Bad(Exception):
     """What is wrong with a part of a table."""
 
 
+_ONCE = no_key_twice(lambda key: _Bad(f"the field '{key}' occurs twice in an object"))
+
+
 def read_table(path: str | os.PathLike[str]) -> ScheduleTable:
     """The table in a file. ``FILE_NOT_FOUND``, ``UNREADABLE``, or ``SCHEDULE_TABLE`` with everything that is wrong with it."""
     name = os.fspath(path)
@@ -268,7 +272,7 @@ def parse_table(text: str, file: str | None = None) -> ScheduleTable:
         problems.add(Code.SCHEDULE_TABLE, message, Where(file=file, line=line), HELP)
 
     try:
-        top = json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
+        top = json.loads(text, object_pairs_hook=_ONCE, parse_constant=_refused)
         target, rows = _top(top)
     except json.JSONDecodeError as error:
         raise CompilerError.of(Code.SCHEDULE_TABLE, f"it is not JSON: {error.msg}", Where(file=file, line=error.lineno), HELP) from None
@@ -288,14 +292,6 @@ def parse_table(text: str, file: str | None = None) -> ScheduleTable:
         entries[entry.key] = entry
     problems.check()
     return ScheduleTable(target, tuple(entries.values()), file)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        keys = [k for k, _ in pairs]
-        raise _Bad(f"the field '{next(k for k in keys if keys.count(k) > 1)}' occurs twice in an object")
-    return out
 
 
 def _refused(text: str) -> NoReturn:

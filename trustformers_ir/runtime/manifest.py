@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from trustformers_ir.ir.abi import ALIGNMENT, QUANTIZATION_KEY, WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
 from trustformers_ir.ir.dims import RESERVED, SYMBOL_NAME, Dim, SymExpr, parse_dim, symbols_of
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.strict_json import no_key_twice
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
 
 RULES = {
@@ -99,12 +100,7 @@ def decode(data: bytes) -> tuple[tuple[Variant, ...], dict[str, str]]:
 def _parsed(data: bytes) -> object:
     """JSON, strictly: no key twice, no floats, no numbers beyond 64 bits."""
 
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            keys = [k for k, _ in pairs]
-            _fail("M1", f"the key {_shown(next(k for k in keys if keys.count(k) > 1))} occurs twice in an object")
-        return out
+    once = no_key_twice(lambda key: Broken("M1", f"the key {_shown(key)} occurs twice in an object"))
 
     def integer(text: str) -> int:
         if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 63:
