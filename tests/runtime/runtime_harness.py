@@ -21,6 +21,26 @@ f32, i64 = DType.f32, DType.i64
 BATCH = {"batch": (1, 64), "seq": (1, 128)}
 
 
+#: Files of the control group ``box/pod`` (both versions of Linux' interface), and how many of 8 CPUs they leave.
+QUOTAS = [
+    ({}, 8),
+    ({"cpu.max": "max 100000"}, 8),
+    ({"cpu.max": "250000 100000"}, 3),
+    ({"box/pod/cpu.max": "max 100000", "box/cpu.max": "100000 100000"}, 1),
+    ({"box/pod/cpu.max": "10000 100000"}, 1),
+    ({"cpu.max": "nonsense"}, 8),
+    ({"cpu.max": "200000 0"}, 8),
+    ({"cpu.max": "9223372036854775807 1"}, 8),
+    ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether the results of two calls have the same bytes."""
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
 def compiled(fn: Callable[..., Any], *specs: TensorType, target: str = "host", names: tuple[str, ...] = (), **options: Any) -> CompiledModule:
     """The traced function, compiled as it is: no passes."""
     module = trace(fn, *specs, **options)

@@ -18,7 +18,7 @@ import pytest
 from c_harness import STRICT, Failed, Library, build, needs_cc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runtime_harness import compiled, encoder, encoder_inputs, encoder_module, f32, i64
+from runtime_harness import QUOTAS, compiled, encoder, encoder_inputs, encoder_module, f32, i64
 
 from trustformers_ir.codegen.llvm.target import host, parse
 from trustformers_ir.ir.abi import CompiledModule
@@ -377,20 +377,6 @@ def test_options(library: Library, folder: Path) -> None:
     session = library.session(threads=3, weights=folder / "libencoder.weights", check_weights=1, target="cpu")
     assert library.function("threads")(session.handle) == 3 and session.target == "cpu"
     session.close()
-
-
-QUOTAS = [
-    ({}, 8),
-    ({"cpu.max": "max 100000"}, 8),
-    ({"cpu.max": "250000 100000"}, 3),
-    ({"box/pod/cpu.max": "max 100000", "box/cpu.max": "100000 100000"}, 1),
-    ({"box/pod/cpu.max": "10000 100000"}, 1),
-    ({"cpu.max": "nonsense"}, 8),
-    ({"cpu.max": "200000 0"}, 8),
-    ({"cpu.max": "9223372036854775807 1"}, 8),
-    ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
-    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-]
 
 
 @pytest.mark.parametrize("own", ["0::/box/pod", "12:cpu:/x\n0::/box/pod/", "0::/", ""])

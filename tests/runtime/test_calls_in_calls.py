@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime_harness import encoder, encoder_inputs
+from runtime_harness import encoder, encoder_inputs, same
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import executable, workers
@@ -18,14 +18,7 @@ from trustformers_ir.runtime.executable import Executable
 
 HERE = Path(__file__).parent
 
-
-@pytest.fixture(autouse=True)
-def all_calls_use_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executable, "ALONE_BELOW", 0)
-
-
-def same(a: Any, b: Any) -> bool:
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+pytestmark = pytest.mark.usefixtures("all_calls_use_all_workers")
 
 
 def interrupted(exe: Executable, what: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> tuple[list[CompilerError], Any]:

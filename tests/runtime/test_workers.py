@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_harness import add, encoder, encoder_inputs
+from runtime_harness import QUOTAS, add, encoder, encoder_inputs, same
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import executable, machine, workers
@@ -24,18 +24,11 @@ from trustformers_ir.runtime.workers import thread_count
 
 HERE = Path(__file__).parent
 
-
-@pytest.fixture(autouse=True)
-def all_calls_use_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executable, "ALONE_BELOW", 0)
+pytestmark = pytest.mark.usefixtures("all_calls_use_all_workers")
 
 
 def native_threads() -> int:
     return len(os.listdir("/proc/self/task"))
-
-
-def same(a: Any, b: Any) -> bool:
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
 def test_any_number_of_workers_gives_the_same_bits() -> None:
@@ -338,20 +331,7 @@ def test_more_workers_than_cpus_give_the_same_bits() -> None:
     assert in_child(work) == 0  # 64 threads on one CPU
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000"}, 8),
-        ({"cpu.max": "250000 100000"}, 3),
-        ({"box/pod/cpu.max": "max 100000", "box/cpu.max": "100000 100000"}, 1),
-        ({"box/pod/cpu.max": "10000 100000"}, 1),
-        ({"cpu.max": "nonsense"}, 8),
-        ({"cpu.max": "200000 0"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-    ],
-)
+@pytest.mark.parametrize(("files", "expected"), QUOTAS)
 def test_cpus_of_a_cgroup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
