@@ -231,10 +231,7 @@ def manifest(lowered: Lowered) -> Manifest:
         scratch: Dim = 0
         for need in needs:
             scratch = need if facts.is_less_equal(scratch, need) else maximum(scratch, need)
-        kernels = tuple(
-            KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, c.bytes)
-            for c in program.calls
-        )
+        kernels = tuple(KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, c.bytes) for c in program.calls)
         entries.append(Entry(program.name, symbol, program.inputs, program.outputs, plan.arena_bytes, scratch, kernels, len(plan.barriers)))
     return Manifest(
         name=lowered.module.name,

@@ -38,7 +38,7 @@ f32, f64, i32, i64 = DType.f32, DType.f64, DType.i32, DType.i64
 #: The C library's name of each function that f64 uses.
 LIBM: dict[str, str] = {name: name for name in (*LIBM_UNARY, "pow", "atan2")}
 
-LN2, LN2_LO = 0.6931471805599453, 2.3190468138462996e-17
+LN2 = 0.6931471805599453
 PI_2, PI_2_LO = 1.5707963267948966, 6.123233995736766e-17
 
 

@@ -390,9 +390,15 @@ def quantization(metadata: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     if not _holds(told, {"recipe": str, "products": list}):
         return None
-    name = told["recipe"].partition("{")[0]
+    name = recipe_name(told)
     kinds = {"name": str, name: bool, "reason": (str, _NONE)}
     return told if _holds(told, {name: int}) and all(_holds(row, kinds) for row in told["products"]) else None
+
+
+def recipe_name(told: Mapping[str, Any]) -> str:
+    """The name of the recipe, without its options, in what is told about quantization."""
+    name: str = told["recipe"].partition("{")[0]
+    return name
 
 
 def _holds(value: object, kinds: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Diagnostic, Where
 from trustformers_ir.passes.int8_error import ErrorReport
+from trustformers_ir.runtime.manifest import recipe_name
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import files
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
@@ -23,7 +24,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     told = report.get("quantization")
     if not told:
         return []
-    name = told["recipe"].partition("{")[0]
+    name = recipe_name(told)
     lines = [f"{told['recipe']}: {told[name]} of {len(told['products'])} products {_HOW.get(name, 'quantized')}"]
     return lines + [f"  {row['name']} stays in f32: {row['reason']}" for row in told["products"] if not row[name]]
 

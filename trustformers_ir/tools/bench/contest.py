@@ -166,4 +166,3 @@ def _done(alive: Sequence[Process], seconds: float, calls: int) -> bool:
     if calls:
         return all(len(p.outcome.seconds) >= calls for p in alive)
     return all(sum(p.outcome.seconds) >= seconds for p in alive)
-

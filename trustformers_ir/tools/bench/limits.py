@@ -21,8 +21,6 @@ CHAINS = 24  # independent accumulators: two FMA units with four cycles of laten
 LANES = 16
 TURNS = 200_000
 STREAM = 256 << 20  # bytes that one thread reads: past every cache
-
-
 ROUNDS = 3  # the best counts: a moment that others used is no limit
 
 

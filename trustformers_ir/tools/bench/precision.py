@@ -20,6 +20,7 @@ from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.passes.int8_error import Deviation
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools import console
+from trustformers_ir.tools.bench.models import first_output
 from trustformers_ir.tools.text import tokenizer_of
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -37,9 +38,9 @@ VOCABULARY = 20_000
 LONGEST = 256  # tokens of a text
 
 
-def first(result: Any) -> np.ndarray:
+def first(result: object) -> np.ndarray:
     """The first result, as f32."""
-    return np.asarray(result[0] if isinstance(result, tuple) else result).astype(np.float32)
+    return first_output(result).astype(np.float32)
 
 
 def examples(model: str, executable: Executable, texts: str | None) -> Sequence[Batch]:

@@ -16,7 +16,7 @@ from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.container import Artifact
-from trustformers_ir.runtime.manifest import quantization
+from trustformers_ir.runtime.manifest import quantization, recipe_name
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.workers import thread_count
 from trustformers_ir.tools import console
@@ -82,8 +82,7 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
 def _quantized(manifest: Manifest) -> dict[str, object]:
     """How many products the recipe took."""
     told = quantization(manifest.metadata)
-    name = "" if told is None else told["recipe"].partition("{")[0]
-    return {} if told is None else {"quantized": f"{told[name]} of {len(told['products'])} products"}
+    return {} if told is None else {"quantized": f"{told[recipe_name(told)]} of {len(told['products'])} products"}
 
 
 def predictions(manifest: Manifest, threads: int) -> list[dict[str, object]]:
