@@ -228,6 +228,17 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("fake_table")
+def test_each_line_is_printed_when_it_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(context: table.Context) -> list[table.Figure]:
+        out = capsys.readouterr().out
+        assert [line.split()[:2] for line in out.splitlines()[-2:]] == [["work", "0"], ["work", "1"]]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "ROWS", (*rows(1.3, 1.1)[:2], table.Row("stops", "work of hours", (ONE,), interrupted)))
+    assert main(["bench"]) == 130
+
+
+@pytest.mark.usefixtures("fake_table")
 def test_the_table_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--json", "--rows", "r1,later"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -36,9 +36,19 @@ def _finite(data: object) -> object:
 def print_table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> None:
     """Left-aligned columns on stdout."""
     cells = [[str(c) for c in row] for row in ([head] if head else []) + list(rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    widths = widths_of(cells)
     for row in cells:
-        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        print_row(row, widths)
+
+
+def widths_of(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column."""
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def print_row(row: Sequence[str], widths: Sequence[int]) -> None:
+    """A row of a table on stdout, at once: tables that take minutes show what they have."""
+    print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -74,7 +84,8 @@ def progress(title: str) -> Iterator[None]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    shared = sys.stdout.isatty()  # what is printed meanwhile goes above the bar
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
         task = bar.add_task(title, total=None, stage="")
 
         def show(stage: str, done: int, total: int) -> None:

@@ -99,4 +99,6 @@ class Line:
         }
 
 
+#: Texts as wide as the columns usually become.
+WIDEST = ("", "", "", "100.00 ms (100.00)", "100.00 ms (100.00) inductor-max-autotune", "0.00x", "100%", "not available")
 HEAD = ("work", "bar", "floor", "ours", "compared with", "figure", "of limit", "")

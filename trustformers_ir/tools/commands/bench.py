@@ -15,7 +15,7 @@ import typer
 
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench import limits, table
-from trustformers_ir.tools.bench.bars import HEAD, Line
+from trustformers_ir.tools.bench.bars import HEAD, WIDEST, Figure, Line
 from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race
 from trustformers_ir.tools.bench.models import executable
 from trustformers_ir.tools.bench.rivals.job import Job
@@ -148,6 +148,18 @@ def _cells(e: Entrant) -> tuple[str, ...]:
     return (e.name, *times, f"{e.ratio:.2f}", f"{e.of_limit:.0%}", f"{e.error:.1e}", f"{e.rms:.1e}", f"{e.build:.1f}", f"{e.memory / 1e6:.0f}")
 
 
+def _printed(rows: Sequence[table.Row], context: table.Context) -> list[Line]:
+    """The lines of the rows, each printed when it is measured."""
+    widths = console.widths_of([HEAD, WIDEST, *(Line(row.name, row.work, bar, Figure()).cells for row in rows for bar in row.bars)])
+    console.print_row(HEAD, widths)
+    lines: list[Line] = []
+    for row in rows:
+        for line in table.measure(row, context):
+            console.print_row(line.cells, widths)
+            lines.append(line)
+    return lines
+
+
 def _table(chosen: str | None, quick: bool, rivals: Sequence[str], settings: Settings, gate: float | None, json: bool) -> None:
     if chosen == "list":
         console.print_table([(row.name, row.work, "quick" if row.quick else "") for row in table.ROWS])
@@ -156,21 +168,21 @@ def _table(chosen: str | None, quick: bool, rivals: Sequence[str], settings: Set
     unknown = [name for name in names if name not in {row.name for row in table.ROWS}]
     if unknown:
         raise console.usage(f"the table has no row '{unknown[0]}'", "`tfc bench --rows list` names them")
+    rows = [row for row in table.ROWS if row.name in names]
     lines: list[Line] = []
     with console.progress("benchmark"):
         chosen_rivals = rivals or [n for n, r in RIVALS.items() if not (quick and r.slow)]
         context = table.Context(settings, limits.measure(settings.threads), tuple(chosen_rivals))
-        for row in table.ROWS:
-            if row.name in names:
+        if json:
+            for row in rows:
                 lines += table.measure(row, context)
-    if json:
-        console.print_json({"threads": settings.threads, "limits": asdict(context.limits), "rows": [line.data for line in lines]})
-    else:
-        print(f"{settings.threads} threads; {_limits(context.limits)}")
-        console.print_table([line.cells for line in lines], HEAD)
-        for line in lines:
-            if line.figure.note:
-                print(f"{line.work}, {line.bar.against}: {line.figure.note}")
+            console.print_json({"threads": settings.threads, "limits": asdict(context.limits), "rows": [line.data for line in lines]})
+        else:
+            print(f"{settings.threads} threads; {_limits(context.limits)}")
+            lines += _printed(rows, context)
+    for line in lines if not json else ():
+        if line.figure.note:
+            print(f"{line.work}, {line.bar.against}: {line.figure.note}")
     short = [line for line in lines if gate is not None and not table.passes(line, gate)]
     for line in short:
         figure = line.bar.show(line.figure.value) or "no figure"
