@@ -10,11 +10,12 @@ import numpy as np
 
 from trustformers_ir.ir.abi import ALIGNMENT, StoredWeight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
+from trustformers_ir.ir.mapped import give_back
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import memory
 
-PIECE = 16 << 20
+PIECE = 4 << 20
 
 
 def check_size(size: int, what: str) -> None:
@@ -95,8 +96,8 @@ def section_bytes(weights: Sequence[StoredWeight]) -> int:
 def materialise(
     weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], after: Callable[[], None] | None = None
 ) -> Weights:
-    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides. ``after`` is called after each
-    ``PIECE`` bytes. ``OUT_OF_MEMORY``."""
+    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides. ``after`` is called when one is made,
+    and after each ``PIECE`` bytes. ``OUT_OF_MEMORY``."""
     size = section_bytes(weights)
     check_size(size, "the block of weights")
     try:
@@ -109,11 +110,14 @@ def materialise(
     for done, weight in enumerate(weights):
         note("weights", done, len(weights))
         data = weight_bytes(weight, makers[weight.name])
+        if after is not None:
+            after()
         for at in range(0, weight.bytes, PIECE):
             part = data[at : at + PIECE]
             block[weight.offset + at : weight.offset + at + len(part)] = part
             if after is not None:
                 after()
+    give_back()  # the last weight that was made
     if weights:
         note("weights", len(weights), len(weights))
     block.flags.writeable = False

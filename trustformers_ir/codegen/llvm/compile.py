@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from trustformers_ir.codegen.llvm.target import Target, binding
+from trustformers_ir.ir.mapped import give_back
 
 
 class LLVMError(RuntimeError):
@@ -47,7 +48,10 @@ def compile_object(text: str, target: Target, *, level: int = 1) -> bytes:
     machine = target.machine()
     module = parse(text, target)
     optimise(module, machine, level)
-    return bytes(machine.emit_object(module))
+    code = bytes(machine.emit_object(module))
+    del module, machine
+    give_back()
+    return code
 
 
 def compile_assembly(text: str, target: Target, *, level: int = 1) -> str:
