@@ -205,3 +205,19 @@ def test_blocks_that_no_query_sees_are_left_out_unless_they_hold_nan(name: str, 
             if causal and i < queries <= keys:  # the first i queries see none of the keys of the others
                 seen = keys - queries + i
                 assert np.array_equal(exe(q[:, :, :i], k[:, :, :seen], v[:, :, :seen]), everyone[:, :, :i])
+
+
+@pytest.mark.parametrize("features", [1, 17])
+def test_heads_of_one_feature_joined_again(features: int) -> None:
+    """The last lane of a row stands at an index that the heads alone decide."""
+
+    def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y = attention(q, k, v, causal=True)
+        batch, heads, length, width = y.shape
+        return y.transpose(1, 2).reshape(batch, length, heads * width)
+
+    heads = DType.f32["b", 5, "s", features]
+    traced = tfir.trace(joined, heads, heads, heads)
+    random = np.random.default_rng(0)
+    arrays = [random.standard_normal((2, 5, 19, features)).astype(np.float32) for _ in range(3)]
+    np.testing.assert_allclose(tfir.compile(traced)(*arrays), evaluate(traced, *arrays), rtol=1e-5, atol=1e-6)

@@ -62,6 +62,19 @@ def test_grouped_queries_have_narrower_keys() -> None:
     assert products(module) == [128]
 
 
+def test_rotary_embeddings_stand_between() -> None:
+    def attend(x: Any, cos: Any, sin: Any) -> Any:
+        q, k, v = (heads(F.linear(x, weight(n, 48)), n // 16) for n in (64, 32, 32))
+        return F.attention(F.rope(q, cos, sin), F.rope(k, cos, sin), v, causal=True)
+
+    module = tfir.trace(attend, f32["b", "s", 48], f32["s", 8], f32["s", 8])
+    merged(module)
+    assert products(module) == [128]
+    labels = [set(k.label.split("+")) for k in tfir.compile(module).manifest.entries[0].kernels]
+    views = {"slice", "reshape", "transpose"}
+    assert labels == [{"linear"}, views | {"rope"}, views | {"rope"}, views | {"attention"}]
+
+
 def test_across_two_inputs_keys_and_values_share() -> None:
     def attend(x: Any, y: Any) -> Any:
         q, k, v = F.linear(x, weight(48, 48)), F.linear(y, weight(48, 48)), F.linear(y, weight(48, 48))

@@ -69,7 +69,7 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
     where = _config_places(folder, text)
     family = _family(raw, where)
     problems = Collector()
-    config = family.read_config(Fields(raw, problems, where))
+    config = family.read_config(Fields(family.settings(raw), problems, where))
     settings = sentence_settings(folder) if sentence is None or sentence else None
     if sentence and settings is None:
         problems.add(Code.UNSUPPORTED_CONFIG, "the folder has no sentence-transformers settings", Where(file=folder.shown("modules.json")))

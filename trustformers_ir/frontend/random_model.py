@@ -39,11 +39,11 @@ def random_model(spec: str, dtype: DType | None = None) -> Module:
     problems = Collector()
     settings = Fields(own, problems, code=Code.RANDOM_MODEL)
     preset = family.presets.get(settings.choice("preset", ("base", *family.presets), "base"), {})
-    reader = Fields({"model_type": model_type, **family.base, **preset, **fields}, problems, code=Code.RANDOM_MODEL)
+    reader = Fields({"model_type": model_type, **family.base, **preset, **family.settings(fields)}, problems, code=Code.RANDOM_MODEL)
     config = family.read_config(reader)
     for name in fields:
-        if name not in reader.asked:
-            near = get_close_matches(name, [*sorted(reader.asked), *_OWN], 1)
+        if family.aliases.get(name, name) not in reader.asked:
+            near = get_close_matches(name, [*sorted(reader.asked), *family.aliases, *_OWN], 1)
             help = f"did you mean '{near[0]}'?" if near else f"the fields are {', '.join(sorted(reader.asked))}"
             problems.add(Code.RANDOM_MODEL, f"a {model_type} has no field '{name}'", help=help)
     seed = settings.whole("seed", 0, low=0)
@@ -80,12 +80,12 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number, true, false or a list; everything else is text."""
+    """A number, true, false, a list or an object; everything else is text."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, (bool, int, float, list)) else text
+    return value if isinstance(value, (bool, int, float, list, dict)) else text
 
 
 def _scale(shape: tuple[int, ...]) -> float:

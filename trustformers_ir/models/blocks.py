@@ -59,6 +59,17 @@ class LayerNorm:
         return F.layer_norm(x, self.weight, self.bias, self.eps)
 
 
+class RmsNorm:
+    """Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019)."""
+
+    def __init__(self, scope: Scope, features: int, eps: float = 1e-6) -> None:
+        self.weight = scope.param("weight", (features,))
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight, self.eps)
+
+
 class Embedding:
     """A learned vector for every id."""
 
@@ -104,6 +115,21 @@ class MultiHeadAttention:
         return self.output(merge_heads(F.attention(q, k, v, mask)))
 
 
+class GroupedAttention:
+    """Causal self-attention with rotary positions (Su et al. 2021) and fewer heads of keys and values than of queries (Ainslie et al. 2023)."""
+
+    def __init__(self, query: Linear, key: Linear, value: Linear, output: Linear, heads: int, key_heads: int) -> None:
+        self.query, self.key, self.value, self.output = query, key, value, output
+        self.heads, self.key_heads = heads, key_heads
+
+    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+        """Self-attention over ``x[batch, length, features]``; ``turn`` gives ``[batch, heads, length, features]`` its positions."""
+        q = turn(split_heads(self.query(x), self.heads))
+        k = turn(split_heads(self.key(x), self.key_heads))
+        v = split_heads(self.value(x), self.key_heads)
+        return self.output(merge_heads(F.attention(q, k, v, mask, causal=True)))
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """``[batch, length, heads * features]`` to ``[batch, heads, length, features]``."""
     batch, length, features = x.shape
@@ -125,6 +151,17 @@ class FeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.outer(self.activation(self.inner(x)))
+
+
+class GatedFeedForward:
+    """Shazeer, "GLU Variants Improve Transformer" (2020), equation 6: ``FFN(x) = (activation(x W) * x V) W_2``; with SiLU it is SwiGLU."""
+
+    def __init__(self, gate: Linear, up: Linear, down: Linear, activation: Activation) -> None:
+        self.gate, self.up, self.down = gate, up, down
+        self.activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class Pooler:

@@ -23,7 +23,8 @@ LARGEST = 1 << 31  # no size of a model is beyond this
 class Fields:
     """The fields of one JSON object. ``where`` gives the place of a field (None: of the whole config); ``code`` is what problems are reported as.
 
-    ``asked`` gathers the names that were read, ``wrong`` those with a problem.
+    ``asked`` gathers the names that were read, ``wrong`` those with a problem. ``prefix`` is how messages name
+    the object, where it is a field itself.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Fields:
         problems: Collector,
         where: Callable[[str | None], Where] = lambda name: Where(),
         code: Code = Code.CONFIG_INVALID,
+        prefix: str = "",
     ) -> None:
         self.raw = raw
+        self.prefix = prefix
         self.problems = problems
         self.where = where
         self.code = code
@@ -80,6 +83,15 @@ class Fields:
             return (1, 1)
         return (both[0], both[1])
 
+    def inner(self, name: str) -> Fields:
+        """The fields of an object, which is empty when it is not there."""
+        self.asked.add(name)
+        value = self.raw.get(name)
+        if value is not None and not isinstance(value, dict):
+            self.fail(name, f"is {_shown(value)}, not an object")
+        fields = value if isinstance(value, dict) else {}
+        return Fields(fields, self.problems, lambda part: self.where(name if part is None else part), self.code, f"{self.prefix}{name}.")
+
     def labels(self, low: int = 1) -> int:
         """How many labels a classifier has: ``num_labels``, else as many as ``id2label`` names, else 2."""
         names = self.raw.get("id2label")
@@ -113,12 +125,12 @@ class Fields:
     def unsupported(self, name: str, what: str, help: str = "") -> None:
         """Report a variant that is valid and not written yet."""
         self.wrong.add(name)
-        self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{name}' {what}", self.where(name), help)
+        self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{self.prefix}{name}' {what}", self.where(name), help)
 
     def fail(self, name: str, what: str, help: str = "") -> None:
         """Report a value that cannot be."""
         self.wrong.add(name)
-        self.problems.add(self.code, f"'{name}' {what}", self.where(name), help)
+        self.problems.add(self.code, f"'{self.prefix}{name}' {what}", self.where(name), help)
 
     def _take(self, name: str, default: Any) -> Any:
         self.asked.add(name)
@@ -127,7 +139,7 @@ class Fields:
             self.wrong.add(name)
             near = get_close_matches(name, [k for k in self.raw if isinstance(k, str)], 1, 0.8)
             help = f"'{near[0]}' is there: is it misspelt?" if near else "the field has no default"
-            self.problems.add(self.code, f"'{name}' is missing", self.where(None), help)
+            self.problems.add(self.code, f"'{self.prefix}{name}' is missing", self.where(None), help)
         return default if value is None else value
 
 

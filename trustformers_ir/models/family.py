@@ -43,7 +43,7 @@ class Family:
     ``prefix`` is what task checkpoints put before the names of that one. ``renames`` are names of older checkpoints (pattern,
     replacement). ``parts`` are the optional parts: a part that the architecture does not use is ignored when the checkpoint holds it.
     ``ignorable`` are patterns of names without meaning: buffers, copies of tied weights. ``base`` is the config of the published base model;
-    ``presets`` are other sizes by name, as the fields in which they differ from it.
+    ``presets`` are other sizes by name, as the fields in which they differ from it. ``aliases`` are second names of fields of the config.
     """
 
     model_type: str
@@ -55,6 +55,11 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     parts: tuple[str, ...] = ()
     ignorable: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a config under the names that this family's code reads; where both are there the alias counts, as in transformers."""
+        return {**raw, **{self.aliases[name]: value for name, value in raw.items() if name in self.aliases}}
 
     @property
     def backbone(self) -> str:

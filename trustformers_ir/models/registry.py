@@ -11,6 +11,8 @@ from trustformers_ir.models.family import Family
 FAMILIES = {
     "bert": "trustformers_ir.models.bert",
     "deit": "trustformers_ir.models.deit",
+    "gpt2": "trustformers_ir.models.gpt2",
+    "llama": "trustformers_ir.models.llama",
     "vit": "trustformers_ir.models.vit",
 }
 """``model_type`` -> the module that has its ``FAMILY``."""

@@ -14,8 +14,9 @@ After::
     %q = slice(%y) {axis = 2, start = 0, stop = 384} : f32[batch, seq, 384]
     …
 
-The activation is read once, and there is one kernel and one barrier instead of three. Attention reads its operands through the slices, so they
-cost nothing; elsewhere a slice would be a copy, so other products are left alone. Every output column is the same sum as before, bit for bit.
+The activation is read once, and there is one kernel and one barrier instead of three. Attention reads its operands through the slices, and so does a
+rotary embedding between the two, so they cost nothing; elsewhere a slice would be a copy, so other products are left alone (the two of a gated
+feed-forward network become one kernel in ``fuse``). Every output column is the same sum as before, bit for bit.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def _merge(module: Module, attention: Operation, order: Mapping[Operation, int])
 
 
 def _projection(value: Value) -> Operation | None:
-    """The product behind the views of an operand, when nothing else reads it."""
-    while value.producer is not None and isinstance(value.producer.op, VIEWS) and value.has_one_use:
+    """The product behind the views of an operand, and behind its rotary embedding, when nothing else reads it."""
+    while value.producer is not None and isinstance(value.producer.op, (*VIEWS, ops.Rope)) and value.has_one_use:
         value = value.producer.inputs[0]
     o = value.producer
     return o if o is not None and isinstance(o.op, ops.Linear) and value.has_one_use and isinstance(value.type.shape[-1], int) else None

@@ -329,9 +329,14 @@ class _Template:
         whole = self.value_features // LANES
         for groups, size, start in ((whole, LANES, 0), (1, self.value_features % LANES, whole * LANES)):
             if groups and size:
-                u, group, r, lane = (Axis("u", self.vectors, SEQ), Axis("group", groups, SEQ), Axis("r", LANES, UNROLL), Axis("lane", size, VECTOR))
+                u, group, r, lane = (Axis("u", self.vectors, SEQ), Axis("group", groups, SEQ), Axis("r", LANES, UNROLL), _lanes(size))
                 e, i = group * LANES + lane if groups > 1 else lane + start, u * LANES + r
                 value = cast(self.mem.acc[e, i], self.o.result.type.dtype)
                 tile = For(r, (For(lane, (self.emit((self.batch, self.heads, self.query(i), e), value),)),))
                 out.append(For(u, (For(group, (tile,)),)) if groups > 1 else For(u, (tile,)))
         return out
+
+
+def _lanes(size: int) -> Axis:
+    """The lanes of a store; a single one may leave the index, which then belongs to no vector."""
+    return Axis("lane", size, VECTOR if size > 1 else SEQ)

@@ -1,0 +1,195 @@
+"""GPT-2: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+
+A decoder of pre-norm Transformer layers over the sum of token and position embeddings; section 2.3 says how it differs from GPT (Radford et al.
+2018). Names of parameters are those of Hugging Face checkpoints, without the prefix ``transformer.``. Whole texts are read at once, without a
+cache of keys and values.
+
+Positions are ``0 .. seq - 1`` whatever the mask says, as in transformers' ``forward``: a text that is padded at its beginning starts at a later
+position. Padding has no influence on the states of tokens; its own states say nothing, and a token of padding that sees no other one attends to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.dims import SymbolFact
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.parameters import Scope
+from trustformers_ir.ir.tensor import Tensor
+from trustformers_ir.ir.types import TensorType
+from trustformers_ir.models.blocks import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    LearnedPositions,
+    merge_heads,
+    padding_mask,
+    split_heads,
+)
+from trustformers_ir.models.config import Fields
+from trustformers_ir.models.family import MAX_BATCH, Family
+
+
+@dataclass(frozen=True)
+class Gpt2Config:
+    """The sizes of a GPT-2, under the names of its config.json. Defaults are those of the published code."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+
+    @classmethod
+    def read(cls, fields: Fields) -> Gpt2Config:
+        """The config of a ``config.json``; problems go to the fields' collector."""
+        width = fields.whole("n_embd")
+        config = cls(
+            vocab_size=fields.whole("vocab_size"),
+            n_positions=fields.whole("n_positions"),
+            n_embd=width,
+            n_layer=fields.whole("n_layer", low=0, high=10_000),
+            n_head=fields.whole("n_head"),
+            n_inner=fields.whole("n_inner", 4 * width),
+            activation_function=fields.choice("activation_function", ACTIVATIONS, "gelu_new"),
+            layer_norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
+            scale_attn_weights=fields.flag("scale_attn_weights", True),
+            scale_attn_by_inverse_layer_idx=fields.flag("scale_attn_by_inverse_layer_idx", False),
+            tie_word_embeddings=fields.flag("tie_word_embeddings", True),
+        )
+        fields.divides("n_head", "n_embd")
+        if fields.flag("add_cross_attention", False):
+            fields.unsupported("add_cross_attention", "is true: GPT-2 is supported without an encoder")
+        return config
+
+
+class Conv1d:
+    """``x @ weight + bias``: checkpoints of GPT-2 hold a row for each input. (A convolution of width 1, hence the name in published code.)"""
+
+    def __init__(self, scope: Scope, inputs: int, outputs: int) -> None:
+        self.weight = scope.param("weight", (inputs, outputs))
+        self.bias = scope.param("bias", (outputs,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.matmul(x, self.weight) + F.tensor(self.bias)
+
+
+class Gpt2Attention:
+    """Causal self-attention; queries, keys and values are one product. ``layer`` counts from 0."""
+
+    def __init__(self, config: Gpt2Config, scope: Scope, layer: int) -> None:
+        h = config.n_embd
+        self.inputs = Conv1d(scope.child("c_attn"), h, 3 * h)
+        self.output = Conv1d(scope.child("c_proj"), h, h)
+        self.heads = config.n_head
+        scale = (h // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+        self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.inputs(x).chunk(3, -1))
+        return self.output(merge_heads(F.attention(q, k, v, mask, causal=True, scale=self.scale)))
+
+
+class Gpt2Layer:
+    """Section 2.3: layer normalization stands at the input of each block."""
+
+    def __init__(self, config: Gpt2Config, scope: Scope, layer: int) -> None:
+        h, eps = config.n_embd, config.layer_norm_epsilon
+        self.attention_norm = LayerNorm(scope.child("ln_1"), h, eps)
+        self.attention = Gpt2Attention(config, scope.child("attn"), layer)
+        self.feed_forward_norm = LayerNorm(scope.child("ln_2"), h, eps)
+        self.inner = Conv1d(scope.child("mlp", "c_fc"), h, config.n_inner)
+        self.outer = Conv1d(scope.child("mlp", "c_proj"), config.n_inner, h)
+        self.activation = ACTIVATIONS[config.activation_function]
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.outer(self.activation(self.inner(self.feed_forward_norm(x))))
+
+
+class Gpt2:
+    """The decoder: ids ``i64[batch, seq]`` to one normalised state for each, ``[batch, seq, n_embd]``, made of the tokens up to it."""
+
+    defaults: Mapping[str, int] = {"attention_mask": 1}
+
+    def __init__(self, config: Gpt2Config, scope: Scope) -> None:
+        self.config = config
+        self.tokens = Embedding(scope.child("wte"), config.vocab_size, config.n_embd)
+        self.positions = LearnedPositions(scope.child("wpe"), config.n_positions, config.n_embd)
+        self.layers = [Gpt2Layer(config, scope.child("h", i), i) for i in range(config.n_layer)]
+        self.norm = LayerNorm(scope.child("ln_f"), config.n_embd, config.layer_norm_epsilon)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorType]:
+        ids = DType.i64["batch", "seq"]
+        return {"input_ids": ids, "attention_mask": ids}
+
+    @property
+    def facts(self) -> Mapping[str, SymbolFact]:
+        return {"batch": SymbolFact(1, MAX_BATCH), "seq": SymbolFact(1, self.config.n_positions)}
+
+    def decode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The normalised states of the last layer."""
+        mask = None if attention_mask is None else padding_mask(attention_mask)
+        x = self.tokens(input_ids) + self.positions.first(input_ids.shape[1])
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return {"last_hidden_state": self.decode(**inputs)}
+
+
+class Gpt2LanguageModel(Gpt2):
+    """Scores ``[batch, seq, vocab]`` of all tokens as the next one; the projection is the token embedding, unless the config unties them."""
+
+    def __init__(self, config: Gpt2Config, scope: Scope) -> None:
+        super().__init__(config, scope)
+        own = not config.tie_word_embeddings
+        self.head = scope.child("lm_head").param("weight", (config.vocab_size, config.n_embd)) if own else self.tokens.weight
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return {"logits": F.linear(self.decode(**inputs), self.head)}
+
+
+_ARCHITECTURES: dict[str, Callable[[Gpt2Config, Scope], Gpt2]] = {
+    "GPT2Model": Gpt2,
+    "GPT2LMHeadModel": Gpt2LanguageModel,
+}
+
+
+def _size(layers: int, width: int, heads: int) -> dict[str, int]:
+    return {"n_layer": layers, "n_embd": width, "n_head": heads}
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    read_config=Gpt2Config.read,
+    architectures=_ARCHITECTURES,
+    prefix="transformer",
+    base={"vocab_size": 50257, "n_positions": 1024, **_size(12, 768, 12)},
+    presets={  # table 2; Sanh et al., "DistilBERT" (2019) for the small one
+        "distil": _size(6, 768, 12),
+        "medium": _size(24, 1024, 16),
+        "large": _size(36, 1280, 20),
+        "xl": _size(48, 1600, 25),
+    },
+    parts=("lm_head", "multiple_choice_head", "score", "classifier"),
+    ignorable=(r"h\.\d+\.attn\.(bias|masked_bias)", r"lm_head\.weight"),
+    aliases={  # names that all of transformers' configs understand
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+    },
+)
