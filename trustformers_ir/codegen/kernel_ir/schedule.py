@@ -322,10 +322,13 @@ def _split(kernel: Kernel, move: Split, facts: SymbolFacts | None) -> tuple[Stmt
         _check_idempotent(loop)
         point = minimum(point, axis.extent - 1)
     sub = Substitution({axis: point})
-    old_guard = None if loop.guard is None else sub(loop.guard)
+    old_guard = None if loop.guard is None else simplifier(sub(loop.guard))
+    around: Expr | None = None  # an old guard that the inner axis has no part in stays outside: folds that it protects are computed there
+    if old_guard is not None and inner not in old_guard.free_axes:
+        around, old_guard = old_guard, None
     both = old_guard if guard is None else guard if old_guard is None else guard & old_guard
     inner_loop = For(inner, tuple(sub.stmt(s) for s in loop.body), both)
-    return _swap(kernel.body, loop, For(outer, (inner_loop,)))
+    return _swap(kernel.body, loop, For(outer, (inner_loop,), around))
 
 
 def _chunk(kernel: Kernel, move: Chunk, facts: SymbolFacts | None) -> tuple[Stmt, ...]:

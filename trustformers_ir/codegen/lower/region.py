@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Binary, Buffer, Expr, Load, Reduce, Unary
-from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, apply
+from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, apply, axes_of
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
@@ -232,14 +232,23 @@ def _lower_group(region: Operation, body: Block, anchor: Operation | None, group
         lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
         m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         lowered = _finish(d, nest([*lead, m, n], *emit((*lead, *d.flat.digits(m, matrix.rows), n))), label, ctx)
-        chosen = choose(ctx.machine, ctx.table, matrix.key)
-        assert isinstance(chosen.choice, TileChoice)
-        moves = (*matrix.moves(d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
-        return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
+        if _is_product(lowered.kernel):
+            chosen = choose(ctx.machine, ctx.table, matrix.key)
+            assert isinstance(chosen.choice, TileChoice)
+            moves = (*matrix.moves(d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
+            return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
+        d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
     if flat and is_flat(shape, body.args) and all(not o.views for o in group):
         return _finish(d, flat_nest(d, shape, emit), label, ctx)
     return _finish(d, row_nest(shape, emit), label, ctx)
+
+
+def _is_product(kernel: Kernel) -> bool:
+    """Whether the axes of the product are the only ones of their names: something behind it may read it at other places (codes of its rows), or be
+    a sum over letters that are called the same."""
+    names = [a.name for a in axes_of(kernel)]
+    return all(names.count(name) <= 1 for name in ("m", "n", "k"))
 
 
 LONG = 16  # operations behind a sum from which on they run in a loop of their own
