@@ -1,5 +1,5 @@
-"""Memory that the system hands out: files of unknown origin, mapping them, and reading no more of them than is there. Only ordinary files are mapped: a pipe would block, and
-a device has no size."""
+"""Memory that the system hands out: files of unknown origin, mapping them, and reading no more of them than is there. Only ordinary files are
+mapped: a pipe would block, and a device has no size. And giving back what is free."""
 
 from __future__ import annotations
 
