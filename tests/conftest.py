@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is imported, by whomever
 os.environ["TFIR_CACHE"] = "0"  # also for the processes that tests start; those of the compile cache give it a folder of their own
 os.environ["TFIR_SCHEDULES"] = "0"  # what was tuned on this machine is not what is tested
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,4 +23,5 @@ def minilm() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh", action="store_true", help="write golden files anew instead of comparing with them")
     parser.addoption("--case", metavar="NAME", help='run one conformance case alone: "linear#3", or "linear#3 on cpu:avx2"')

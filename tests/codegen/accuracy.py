@@ -64,13 +64,18 @@ def differs(got: np.ndarray, want: np.ndarray, allowed: np.ndarray | float) -> n
         return ~(same | (np.abs(g - w) <= allowed))
 
 
-def allowed_error(op: Op, dtype: DType, want: np.ndarray, magnitude: float) -> np.ndarray:
-    """The bound for each element of a float result."""
+#: what matrix instructions of GPUs add, in roundings of the narrow dtype: the weights of attention are rounded to that of v before they multiply it
+NARROWED = {"attention": 1.0}
+
+
+def allowed_error(op: Op, dtype: DType, want: np.ndarray, magnitude: float, blocks: bool = False) -> np.ndarray:
+    """The bound for each element of a float result. ``blocks``: products are those of matrix instructions."""
     if op.exact or op.mnemonic in ROUNDED:
         return np.zeros(want.shape)
     narrow = dtype in (DType.f16, DType.bf16)
     working = DType.f32 if narrow else dtype
-    return POINTWISE[dtype] * ulp(wide(want), dtype) + SUMS.get(op.mnemonic, 0.0) * 2.0 ** -FORMATS[working][0] * magnitude
+    narrowed = NARROWED.get(op.mnemonic, 0.0) * 2.0 ** -FORMATS[dtype][0] if narrow and blocks else 0.0
+    return POINTWISE[dtype] * ulp(wide(want), dtype) + (SUMS.get(op.mnemonic, 0.0) * 2.0 ** -FORMATS[working][0] + narrowed) * magnitude
 
 
 def magnitude_of(case: Case, want: Sequence[np.ndarray]) -> float:
@@ -82,14 +87,14 @@ def magnitude_of(case: Case, want: Sequence[np.ndarray]) -> float:
     return max((float(a[np.isfinite(a)].max(initial=0.0)) for a in (np.abs(wide(x)) for x in (*want, *also))), default=0.0)
 
 
-def check_case(case: Case, got: Sequence[np.ndarray]) -> None:
-    """The results of compiled code are within the bounds of the reference."""
+def check_case(case: Case, got: Sequence[np.ndarray], blocks: bool = False) -> None:
+    """The results of compiled code are within the bounds of the reference. ``blocks``: it is code for a GPU."""
     want = case.expected()
     magnitude = magnitude_of(case, want)
     for g, w, type in zip(got, want, case.results, strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype, f"{case}: {g.dtype}{g.shape} is not {w.dtype}{w.shape}"
         if type.dtype.is_float:
-            allowed = allowed_error(case.op, type.dtype, w, magnitude)
+            allowed = allowed_error(case.op, type.dtype, w, magnitude, blocks)
             bad = differs(g, w, allowed)
         else:
             allowed, bad = np.zeros(w.shape), g != w

@@ -522,6 +522,7 @@ _UNARY_ANY: dict[str, Callable[[Expr], Expr]] = {
     "sigmoid": sigmoid,
     "normal_cdf": normal_cdf,
     "rsqrt": lambda x: unary("recip", unary("sqrt", x)),
+    "fast_exp2": lambda x: unary("exp2", x),  # where it is no instruction, which is off by up to 2^-22 and may give 0 for what is no normal number
 }
 _UNARY_F32: dict[str, Callable[[Expr], Expr]] = {
     "exp": exp,

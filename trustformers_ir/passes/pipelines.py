@@ -32,3 +32,8 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
         Dce(),  # weights in the form that nothing reads any more
         Fuse(),
     ]
+
+
+def gpu(quantize: Pass | None = None) -> list[Pass]:
+    """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are."""
+    return [p for p in cpu(quantize=quantize) if not isinstance(p, (PackWeights, NarrowWeights))]

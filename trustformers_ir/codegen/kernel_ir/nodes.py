@@ -205,9 +205,10 @@ class Sym(Expr):
 
 
 class AxisKind(enum.Enum):
-    """How a loop runs. The meaning of a kernel does not depend on it, but for VECTOR in a Reduce (the 16-lane fold).
+    """How a loop runs. The meaning of a kernel does not depend on it, but for VECTOR in a Reduce (the 16-lane fold), and TILE there.
 
-    DOT is for reduce axes alone: four products of bytes that one instruction may add up (K11).
+    DOT is for reduce axes alone: four products of bytes that one instruction may add up (K11). TILE is a dimension of the blocks of values that
+    a GPU works on; a Reduce over one folds its points in any order, so that a sum of floats is known up to rounding only (K12).
     """
 
     PARALLEL = "parallel"
@@ -215,9 +216,10 @@ class AxisKind(enum.Enum):
     VECTOR = "vector"
     UNROLL = "unroll"
     DOT = "dot"
+    TILE = "tile"
 
 
-PARALLEL, SEQ, VECTOR, UNROLL, DOT = AxisKind.PARALLEL, AxisKind.SEQ, AxisKind.VECTOR, AxisKind.UNROLL, AxisKind.DOT
+PARALLEL, SEQ, VECTOR, UNROLL, DOT, TILE = AxisKind.PARALLEL, AxisKind.SEQ, AxisKind.VECTOR, AxisKind.UNROLL, AxisKind.DOT, AxisKind.TILE
 
 #: Lanes of the fixed vector fold and of one strip of a VECTOR loop, on every machine.
 LANES = 16

@@ -51,7 +51,7 @@ UNARY: dict[str, OpRow] = _rows(
     OpRow("isnan", "f", DType.bool),
     OpRow("bits", "fh"),  # float -> signed integer of the same width, bit for bit
     OpRow("from_bits", "i"),  # i32 -> f32, i64 -> f64, bit for bit
-    *(OpRow(name, "f", transcendental=True) for name in (*LIBM_UNARY, "sigmoid", "normal_cdf", "rsqrt")),
+    *(OpRow(name, "f", transcendental=True) for name in (*LIBM_UNARY, "sigmoid", "normal_cdf", "rsqrt", "fast_exp2")),
 )
 
 BINARY: dict[str, OpRow] = _rows(

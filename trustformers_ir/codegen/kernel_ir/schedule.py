@@ -22,6 +22,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     PARALLEL,
     SCRATCH,
     SEQ,
+    TILE,
     UNROLL,
     VECTOR,
     Ahead,
@@ -127,7 +128,16 @@ class Stage:
     axis: str
 
 
-Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage
+@dataclass(frozen=True)
+class Tile:
+    """``axis`` becomes ``axis.o`` (how many blocks) and the TILE axis ``axis.i`` (``size`` points, a power of two; those past the end are guarded).
+    The order of a fold over it becomes free. An axis that one block covers becomes ``axis.i`` alone."""
+
+    axis: str
+    size: int
+
+
+Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage | Tile
 
 
 @deep
@@ -146,13 +156,15 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
     if isinstance(move, Prefetch):
         return _prefetch(kernel, move)
     if isinstance(move, Split):
-        body = _split(kernel, move, facts)
+        body = _split(kernel, find_axis(kernel, move.axis), move, facts)
     elif isinstance(move, Chunk):
         body = _chunk(kernel, move, facts)
     elif isinstance(move, Reorder):
         body = _reorder(kernel, move)
     elif isinstance(move, Stage):
         body = _stage(kernel, move)
+    elif isinstance(move, Tile):
+        body = _split(kernel, find_axis(kernel, move.axis), Split(move.axis, move.size), facts, TILE)
     elif isinstance(move, Tag):
         axis = find_axis(kernel, move.axis)
         if axis.kind is move.kind:
@@ -163,6 +175,16 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
     else:
         body = _collapse(kernel, move)
     return with_body(kernel, Simplifier(facts).statements(body))
+
+
+def tile_axis(kernel: Kernel, axis: Axis, size: int, facts: SymbolFacts | None = None) -> Kernel:
+    """``Tile`` of that very axis: names need not tell it from others. The caller verifies the kernel (``apply``)."""
+    return with_body(kernel, Simplifier(facts).statements(_split(kernel, axis, Split(axis.name, size), facts, TILE)))
+
+
+def retag(kernel: Kernel, axis: Axis, kind: AxisKind) -> Kernel:
+    """``Tag`` of that very axis, whatever it does to the order of a fold."""
+    return with_body(kernel, _replace(kernel, axis, axis.like(kind=kind)))
 
 
 def axes_of(kernel: Kernel) -> list[Axis]:
@@ -302,17 +324,20 @@ def _outermost_reduces(e: Expr) -> list[Reduce]:
 # -- Split ---------------------------------------------------------------------------------------------------------------
 
 
-def _split(kernel: Kernel, move: Split, facts: SymbolFacts | None) -> tuple[Stmt, ...]:
-    axis = find_axis(kernel, move.axis)
+def _split(kernel: Kernel, axis: Axis, move: Split, facts: SymbolFacts | None, kind: AxisKind = SEQ) -> tuple[Stmt, ...]:
+    """``kind`` is that of the inner axis."""
     if move.factor < 1:
         raise ScheduleError(f"cannot split {axis.name} by {move.factor}")
     simplifier = Simplifier(facts)
     divides = simplifier.divisor(simplifier(axis.extent)) % move.factor == 0
     blocks = simplifier((axis.extent + (move.factor - 1)) // move.factor)
     outer = Axis(f"{axis.name}.o", blocks, axis.kind if axis.kind is PARALLEL else SEQ)
-    inner = Axis(f"{axis.name}.i", move.factor, SEQ)
+    inner = Axis(f"{axis.name}.i", move.factor, kind)
     point = outer * move.factor + inner
     guard = None if divides or move.tail is CLAMP else point < axis.extent
+    whole = kind is TILE and outer.static_extent == 1
+    if whole:
+        point, guard = inner, None if divides else inner < axis.extent
     loop = _find_loop(kernel.body, axis)
     if loop is None:
         if move.tail is CLAMP and not divides:
@@ -326,9 +351,11 @@ def _split(kernel: Kernel, move: Split, facts: SymbolFacts | None) -> tuple[Stmt
     around: Expr | None = None  # an old guard that the inner axis has no part in stays outside: folds that it protects are computed there
     if old_guard is not None and inner not in old_guard.free_axes:
         around, old_guard = old_guard, None
+    if whole and around is not None:
+        around, old_guard = None, around
     both = old_guard if guard is None else guard if old_guard is None else guard & old_guard
     inner_loop = For(inner, tuple(sub.stmt(s) for s in loop.body), both)
-    return _swap(kernel.body, loop, For(outer, (inner_loop,), around))
+    return _swap(kernel.body, loop, inner_loop if whole else For(outer, (inner_loop,), around))
 
 
 def _chunk(kernel: Kernel, move: Chunk, facts: SymbolFacts | None) -> tuple[Stmt, ...]:
@@ -349,7 +376,7 @@ def _chunk(kernel: Kernel, move: Chunk, facts: SymbolFacts | None) -> tuple[Stmt
 
 
 def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: Expr, guard: Expr | None) -> tuple[Stmt, ...]:
-    if axis.kind is VECTOR:
+    if axis.kind is VECTOR and inner.kind is not TILE:
         raise ScheduleError(f"{axis.name} is a VECTOR reduce axis: its 16 lanes are part of the result; split before tagging")
     sub = Substitution({axis: point})
     memo: dict[Expr, Expr] = {}
@@ -361,10 +388,10 @@ def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: E
             if isinstance(e, Reduce):
                 body, old = visit(e.body), None if e.guard is None else visit(e.guard)
                 if axis in e.axes:
-                    if e.kind.startswith("arg"):
+                    if e.kind.startswith("arg") and not (inner.kind is TILE and outer.static_extent == 1):
                         raise ScheduleError(f"{e.kind} has one axis; {axis.name} cannot be split")
                     at = e.axes.index(axis)
-                    axes = (*e.axes[:at], outer, inner, *e.axes[at + 1 :])
+                    axes = (*e.axes[:at], *(() if inner.kind is TILE and outer.static_extent == 1 else (outer,)), inner, *e.axes[at + 1 :])
                     old = None if old is None else sub(old)
                     both = old if guard is None else guard if old is None else guard & old
                     memo[e] = Reduce(e.kind, axes, sub(body), both)

@@ -13,6 +13,8 @@ K9  extents, shapes and strides are i64; shapes, strides and extents are made of
 K10 the iterations of PARALLEL loops are independent: every global store's index depends on each of them, and a global buffer both
     stored and loaded below them is loaded where, for each parallel axis, some index entry holding that axis equals the store's.
 K11 no loop is DOT. A DOT axis has extent 4 and is the last of at most two axes of a sum in i32 of products of an element of u8 and one of i8.
+K12 a TILE axis has a constant extent, a power of two; below a TILE loop there are only TILE loops and stores whose index depends on it, unless its
+    guard leaves one point.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     DOT,
     GLOBAL,
     PARALLEL,
+    TILE,
     UNROLL,
     VECTOR,
     Axis,
@@ -33,6 +36,8 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Expr,
     Load,
     Reduce,
+    binary,
+    const,
 )
 from trustformers_ir.ir.dtypes import DType
 
@@ -87,6 +92,9 @@ class _Verifier:
         if a.extent.dtype is not DType.i64 or a.extent.loads:
             raise self.fail("K9", f"extent {a.extent!r} of {a.name} is not an i64 made of symbols and outer axes")
         self.bound(a.extent, bound, f"the extent of {a.name}")
+        size = a.static_extent
+        if a.kind is TILE and (size is None or size < 1 or size & (size - 1)):
+            raise self.fail("K12", f"TILE axis {a.name} has extent {a.extent!r}, need a power of two")
         if a.kind is UNROLL and not 0 <= (a.static_extent if a.static_extent is not None else -1) <= MAX_UNROLL:
             raise self.fail("K5", f"UNROLL axis {a.name} has extent {a.extent!r}, need a constant up to {MAX_UNROLL}")
 
@@ -116,7 +124,7 @@ class _Verifier:
                 raise self.fail("K4", f"reduce axis {a.name} is PARALLEL")
             if a.kind is VECTOR and position != len(r.axes) - 1:
                 raise self.fail("K7", f"VECTOR axis {a.name} is not the last axis of its {r.kind}")
-            if a.kind is UNROLL:
+            if a.kind in (UNROLL, TILE):
                 self.axis(a, frozenset())
             if a.kind is DOT and (a.static_extent != 4 or position != len(r.axes) - 1 or len(r.axes) > 2 or byte_factors(r) is None):
                 raise self.fail("K11", f"DOT axis {a.name} of a {r.kind} of {r.body.dtype}")
@@ -134,9 +142,13 @@ class _Verifier:
             for a in bound:
                 if a.kind is VECTOR and a.static_extent != 1 and not any(a in i.free_axes for i in s.index):
                     raise self.fail("K6", f"the index of {s.buffer.name} does not depend on the VECTOR loop {a.name} around it")
+                if a.kind is TILE and not any(a in i.free_axes for i in s.index) and not self.single(a):
+                    raise self.fail("K12", f"the index of {s.buffer.name} does not depend on the TILE loop {a.name} around it")
             self.expr(s.value, bound, f"the value stored to {s.buffer.name}")
         elif isinstance(s, For):
             self.axis(s.axis, bound)
+            if s.axis.kind is TILE and any(isinstance(x, For) and x.axis.kind is not TILE for x in walk_statements(s.body)):
+                raise self.fail("K12", f"a loop that is no TILE inside TILE loop {s.axis.name}")
             if s.axis.kind is DOT:
                 raise self.fail("K11", f"loop {s.axis.name} is DOT")
             inner = bound | {s.axis}
@@ -148,6 +160,12 @@ class _Verifier:
                 self.tile(s)
             for b in s.body:
                 self.statement(b, inner)
+
+    def single(self, a: Axis) -> bool:
+        """Whether the guard of a loop is that its point is the first."""
+        loops = (s for s in walk_statements(self.kernel.body) if isinstance(s, For) and s.axis is a)
+        first = binary("lt", a, const(1))
+        return a.static_extent == 1 or any(first in _parts(s.guard) for s in loops)
 
     def vector(self, loop: For) -> None:
         for s in walk_statements(loop.body):
@@ -204,6 +222,13 @@ def byte_factors(r: Reduce) -> tuple[Load, Load] | None:
     loads = [x.x for x in (body.a, body.b) if isinstance(x, Cast) and isinstance(x.x, Load)]
     found = {x.dtype: x for x in loads}
     return (found[DType.u8], found[DType.i8]) if found.keys() == {DType.u8, DType.i8} else None
+
+
+def _parts(guard: Expr | None) -> list[Expr]:
+    """What a conjunction is made of."""
+    if isinstance(guard, Binary) and guard.op == "and":
+        return [*_parts(guard.a), *_parts(guard.b)]
+    return [] if guard is None else [guard]
 
 
 def _is_tile(loop: For) -> bool:

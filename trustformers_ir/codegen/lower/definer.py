@@ -111,6 +111,7 @@ class Definer:
         self.overrides: dict[Value, Callable[[Index], Expr]] = {}
         self._memo: dict[tuple[Value, Index], Expr] = {}
         self._shared: dict[Hashable, Expr] = {}
+        self._sites: dict[tuple[Operation, str], int] = {}
 
     def at(self, value: Value, index: Sequence[Expr]) -> Expr:
         """The element of ``value`` at ``index``, in the value's dtype."""
@@ -182,7 +183,10 @@ class Definer:
         """A data-dependent index, checked against ``bound`` at run time."""
         if raw.dtype is DType.u64:  # the upper half must not wrap round to valid negative indices
             raw = binary("min", raw, Const(DType.i64.max, DType.u64))
-        return CheckedIndex(cast(raw, DType.i64), dim_expr(bound), self.sites.add(operation, what, bound))
+        site = self._sites.get((operation, what))  # one per operation, however often the fused code asks for its elements: equal checks are one
+        if site is None:
+            site = self._sites[operation, what] = self.sites.add(operation, what, bound)
+        return CheckedIndex(cast(raw, DType.i64), dim_expr(bound), site)
 
     def reduce_axes(self, shape: Sequence[Dim], axes: Sequence[int]) -> dict[int, Axis]:
         """Fresh axes for a fold over ``axes`` of an array of ``shape``: the last dimension folds in 16 lanes, the others in order."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL
+from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.region import LoweredKernel, LoweringContext, lower_region
 from trustformers_ir.codegen.lower.schedules import MachineShape
@@ -24,7 +25,7 @@ from trustformers_ir.passes.fuse import outline
 def lower_function(
     module: Module,
     function: Function,
-    machine: MachineShape,
+    machine: MachineShape | BlockMachine,
     names: tuple[str, ...] = (),
     sites: Sites | None = None,
     table: Mapping[ScheduleKey, Choice] | None = None,

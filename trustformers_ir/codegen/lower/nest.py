@@ -59,21 +59,22 @@ def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
     return _bind(order, kinds, stores)
 
 
-def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit) -> tuple[Stmt, ...]:
+def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit, paired: bool = True) -> tuple[Stmt, ...]:
     """``for pairs of rows parallel: what there is once per row; for columns vector: the rest``, where both come from folds of that row.
 
-    A row is a chain of sums, trees of lanes, divisions and roots, each of which waits for the one before; two rows side by side fill the gaps.
+    A row is a chain of sums, trees of lanes, divisions and roots, each of which waits for the one before; two rows side by side fill the gaps of
+    a CPU (``paired``).
     """
     axes = [None if d == 1 else Axis(f"i{n}", dim_expr(d), PARALLEL) for n, d in enumerate(shape[:-1])]
     rows: list[Expr] = [const(0) if a is None else a for a in axes]
     loops = [a for a in axes if a is not None]
     column, pair = Axis("column", dim_expr(shape[-1]), VECTOR), Axis("pair", 2, UNROLL)
-    if loops:
+    if loops and paired:
         last = loops.pop()
         half = Axis(f"{last.name}.o", (last.extent + 1) // 2, PARALLEL)
         loops.append(half)
         rows[axes.index(last)] = minimum(half * 2 + pair, last.extent - 1)  # where one row is left it is computed twice
-    pairs = [pair] if loops else []
+    pairs = [pair] if loops and paired else []
     return nest(loops, *nest(pairs, *summary((*rows, const(0)))), *nest([*pairs, column], *columns((*rows, column))))
 
 

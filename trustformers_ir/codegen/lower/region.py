@@ -16,7 +16,9 @@ from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, 
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
+from trustformers_ir.codegen.lower.blocks import BlockMachine, BlockProduct, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
+from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
@@ -51,7 +53,7 @@ class LoweringContext:
 
     facts: Facts
     sites: Sites
-    machine: MachineShape
+    machine: MachineShape | BlockMachine
     table: Mapping[ScheduleKey, Choice] = field(default_factory=dict)  # choices that were found by measuring
     known: dict[Hashable, tuple[Block, list[LoweredKernel]]] = field(default_factory=dict)  # what equal regions became
 
@@ -130,7 +132,7 @@ def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[Lower
     if anchor is None and _is_summary(*groups):
         first, second = groups.values()
         return [_lower_summary(body, first, second, ctx)]
-    return [_lower_group(region, body, anchor, group, ctx) for group in groups.values()]
+    return [_lower_group(body, anchor, group, ctx) for group in groups.values()]
 
 
 def _is_summary(*shapes: tuple[Dim, ...]) -> bool:
@@ -145,7 +147,8 @@ def _lower_summary(body: Block, first: list[_Output], second: list[_Output], ctx
     def emit(group: list[_Output]) -> Callable[[Index], list[Store]]:
         return lambda index: [o.place(d, index, d.at(o.core, index)) for o in group]
 
-    return _finish(d, summary_nest(columns[0].core.type.shape, emit(summary), emit(columns)), _label(body), ctx)
+    paired = isinstance(ctx.machine, MachineShape)
+    return _finish(d, summary_nest(columns[0].core.type.shape, emit(summary), emit(columns), paired), _label(body), ctx)
 
 
 def _label(body: Block) -> str:
@@ -200,48 +203,101 @@ class _ReadElsewhere(Exception):
     """What stands behind a template reads its value at another place than the one being computed."""
 
 
-def _lower_group(region: Operation, body: Block, anchor: Operation | None, group: list[_Output], ctx: LoweringContext) -> LoweredKernel:
-    d = _definer(body, [o.target for o in group], ctx)
-    shape = group[0].core.type.shape
-    label = _label(body)
+class _Group:
+    """The results of a region that share an index space, and what stores them."""
 
-    def emit(index: Index) -> list[Store]:
-        return [o.place(d, index, d.at(o.core, index)) for o in group]
+    def __init__(self, body: Block, outputs: list[_Output], ctx: LoweringContext) -> None:
+        self.body, self.outputs, self.ctx = body, outputs, ctx
+        self.shape = outputs[0].core.type.shape
+        self.label = _label(body)
+        self.again()
 
-    def emit_at(known: Value, index: Index, value: Expr) -> Store:
-        """The one store of a nest that computes ``known`` at ``index`` and nowhere else."""
+    def again(self) -> None:
+        """Another nest begins: nothing has been read or written yet."""
+        self.d = _definer(self.body, [o.target for o in self.outputs], self.ctx)
 
-        def override(at: Index) -> Expr:
-            if any(a is not i and size != 1 for a, i, size in zip(at, index, known.type.shape, strict=True)):
-                raise _ReadElsewhere
-            return value
+    def emit(self, index: Index) -> list[Store]:
+        """The stores at a place of the index space."""
+        return [o.place(self.d, index, self.d.at(o.core, index)) for o in self.outputs]
 
-        d.overrides[known] = override
-        return emit(index)[0]
+    def emit_at(self, known: Value) -> Callable[[Index, Expr], Store]:
+        """The one store of a nest that computes ``known`` at the given place and nowhere else; ``_ReadElsewhere``."""
 
-    if anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and shape == anchor.result.type.shape and len(group) == 1:
-        chosen = choose(ctx.machine, ctx.table, attention_key(anchor))
+        def store(index: Index, value: Expr) -> Store:
+            def override(at: Index) -> Expr:
+                if any(a is not i and size != 1 for a, i, size in zip(at, index, known.type.shape, strict=True)):
+                    raise _ReadElsewhere
+                return value
+
+            self.d.overrides[known] = override
+            return self.emit(index)[0]
+
+        return store
+
+    def finish(self, statements: tuple[Stmt, ...], blocks: bool = True) -> LoweredKernel:
+        return _finish(self.d, statements, self.label, self.ctx, blocks=blocks)
+
+    def attention(self, anchor: Operation | None) -> Operation | None:
+        """The anchor where it is an attention that has a nest of its own, which is all that the region computes."""
+        fits = anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and self.shape == anchor.result.type.shape
+        return anchor if fits and len(self.outputs) == 1 else None
+
+
+def _lower_group(body: Block, anchor: Operation | None, outputs: list[_Output], ctx: LoweringContext) -> LoweredKernel:
+    g = _Group(body, outputs, ctx)
+    return _in_blocks(g, anchor, ctx.machine) if isinstance(ctx.machine, BlockMachine) else _in_lanes(g, anchor, ctx.machine)
+
+
+def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> LoweredKernel:
+    """The nest for a CPU."""
+    ctx, shape = g.ctx, g.shape
+    attention = g.attention(anchor)
+    if attention is not None:
+        chosen = choose(machine, ctx.table, attention_key(attention))
         assert isinstance(chosen.choice, AttentionChoice)
         try:
-            statements = attention_nest(d, anchor, lambda index, value: emit_at(anchor.result, index, value), chosen.choice)
-            return replace(_finish(d, statements, label, ctx), schedule=chosen)
+            return replace(g.finish(attention_nest(g.d, attention, g.emit_at(attention.result), chosen.choice)), schedule=chosen)
         except _ReadElsewhere:
-            d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
+            g.again()  # the plain definition serves
     matrix = _Product.of(anchor, shape) or _Pair.of(anchor, shape)
     if matrix is not None:
         lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
         m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
-        lowered = _finish(d, nest([*lead, m, n], *emit((*lead, *d.flat.digits(m, matrix.rows), n))), label, ctx)
+        lowered = g.finish(nest([*lead, m, n], *g.emit((*lead, *g.d.flat.digits(m, matrix.rows), n))))
         if _is_product(lowered.kernel):
-            chosen = choose(ctx.machine, ctx.table, matrix.key)
+            chosen = choose(machine, ctx.table, matrix.key)
             assert isinstance(chosen.choice, TileChoice)
-            moves = (*matrix.moves(d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
+            moves = (*matrix.moves(g.d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
             return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
-        d = _definer(body, [o.target for o in group], ctx)  # the plain definition serves
-    flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in body if not o.op.terminator)
-    if flat and is_flat(shape, body.args) and all(not o.views for o in group):
-        return _finish(d, flat_nest(d, shape, emit), label, ctx)
-    return _finish(d, row_nest(shape, emit), label, ctx)
+        g.again()  # the plain definition serves
+    flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in g.body if not o.op.terminator)
+    if flat and is_flat(shape, g.body.args) and all(not o.views for o in g.outputs):
+        return g.finish(flat_nest(g.d, shape, g.emit))
+    return g.finish(row_nest(shape, g.emit))
+
+
+def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> LoweredKernel:
+    """The nest for a GPU."""
+    facts, shape = g.ctx.symbol_facts, g.shape
+    attention = g.attention(anchor)
+    if attention is not None:
+        tile = machine.attention_tile(attention.result.type.dtype)
+        try:
+            return g.finish(flash_nest(g.d, attention, g.emit_at(attention.result), *tile))
+        except _ReadElsewhere:
+            g.again()
+    matrix = BlockProduct.of(anchor, shape)
+    if matrix is not None:
+        lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
+        if _is_product(lowered.kernel):
+            return replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))
+        g.again()
+    rows = row_nest(shape, g.emit)
+    if folds(rows):
+        return g.finish(rows)
+    g.again()
+    lowered = g.finish(line_nest(g.d, shape, g.emit))
+    return replace(lowered, kernel=tiled_line(lowered.kernel, facts))
 
 
 def _is_product(kernel: Kernel) -> bool:
@@ -361,9 +417,14 @@ def _known(size: Dim) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _finish(d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None) -> LoweredKernel:
+def _finish(
+    d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None, blocks: bool = True
+) -> LoweredKernel:
+    """``blocks``: on a GPU vectors become blocks."""
     values = [v for v in d.names if v in d.buffers]
     params = tuple(d.buffers[v] for v in values)
     kernel = simplify_kernel(Kernel("kernel", params, statements), ctx.symbol_facts)
+    if blocks and isinstance(ctx.machine, BlockMachine):
+        kernel = in_blocks(kernel, ctx.symbol_facts)
     writes = tuple(v in d.written for v in values)  # even where a loop without turns was dropped with its stores
     return LoweredKernel(kernel, tuple((renamed or {}).get(v, v) for v in values), writes, label)

@@ -1,0 +1,119 @@
+"""Triton's interpreter where it computes what hardware does: it rounds bf16 by cutting bits off, multiplies bf16 matrices as integers, rounds
+``fma`` twice (before 3.9), takes what a comparison gives for what it compared, looks for maxima without NaN being one, and knows nothing of
+libdevice."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
+
+_binary, _cast, _reduce = InterpreterBuilder.binary_op, InterpreterBuilder.cast_impl, ReduceOps.apply_impl
+_FMA = getattr(interpreter._interpreter, "fma_fp32", None)
+
+
+def _as_numbers(handle: TensorHandle) -> np.ndarray:
+    return handle.data.view(ml_dtypes.bfloat16).astype(np.float32) if handle.dtype.scalar == tl.bfloat16 else handle.data
+
+
+def _cast_rounded(self: Any, src: TensorHandle, to: Any) -> TensorHandle:
+    old, new = src.dtype.scalar, to.scalar
+    if tl.bfloat16 in (old, new) and old != new:
+        data = _as_numbers(src)
+        with np.errstate(all="ignore"):
+            if new == tl.bfloat16:
+                return TensorHandle(np.ascontiguousarray(data.astype(np.float32).astype(ml_dtypes.bfloat16)).view(np.uint16), new)
+            return TensorHandle(data.astype(interpreter._get_np_dtype(new)), new)
+    with np.errstate(all="ignore"):
+        return _cast(self, src, to)
+
+
+def _compared(self: Any, lhs: TensorHandle, rhs: TensorHandle, op: Any) -> TensorHandle:
+    out = _binary(self, lhs, rhs, op)
+    return TensorHandle(out.data, tl.int1) if out.data.dtype == np.bool_ else out
+
+
+def _fp_to_fp(self: Any, src: TensorHandle, to: Any, rounding: Any) -> TensorHandle:
+    return _cast_rounded(self, src, to)
+
+
+def _dot_of_numbers(self: Any, a: TensorHandle, b: TensorHandle, d: TensorHandle, *rest: Any) -> TensorHandle:
+    x, y = (h.data.astype(np.int32) if h.dtype.scalar.is_int() else _as_numbers(h).astype(np.float32) for h in (a, b))
+    with np.errstate(all="ignore"):
+        return TensorHandle(np.matmul(x, y, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _fma_once(self: Any, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+    arrays = np.broadcast_arrays(x.data, y.data, z.data)
+    if _FMA is not None:
+        single = arrays[0].dtype == np.float32
+        contiguous = [np.ascontiguousarray(a) for a in arrays]
+        return TensorHandle((_FMA if single else interpreter._interpreter.fma_fp64)(*contiguous), z.dtype.scalar)
+    raise NotImplementedError("fma needs triton 3.9")
+
+
+_COMBINES: dict[str, Callable[..., np.ndarray]] = {"maximum": np.max, "minimum": np.min, "product": np.prod}
+
+
+def _reduced(self: Any, input: Any) -> Any:
+    name = getattr(getattr(self.combine_fn, "fn", self.combine_fn), "__name__", "")
+    if name in _COMBINES:
+        (x,) = input
+        with np.errstate(all="ignore"):
+            data = _COMBINES[name](x.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(np.asarray(data, x.handle.data.dtype), x.dtype)
+    return _reduce(self, input)
+
+
+@contextlib.contextmanager
+def corrected() -> Iterator[None]:
+    """Inside, the interpreter computes as hardware does."""
+    patches = [
+        (InterpreterBuilder, "binary_op", _compared),
+        (InterpreterBuilder, "cast_impl", _cast_rounded),
+        (InterpreterBuilder, "create_fp_to_fp", _fp_to_fp),
+        (InterpreterBuilder, "create_dot", _dot_of_numbers),
+        (InterpreterBuilder, "create_fma", _fma_once),
+        (ReduceOps, "apply_impl", _reduced),
+    ]
+    old = [(where, name, getattr(where, name)) for where, name, _ in patches]
+    for where, name, new in patches:
+        setattr(where, name, new)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        for where, name, was in old:
+            setattr(where, name, was)
+
+
+def _elementwise(f: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        tensors = [a if isinstance(a, tl.core.tensor) else interpreter.interpreter_semantic.to_tensor(a) for a in args]
+        data = np.broadcast_arrays(*(t.handle.data for t in tensors))
+        with np.errstate(all="ignore"):
+            out = np.asarray(f(*data)).astype(data[0].dtype)
+        like = max(tensors, key=lambda t: t.handle.data.ndim)
+        return tl.core.tensor(TensorHandle(out, like.dtype.scalar), like.type)
+
+    return call
+
+
+class _Libdevice:
+    """The functions of libdevice, by the C library."""
+
+    _NUMPY = {"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        known = {"pow": np.power, "atan2": np.arctan2, "erf": np.vectorize(math.erf, otypes=[np.float64]), **self._NUMPY}
+        return _elementwise(known.get(name) or getattr(np, name))
+
+
+libdevice = _Libdevice()

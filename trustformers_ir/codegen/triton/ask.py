@@ -1,0 +1,107 @@
+"""What the emitter asks of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.ir.dtypes import DType
+
+
+def roots(s: Stmt) -> tuple[Expr, ...]:
+    if isinstance(s, Store):
+        return (*s.index, s.value)
+    assert isinstance(s, For)
+    return (s.axis.extent,) if s.guard is None else (s.axis.extent, s.guard)
+
+
+def hint_of(e: Expr) -> str:
+    if isinstance(e, Load):
+        return e.buffer.name
+    if isinstance(e, Reduce):
+        return e.kind
+    return "at" if isinstance(e, CheckedIndex) else "t"
+
+
+def unsigned_factor(factors: tuple[Expr, Expr]) -> int | None:
+    """Which of the factors, of bytes, is unsigned, where the other is not."""
+    kinds = [x.x.dtype if isinstance(x, Cast) else x.dtype for x in factors]
+    return kinds.index(DType.u8) if sorted(k.name for k in kinds) == ["i8", "u8"] else None
+
+
+def conditions_of(e: Expr) -> list[Expr]:
+    """The parts of a conjunction."""
+    return [*conditions_of(e.a), *conditions_of(e.b)] if isinstance(e, Binary) and e.op == "and" and e.dtype is DType.bool else [e]
+
+
+def neutral(kind: str, dtype: DType) -> float | int:
+    if kind in ("sum", "any"):
+        return 0
+    if kind in ("prod", "all"):
+        return 1
+    if dtype.is_float:
+        return float("-inf") if kind == "max" else float("inf")
+    return dtype.min if kind == "max" else dtype.max
+
+
+def tile_axes(*roots: Expr) -> list[Axis]:
+    found = frozenset[Axis]().union(*(r.free_axes for r in roots))
+    return sorted((a for a in found if a.kind is TILE), key=lambda a: a.uid)
+
+
+def is_block(kernel: Kernel, buffer: Buffer) -> bool:
+    """Whether every access names whole dimensions: TILE axes as long as the buffer, or the only element."""
+    for s in walk_statements(kernel.body):
+        for e in roots(s):
+            for n in walk(e):
+                if isinstance(n, Load) and n.buffer is buffer and not _names_whole(buffer, n.index):
+                    return False
+        if isinstance(s, Store) and s.buffer is buffer and not _names_whole(buffer, s.index):
+            return False
+    return True
+
+
+def _names_whole(buffer: Buffer, index: tuple[Expr, ...]) -> bool:
+    axes = [i for i in index if isinstance(i, Axis) and i.kind is TILE]
+    if len(set(axes)) != len(axes):
+        return False
+    for i, size in zip(index, buffer.shape, strict=True):
+        whole = i.static_extent if isinstance(i, Axis) and i.kind is TILE else 1 if isinstance(i, Const) else None
+        if not isinstance(size, Const) or whole != size.value:
+            return False
+    return True
+
+
+def dimensions(kernel: Kernel) -> dict[Axis, int]:
+    """A dimension for each TILE axis: different ones for axes that meet in one expression, the lowest there is, loops first."""
+    meets: dict[Axis, set[Axis]] = {}
+    order: dict[Axis, None] = {}
+
+    def together(axes: Sequence[Axis]) -> None:
+        for a in axes:
+            order.setdefault(a)
+            meets.setdefault(a, set()).update(x for x in axes if x is not a)
+
+    def statement(s: Stmt, around: tuple[Axis, ...]) -> None:
+        if isinstance(s, For):
+            inner = (*around, s.axis) if s.axis.kind is TILE else around
+            together(inner)
+            for b in s.body:
+                statement(b, inner)
+
+    for s in kernel.body:
+        statement(s, ())
+    seen: set[Expr] = set()
+    for s in walk_statements(kernel.body):
+        for root in roots(s):
+            for e in walk(root, seen):
+                if isinstance(e, Reduce):
+                    together(tile_axes(e.body, *(() if e.guard is None else (e.guard,)), *e.axes))
+                elif e.free_axes:
+                    together(tile_axes(e))
+    found: dict[Axis, int] = {}
+    for a in order:
+        used = {found[x] for x in meets[a] if x in found}
+        found[a] = next(d for d in range(len(used) + 1) if d not in used)
+    return found

@@ -1,0 +1,63 @@
+"""GPUs that code is made for: their names, and what Triton has to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class GpuTargetError(ValueError):
+    """There is no such GPU; the message says which there are."""
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """``backend`` and ``arch`` are Triton's; ``warp`` is the number of threads that run in step, ``shared`` the bytes of shared memory that a
+    program can have (CUDA C++ Programming Guide, table of technical specifications; AMD CDNA3 ISA, section on LDS)."""
+
+    name: str
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+
+    @property
+    def native(self) -> str:
+        """The form that the driver loads."""
+        return "cubin" if self.backend == "cuda" else "hsaco"
+
+    @property
+    def assembly(self) -> str:
+        """The readable form of it."""
+        return "ptx" if self.backend == "cuda" else "amdgcn"
+
+
+def _cuda(major: int, minor: int, shared: int) -> GpuTarget:
+    return GpuTarget(f"cuda:sm_{major}{minor}", "cuda", major * 10 + minor, 32, shared << 10)
+
+
+def _rocm(arch: str, warp: int = 64) -> GpuTarget:
+    return GpuTarget(f"rocm:{arch}", "hip", arch, warp, 64 << 10)
+
+
+TARGETS: Mapping[str, GpuTarget] = {
+    t.name: t
+    for t in (
+        _cuda(8, 0, 163),
+        _cuda(8, 6, 99),
+        _cuda(8, 9, 99),
+        _cuda(9, 0, 227),
+        _cuda(10, 0, 227),
+        _cuda(12, 0, 99),
+        _rocm("gfx90a"),
+        _rocm("gfx942"),
+    )
+}
+
+
+def parse_gpu(name: str) -> GpuTarget:
+    """The target of a name such as ``cuda:sm_90`` or ``rocm:gfx942``."""
+    found = TARGETS.get(name)
+    if found is None:
+        raise GpuTargetError(f"there is no target '{name}'; of GPUs there are {', '.join(TARGETS)}")
+    return found
