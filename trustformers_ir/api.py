@@ -177,6 +177,13 @@ def list_passes() -> Iterator[str]:
     return compiler.list_passes()
 
 
+def emit_gpu(model: Any, target: str, stage: str, dtype: Any = None, quantize: Any = None, calibration: Any = None, dynamic: Any = None) -> str:
+    """The text of a stage for a GPU, which need not be here: ``"graph"``, ``"kernels"``, ``"triton"``, ``"ptx"`` or ``"amdgcn"``."""
+    from trustformers_ir import compiler
+
+    return compiler.emit_gpu(model, compiler.Request.of(target, dtype, dynamic, None, quantize, calibration), stage)
+
+
 def emit(executable: Executable, stage: str) -> str:
     """The text of a stage of an executable: ``"kernels"``, ``"llvm"`` or ``"asm"``."""
     from trustformers_ir import compiler

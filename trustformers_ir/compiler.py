@@ -19,6 +19,8 @@ from trustformers_ir.codegen import build as building
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
+from trustformers_ir.codegen.triton import build as gpu
+from trustformers_ir.codegen.triton.target import is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.random_model import PREFIX, random_model
@@ -265,7 +267,7 @@ def _pipeline(target: Target, panel: int | None = None, quantizer: Pass | None =
 def _cpu(target: str) -> str:
     later = [name for name in target.split(",") if name.strip().partition(":")[0] in _LATER_TARGETS]
     if later:
-        help = "`tfc targets` lists what this machine can compile for"
+        help = "the code can be looked at: --emit triton" if is_gpu(later[0].strip()) else "`tfc targets` lists what this machine can compile for"
         raise CompilerError.of(Code.NOT_BUILT, f"the target '{later[0].strip()}' is not built yet", help=help)
     return target
 
@@ -414,6 +416,16 @@ def list_passes() -> Iterator[str]:
 def _options(kind: type[Pass]) -> str:
     options = ",".join(f"{f.name}={option_text(f.default)}" for f in option_fields(kind))
     return f"{{{options}}}" if options else ""
+
+
+def emit_gpu(model: Any, request: Request, stage: str) -> str:
+    """The graph, kernels, Triton functions or assembly of a model for a GPU, which need not be here."""
+    target = gpu.find_gpu(request.target)
+    module = _own_module(model, None, request)
+    recipe = request.quantize
+    quantizer = None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, None))
+    PassManager(pipelines.gpu(quantizer), verify=request.verify).run(module)
+    return str(module) if stage == "graph" else gpu.lower(module, target).text(stage)
 
 
 def emit(executable: Executable, stage: str) -> str:

@@ -217,7 +217,7 @@ def test_bench_times_calls(capsys: pytest.CaptureFixture[str]) -> None:
 def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["target"]: row for row in data(capsys, "targets")}
     assert rows["cpu"]["compiles"] and rows["cpu"]["executes"] and rows["cpu:avx2"]["compiles"]
-    assert not rows["cuda"]["compiles"]
+    assert rows["cuda:sm_90"]["compiles"] and not rows["cuda:sm_90"]["executes"]
 
 
 def test_the_page_shows_every_command() -> None:

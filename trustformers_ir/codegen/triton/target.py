@@ -55,6 +55,11 @@ TARGETS: Mapping[str, GpuTarget] = {
 }
 
 
+def is_gpu(name: str) -> bool:
+    """Whether a target's name is that of a GPU, known or not."""
+    return name.startswith(("cuda:", "rocm:"))
+
+
 def parse_gpu(name: str) -> GpuTarget:
     """The target of a name such as ``cuda:sm_90`` or ``rocm:gfx942``."""
     found = TARGETS.get(name)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import trustformers_ir as tfir
+from trustformers_ir.codegen.triton.target import is_gpu
 from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.ir.schedule_table import TABLE
 from trustformers_ir.runtime.library import find_compiler
@@ -29,11 +30,13 @@ class Stage(enum.Enum):
     ASM = "asm"
     TRITON = "triton"
     PTX = "ptx"
+    AMDGCN = "amdgcn"
     METAL = "metal"
     WGSL = "wgsl"
 
 
-BUILT = (Stage.GRAPH, Stage.KERNELS, Stage.LLVM, Stage.ASM)
+CPU = (Stage.GRAPH, Stage.KERNELS, Stage.LLVM, Stage.ASM)
+GPU = (Stage.GRAPH, Stage.KERNELS, Stage.TRITON, Stage.PTX, Stage.AMDGCN)
 
 
 def compile(
@@ -58,8 +61,8 @@ def compile(
         raise console.usage("an output is needed", "tfc compile MODEL -o OUT.tfc, or --emit graph to see the graph")
     if json and emit is not None and output is None:
         raise console.usage("--json and the text of --emit cannot both go to stdout", "give the text an output: -o FILE")
-    if emit is not None and emit not in BUILT:
-        raise console.not_built(f"--emit {emit.value}", f"the stages are {', '.join(s.value for s in BUILT)}")
+    gpu = emit is not None and is_gpu(target)
+    _check_stage(emit, target, gpu)
     if output is not None:
         check_writable(output)
         if emit is None and not output.endswith((".tfc", ".so", ".o")):
@@ -69,8 +72,14 @@ def compile(
     if output is not None and emit is None and output.endswith(".so"):
         find_compiler()  # before the work whose result needs it
     started = time.perf_counter()
+    dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
+    if gpu:
+        assert emit is not None
+        with console.progress("compiling"):
+            text = tfir.api.emit_gpu(model, target, emit.value, dtype, quantize, files(calibrate), dims)
+        _write(text, output)
+        return
     with console.progress("compiling"):
-        dims = tuple(filter(None, (d.strip() for d in dynamic.split(",")))) if dynamic is not None else None
         executable = tfir.compile(
             model,
             target=target,
@@ -83,14 +92,13 @@ def compile(
             schedules=schedules,
         )
         if emit is not None:
-            text = str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value)
+            _write(str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value), output)
             if output is None:
-                print(text)
                 return
-            write_text(output, text if text.endswith("\n") else text + "\n")
         else:
             assert output is not None
             executable.save(output, embed_weights=embed_weights)
+    assert output is not None
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)
     for line in (*summary(executable.report()), *_tuned(executable.report())):
@@ -101,6 +109,23 @@ def compile(
             {"model": model, "output": output, "target": built, "seconds": seconds, "report": executable.report()}
             | {"predictions": predictions(executable.manifest, executable.threads)}
         )
+
+
+def _check_stage(emit: Stage | None, target: str, gpu: bool) -> None:
+    """``USAGE`` for a stage that the target does not have, ``NOT_BUILT`` for one that none has yet."""
+    if emit is None or emit in (GPU if gpu else CPU):
+        return
+    known = ", ".join(s.value for s in (GPU if gpu else CPU))
+    if emit not in CPU + GPU:
+        raise console.not_built(f"--emit {emit.value}", f"the stages are {known}")
+    raise console.usage(f"'{target}' has no stage {emit.value}", f"its stages are {known}; --target cuda:sm_90 and its like have triton")
+
+
+def _write(text: str, output: str | None) -> None:
+    if output is None:
+        print(text)
+    else:
+        write_text(output, text if text.endswith("\n") else text + "\n")
 
 
 def _tuned(report: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ import platform
 from dataclasses import asdict, dataclass
 
 from trustformers_ir.codegen.llvm import target as cpu
+from trustformers_ir.codegen.triton.build import has_triton
+from trustformers_ir.codegen.triton.target import TARGETS as GPUS
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
 
@@ -44,7 +46,10 @@ def _rows() -> list[Row]:
         executes = not missing and platform.machine().lower() in ("x86_64", "amd64")
         added = [f for f in ("avxvnni", "avx512vnni") if f in level.features]
         rows.append(Row(name, True, executes, " + ".join([level.cpu, *added]) + (f"; lacks {', '.join(missing)}" if missing else "")))
-    return rows + [Row(name, False, False, "not built yet") for name in ("cuda", "rocm", "metal", "vulkan")]
+    here = has_triton()
+    note = "texts and machine code (--emit); no runtime yet" if here else "texts (--emit triton); machine code needs Triton: pip install triton"
+    rows += [Row(name, here, False, note) for name in GPUS]
+    return rows + [Row(name, False, False, "not built yet") for name in ("metal", "vulkan")]
 
 
 def _yes(value: bool) -> str:

@@ -1,0 +1,86 @@
+"""A module for a GPU, top to bottom: lower, emit, and what can be looked at on the way.
+
+The module has been through the passes of GPUs (``passes/pipelines.py``). Equal kernels (layers of one model) are emitted and compiled once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel
+from trustformers_ir.codegen.kernel_ir.printer import print_kernel
+from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
+from trustformers_ir.codegen.lower.blocks import BlockMachine
+from trustformers_ir.codegen.lower.definer import Sites
+from trustformers_ir.codegen.lower.function import lower_function
+from trustformers_ir.codegen.program import Program
+from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
+from trustformers_ir.codegen.triton.emit import Emitted, emit
+from trustformers_ir.codegen.triton.module import module_text
+from trustformers_ir.codegen.triton.target import GpuTarget, GpuTargetError, parse_gpu
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+
+STAGES = ("kernels", "triton", "ptx", "amdgcn")
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """A module after lowering. Labels say what a kernel computes."""
+
+    module: Module
+    target: GpuTarget
+    programs: tuple[Program, ...]
+
+    @functools.cached_property
+    def kernels(self) -> Mapping[str, tuple[str, Kernel]]:
+        """Label and nest of each distinct kernel by its name, in order of first use."""
+        distinct = {c.kernel.key(): c for p in self.programs for c in p.calls}
+        return {f"kernel_{n}": (c.label, c.kernel) for n, c in enumerate(distinct.values())}
+
+    @functools.cached_property
+    def emitted(self) -> tuple[Emitted, ...]:
+        facts = symbol_facts(self.module.facts)
+        return tuple(emit(kernel, name, facts) for name, (_, kernel) in self.kernels.items())
+
+    def text(self, stage: str) -> str:
+        """The kernels as kernel IR, as a file of Triton functions, or as the target's assembly. ``USAGE`` for the assembly of another maker,
+        ``MISSING_DEPENDENCY`` without Triton."""
+        if stage == "kernels":
+            return "\n\n".join(f"// {name}: {label}\n{print_kernel(kernel)}" for name, (label, kernel) in self.kernels.items())
+        if stage == "triton":
+            return module_text(self.emitted)
+        if stage != self.target.assembly:
+            message = f"'{self.target.name}' has no {stage}"
+            raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton and {self.target.assembly}")
+        labels = {name: label for name, (label, _) in self.kernels.items()}
+        return "\n\n".join(f"// {b.name}: {labels[b.name]}\n{b.assembly.strip()}" for b in self.binaries())
+
+    def binaries(self) -> list[Binary]:
+        """The machine code of every kernel. ``MISSING_DEPENDENCY`` without Triton."""
+        if not has_triton():
+            raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
+        return compile_kernels(self.emitted, self.target)
+
+
+def has_triton() -> bool:
+    """Whether machine code can be made here. Texts can be without it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def find_gpu(name: str) -> GpuTarget:
+    """The target of that name; ``UNKNOWN_TARGET``."""
+    try:
+        return parse_gpu(name)
+    except GpuTargetError as error:
+        raise CompilerError.of(Code.UNKNOWN_TARGET, str(error), help="`tfc targets` lists what this machine can compile for") from None
+
+
+def lower(module: Module, target: GpuTarget, machine: BlockMachine | None = None) -> GpuCode:
+    """Every function of the module. The module is changed: what is left outside regions is put into some."""
+    sites = Sites()
+    programs = [lower_function(module, f, machine or BlockMachine(), sites=sites) for f in module.functions.values()]
+    return GpuCode(module, target, tuple(programs))
