@@ -33,6 +33,12 @@ MODELS: dict[str, tuple[str, DType | None, Callable[[], Pass | None]]] = {
     "minilm bf16": ("random:bert?num_hidden_layers=1&hidden_size=384&num_attention_heads=12&intermediate_size=1536", DType.bf16, lambda: None),
     "minilm int8": ("random:bert?num_hidden_layers=1&hidden_size=384&num_attention_heads=12&intermediate_size=1536", None, QuantizeInt8),
     "vit-b f16": ("random:vit?num_hidden_layers=1", DType.f16, lambda: None),
+    "gpt-2 f16": ("random:gpt2?n_layer=1&vocab_size=1024", DType.f16, lambda: None),
+    "llama bf16": (
+        "random:llama?num_hidden_layers=1&hidden_size=1024&intermediate_size=2816&num_attention_heads=16&num_key_value_heads=4&vocab_size=1024",
+        DType.bf16,
+        lambda: None,
+    ),
 }
 
 
