@@ -219,6 +219,24 @@ def test_a_stage_cuts_a_tile_in_two() -> None:
             apply(kernel("k", [y], *nest([i, j], *stores)), (Stage("i"),))
 
 
+def test_a_stage_sums_up_one_tile_after_the_other() -> None:
+    i, j, m = Axis("i", Sym("m")), Axis("j", 48), Sym("m")
+    a, y = Buffer("A", f32, (m, 20), readonly=True), Buffer("C", f32, (m, 48))
+    b = [Buffer(name, f32, (1, 20, 48), readonly=True) for name in ("B", "D")]
+    sums = [reduce("sum", k := Axis("k", 20), a[i, k] * w[j // 48, k, j % 48]) for w in b]
+    naive = kernel("gated", [a, *b, y], *nest([i, j], store(y, (i, j), maximum(sums[0], 0.0) * sums[1])))
+    staged = apply(naive, (*TILE, Stage("i.i")))
+    text = print_kernel(staged)
+    assert text.index("sums[") < text.index("sums1[") < text.index("seq i.i.s < 8") < text.index("C[")
+    rng = np.random.default_rng(0)
+    for rows in (1, 8, 13):
+        arrays = [guarded(rng.normal(size=s).astype(np.float32)) for s in ((rows, 20), (1, 20, 48), (1, 20, 48), (rows, 48))]
+        expected = [x.copy() for x in arrays]
+        interpret(naive, expected, {"m": rows})
+        Compiled(staged)(arrays, {"m": rows}, workers=2)
+        np.testing.assert_array_equal(arrays[3].view(np.int32), expected[3].view(np.int32))
+
+
 def test_in_place_loops_cannot_be_clamped_or_moved() -> None:
     n = Sym("n")
     x = Buffer("x", f32, (n, 4))

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}},
     "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 20.0}, "head_dim": 16},
     "no layer": {"num_hidden_layers": 0},
+    "one unit": {"intermediate_size": 1},
 }
 
 
@@ -193,6 +194,21 @@ def test_problems_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert {code for code, _ in refused(tmp_path)} == {Code.UNSUPPORTED_CONFIG, Code.CONFIG_INVALID}
     assert len(refused(tmp_path)) == 4
+
+
+def test_kernels_of_a_layer() -> None:
+    """One product for queries, keys and values; gate and up with what is made of them are one kernel, in any dtype of the weights."""
+    for stored in ("f32", "bf16"):
+        exe = tfir.compile(
+            "random:llama?hidden_size=96&num_hidden_layers=1&num_attention_heads=6&num_key_value_heads=2&intermediate_size=160"
+            f"&vocab_size=70&architecture=LlamaForCausalLM&dtype={stored}"
+        )
+        labels = [set(k.label.split("+")) for k in exe.manifest.entries[0].kernels]
+        product, norm, views = {"linear"}, {"rms_norm"}, {"slice", "reshape", "transpose"}
+        layer = labels[labels.index(norm) :]
+        attention = [product, views | {"rope"}, views | {"rope"}, views | {"attention"}, product | {"add"}]
+        assert layer == [norm, *attention, norm, product | {"silu", "mul"}, product | {"add"}, norm, product]
+        assert any("gate_proj" in w for w in exe.module.weights)
 
 
 def test_objects_in_random_models() -> None:

@@ -28,10 +28,10 @@ from trustformers_ir.tools.probes import draw_dims, draw_inputs
 f32 = DType.f32
 
 
-def fused(module: Module, max_ops: int = 24) -> PassLog:
+def fused(module: Module, max_ops: int = 24, twin_bytes: int = 0) -> PassLog:
     """Fuse in place, check the module and that every output keeps its bits."""
     before = clone_module(module)
-    log = PassManager([Fuse(max_ops=max_ops)], verify=True).run(module).passes[0].log
+    log = PassManager([Fuse(max_ops=max_ops, twin_bytes=twin_bytes)], verify=True).run(module).passes[0].log
     check_module(module)
     random = np.random.default_rng(0)
     for _ in range(2):
@@ -79,6 +79,82 @@ def test_two_products_that_meet_share_one_sum() -> None:
     m = traced(lambda x, w, v: F.linear(x, w) + F.linear(x, v), f32["n", 8], f32[16, 8], f32[16, 8])
     fused(m)
     assert sorted(regions(m)) == [("contraction", ["linear"]), ("contraction", ["linear", "add"])]
+
+
+# --- two products of one activation ------------------------------------------------------------------------------------------------
+
+
+def gated(network: Callable[..., Any], second: int = 48, pack: bool = True) -> Module:
+    """Two products of one activation by weights of 48 and ``second`` columns, packed or not, and what the network makes of them."""
+    random = np.random.default_rng(0)
+    w, v = (random.standard_normal((n, 320)).astype(np.float32) for n in (48, second))
+    module = traced(lambda x, y: network(x, y, w, v), f32["n", 320], f32["n", 320])
+    if pack:
+        PassManager([PackWeights()]).run(module)
+    return module
+
+
+PANELS = 2 * 48 * 320 * 4
+GATED: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "gate first": (lambda x, y, w, v: F.silu(F.linear(x, w)) * F.linear(x, v), ["linear", "silu", "linear", "mul"]),
+    "up first": (lambda x, y, w, v: F.linear(x, v) * F.silu(F.linear(x, w)), ["linear", "linear", "silu", "mul"]),
+    "both bent": (lambda x, y, w, v: F.gelu(F.linear(x, w)) * F.linear(x, v).tanh() + 1, ["linear", "gelu", "linear", "tanh", "mul", "add"]),
+    "another product after it": (
+        lambda x, y, w, v: F.linear(F.silu(F.linear(x, w)) * F.linear(x, v), v[:, :48]),
+        ["linear", "silu", "linear", "mul"],
+    ),
+    "met late": (lambda x, y, w, v: (F.linear(x, w).exp() + 1) * F.linear(x, v), ["linear", "exp", "add", "linear", "mul"]),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gate_and_up_are_one_region(name: str) -> None:
+    network, expected = GATED[name]
+    module = gated(network)
+    assert fused(module, twin_bytes=PANELS).counts["second product of a region"] == 1
+    assert regions(module)[0] == ("contraction", expected)
+
+
+APART: dict[str, tuple[Callable[..., Any], dict[str, Any], str | None]] = {
+    "two activations": (lambda x, y, w, v: F.silu(F.linear(x, w)) * F.linear(y, v), {}, None),
+    "up is a result": (lambda x, y, w, v: (up := F.linear(x, v), F.silu(F.linear(x, w)) * up), {}, None),
+    "a norm between": (lambda x, y, w, v: F.silu(F.linear(x, w)) * F.rms_norm(F.linear(x, v)), {}, None),
+    "other shapes": (
+        lambda x, y, w, v: F.silu(F.linear(x, w)) * F.linear(x, v),
+        {"second": 1},
+        "linear beside linear: their weights differ in shape, dtype or layout",
+    ),
+    "not packed": (
+        lambda x, y, w, v: F.silu(F.linear(x, w)) * F.linear(x, v),
+        {"pack": False},
+        "linear beside linear: their weights are not packed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_products_that_stay_apart(name: str) -> None:
+    network, how, reason = APART[name]
+    module = gated(network, **how)
+    log = fused(module, twin_bytes=PANELS)
+    assert not any(operations.count("linear") > 1 for _, operations in regions(module))
+    assert reason is None or ("fused", reason) in log.misses
+
+
+def test_panels_that_do_not_fit_a_cache_stay_apart() -> None:
+    network = GATED["gate first"][0]
+    log = fused(module := gated(network), twin_bytes=PANELS - 1)
+    assert len(regions(module)) == 2
+    assert ("fused", f"linear beside linear: a panel of each is {PANELS} bytes, and a cache has room for {PANELS - 1}") in log.misses
+    fused(module := gated(network))
+    assert len(regions(module)) == 2
+
+
+@pytest.mark.parametrize("limit", range(2, 7))
+def test_a_region_without_room_for_both(limit: int) -> None:
+    """Whatever the limit is, no region needs what needs it."""
+    module = gated(GATED["both bent"][0])
+    fused(module, max_ops=limit, twin_bytes=PANELS)
 
 
 def test_a_result_with_two_readers_ends_its_region() -> None:

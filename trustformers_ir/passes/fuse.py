@@ -17,7 +17,9 @@ After::
 Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen et al. 2018, section 3) with the kinds of ``ir/schema.py``:
 
 1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result;
-2. *contractions* take in the elementwise operations after them that have their shape, and views of the result;
+2. *contractions* take in the elementwise operations after them that have their shape, and views of the result. A product by a packed weight
+   takes in a second one of the same activation, when these operations alone read it and panels are small (``twin_bytes``): gate and up of a
+   gated feed-forward network, ``silu(x W) * (x V)``, are one kernel, and neither goes to memory;
 3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result, or
    its cast, whatever else reads that result: the row is at hand;
 4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
@@ -37,6 +39,7 @@ from trustformers_ir.ir.core import Block, Function, Module, Operation, Value
 from trustformers_ir.ir.ops.nn import normalised_axes
 from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.ir.types import Panels, TensorType
 from trustformers_ir.passes.manager import Pass, PassLog
 
 #: Elementwise operations that cost less than a trip to memory: they may be computed several times per element.
@@ -69,13 +72,17 @@ class _Group:
 
 @dataclass(frozen=True)
 class Fuse(Pass):
-    """``max_ops`` bounds the operations of one region: compile time grows with it faster than speed."""
+    """``max_ops`` bounds the operations of one region: compile time grows with it faster than speed. Two products of one activation share a region
+    where a panel of each weight, together, has at most ``twin_bytes``; 0: never."""
 
     max_ops: int = 24
+    twin_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.max_ops < 1:
             raise ValueError("max_ops is at least 1")
+        if self.twin_bytes < 0:
+            raise ValueError("twin_bytes is not negative")
 
     name = "fuse"
     summary = "group operations into regions that become one kernel each"
@@ -86,12 +93,12 @@ class Fuse(Pass):
     def run(self, module: Module, log: PassLog) -> None:
         """Puts every operation of every function into a region; weights stay outside."""
         for function in module.functions.values():
-            _Fusion(function, self.max_ops, log).run()
+            _Fusion(function, self.max_ops, self.twin_bytes, log).run()
 
 
 class _Fusion:
-    def __init__(self, function: Function, max_ops: int, log: PassLog) -> None:
-        self.function, self.max_ops, self.log = function, max_ops, log
+    def __init__(self, function: Function, max_ops: int, twin_bytes: int, log: PassLog) -> None:
+        self.function, self.max_ops, self.twin_bytes, self.log = function, max_ops, twin_bytes, log
         self.group_of: dict[Operation, _Group] = {}
         self.groups: list[_Group] = []
 
@@ -143,13 +150,55 @@ class _Fusion:
             reason = self.refuse_after(group, following)
             if reason is not None:
                 self.log.miss("fused", f"{following.op.mnemonic} after {group.anchor.op.mnemonic}: {reason}")
-                return
+                break
             if not self.add(group, following):
                 return
             group.viewed |= isinstance(following.op, VIEWS)
             group.last = following
         if group.kind is RegionKind.REDUCTION:
             self.codes(group)
+        elif self.twin_bytes and isinstance(group.anchor.op, ops.Linear):
+            self.twin(group)
+
+    def twin(self, group: _Group) -> None:
+        """Takes in a second product of the anchor's activation that the operations behind the first one read, and what stands between: the other
+        half of a gated network. Where room is short, what is nearest comes first: what stays outside never needs the region."""
+        reader = group.anchor
+        while reader is not group.last:
+            (reader,) = reader.result.users
+            for value in reader.inputs:
+                chain = self.product_behind(value)
+                if not chain or chain[-1].inputs[0] is not group.anchor.inputs[0]:
+                    continue
+                reason = self.refuse_twin(group.anchor.inputs[1].type, chain[-1].inputs[1].type)
+                if reason is not None:
+                    self.log.miss("fused", f"linear beside linear: {reason}")
+                elif all(self.add(group, o) for o in chain):
+                    self.log.count("second product of a region")
+                    return
+
+    def refuse_twin(self, first: TensorType, second: TensorType) -> str | None:
+        """Why products by weights of these types do not share a region."""
+        if first != second:
+            return "their weights differ in shape, dtype or layout"
+        terms = first.shape[-1]
+        if not isinstance(first.layout, Panels) or not isinstance(terms, int):
+            return "their weights are not packed"
+        if (size := 2 * first.layout.width * terms * first.dtype.itemsize) > self.twin_bytes:
+            return f"a panel of each is {size} bytes, and a cache has room for {self.twin_bytes}"
+        return None
+
+    def product_behind(self, value: Value) -> list[Operation]:
+        """What makes ``value`` of a product, elementwise, and that product; nothing where one of them is in a region or read elsewhere."""
+        chain: list[Operation] = []
+        while (o := value.producer) is not None and o not in self.group_of and value.has_one_use and len(o.results) == 1:
+            chain.append(o)
+            if isinstance(o.op, ops.Linear):
+                return chain
+            if o.op.fusion is not FusionKind.ELEMENTWISE:
+                return []
+            value = o.inputs[0]
+        return []
 
     def codes(self, group: _Group) -> None:
         """Takes in what quantizes the group's result, scaled by a weight or not; the result leaves the region as well when others read it.

@@ -115,7 +115,7 @@ class Prefetch:
 @dataclass(frozen=True)
 class Stage:
     """Cuts the register tile below the UNROLL loop ``axis`` in two: first the sums, which are put down in scratch memory, then what is made of them,
-    in an ordinary loop over ``axis.s`` and what was below it.
+    in an ordinary loop over ``axis.s`` and what was below it. Of several sums each has a tile of its own, one after the other.
 
         unroll i < 8                        unroll i < 8
           vector j < 16                       vector j < 16
@@ -285,21 +285,22 @@ def _stage(kernel: Kernel, move: Stage) -> tuple[Stmt, ...]:
     if len(chain[-1].body) > 1 or not isinstance(store, Store):
         raise ScheduleError(f"the tile below {axis.name} has more than one statement")
     sums = [r for r in _outermost_reduces(store.value) if axis in r.free_axes]
-    if len(sums) != 1:
-        raise ScheduleError(f"what is stored below {axis.name} is made of {len(sums)} folds that depend on it, not of one")
+    if not sums:
+        raise ScheduleError(f"what is stored below {axis.name} is made of 0 folds that depend on it")
     old = tuple(f.axis for f in chain)
     if any(a.static_extent is None for a in old):
         raise ScheduleError(f"the tile below {axis.name} has no fixed size")
-    scratch = Buffer(f"sums{len(kernel.scratch) or ''}", sums[0].dtype, [a.extent for a in old], space=SCRATCH)
+    count, shape = len(kernel.scratch), [a.extent for a in old]
+    places = {r: Buffer(f"sums{count + n or ''}", r.dtype, shape, space=SCRATCH) for n, r in enumerate(sums)}
     new = tuple(Axis(f"{a.name}.s", a.extent, SEQ if a is axis else a.kind) for a in old)
-    value = Substitution({sums[0]: Load(scratch, old)})(store.value)
+    value = Substitution({r: Load(scratch, old) for r, scratch in places.items()})(store.value)
     moved = Substitution(dict(zip(old, new, strict=True)))
-    first: Stmt = Store(scratch, old, sums[0])
+    tiles: list[Stmt] = [Store(scratch, old, r) for r, scratch in places.items()]
     second: Stmt = moved.stmt(Store(store.buffer, store.index, value))
     for f, a in zip(reversed(chain), reversed(new), strict=True):
-        first = For(f.axis, (first,), f.guard)
+        tiles = [For(f.axis, (t,), f.guard) for t in tiles]
         second = For(a, (second,), None if f.guard is None else moved(f.guard))
-    return _swap(kernel.body, top, first, second)
+    return _swap(kernel.body, top, *tiles, second)
 
 
 def _outermost_reduces(e: Expr) -> list[Reduce]:

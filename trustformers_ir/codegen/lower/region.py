@@ -259,15 +259,15 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
             return replace(g.finish(attention_nest(g.d, attention, g.emit_at(attention.result), chosen.choice)), schedule=chosen)
         except _ReadElsewhere:
             g.again()  # the plain definition serves
-    matrix = _Product.of(anchor, shape) or _Pair.of(anchor, shape)
+    matrix = _Product.of(anchor, shape, g.body) or _Pair.of(anchor, shape)
     if matrix is not None:
         lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
         m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)
         lowered = g.finish(nest([*lead, m, n], *g.emit((*lead, *g.d.flat.digits(m, matrix.rows), n))))
-        if _is_product(lowered.kernel):
+        if _is_product(lowered.kernel, matrix.products):
             chosen = choose(machine, ctx.table, matrix.key)
             assert isinstance(chosen.choice, TileChoice)
-            moves = (*matrix.moves(g.d, chosen.choice), *((Stage("m.i"),) if _is_long(lowered.kernel) else ()))
+            moves = (*matrix.moves(g.d, chosen.choice), *((Stage("m.i"),) if matrix.products > 1 or _is_long(lowered.kernel) else ()))
             return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
         g.again()  # the plain definition serves
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in g.body if not o.op.terminator)
@@ -300,11 +300,11 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> Lo
     return replace(lowered, kernel=tiled_line(lowered.kernel, facts))
 
 
-def _is_product(kernel: Kernel) -> bool:
-    """Whether the axes of the product are the only ones of their names: something behind it may read it at other places (codes of its rows), or be
-    a sum over letters that are called the same."""
+def _is_product(kernel: Kernel, products: int = 1) -> bool:
+    """Whether the axes of so many products are the only ones of their names: something behind one may read it at other places (codes of its rows), or
+    be a sum over letters that are called the same."""
     names = [a.name for a in axes_of(kernel)]
-    return all(names.count(name) <= 1 for name in ("m", "n", "k"))
+    return names.count("m") <= 1 and names.count("n") <= 1 and names.count("k") <= products
 
 
 LONG = 16  # operations behind a sum from which on they run in a loop of their own
@@ -331,18 +331,20 @@ def _is_long(kernel: Kernel) -> bool:
 
 @dataclass(frozen=True)
 class _Product:
-    """A matrix product over a packed weight, with its epilogue in the same index space: ``rows``, of ``columns`` each."""
+    """A matrix product over a packed weight, with its epilogue in the same index space: ``rows``, of ``columns`` each. ``twin`` is the weight of a
+    second product of the same activation: one tile after the other is summed up, then what is made of both is computed row by row."""
 
     rows: tuple[Dim, ...]
     columns: int
     weight: Value
     layout: Panels
     of_bytes: bool
+    twin: Value | None = None
 
     lead: ClassVar[tuple[Dim, ...]] = ()
 
     @classmethod
-    def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Product | None:
+    def of(cls, anchor: Operation | None, shape: tuple[Dim, ...], body: Block) -> _Product | None:
         """The product when the region is one that has register tiles."""
         if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.LinearInt8)) or anchor.result.type.shape != shape or len(shape) < 2:
             return None
@@ -352,7 +354,14 @@ class _Product:
         layout = weight.type.layout
         if not isinstance(layout, Panels) or anchor.result.type.dtype is DType.f64 or not isinstance(shape[-1], int):
             return None
-        return cls(shape[:-1], shape[-1], weight, layout, integer and layout.depth == 4)
+        if shape[-1] == 1:
+            return None  # a single column leaves the index, and a vector of columns would be stored where no lane is told from another
+        twins = [o.inputs[1] for o in body if isinstance(o.op, ops.Linear) and o is not anchor]
+        return cls(shape[:-1], shape[-1], weight, layout, integer and layout.depth == 4, twins[0] if twins else None)
+
+    @property
+    def products(self) -> int:
+        return 1 if self.twin is None else 2
 
     @property
     def key(self) -> ScheduleKey:
@@ -360,11 +369,10 @@ class _Product:
         return ScheduleKey(template, type.dtype, self.columns, _known(type.shape[1]), _known(product(self.rows)), self.layout.width)
 
     def moves(self, d: Definer, choice: TileChoice) -> tuple[Move, ...]:
-        """The schedule, and how the panels of the weight are fetched when it lies in memory."""
+        """The schedule, and how the panels of weights are fetched when they lie in memory."""
         tiles = (dot_schedule if self.of_bytes else gemm_schedule)(choice, self.key.rows)
-        if self.weight not in d.buffers:
-            return tiles
-        return (*tiles, *prefetch_schedule(d.buffers[self.weight].name, choice, self.key))
+        stored = [d.buffers[w].name for w in (self.weight, self.twin) if w is not None and w in d.buffers]
+        return (*tiles, *(move for name in stored for move in prefetch_schedule(name, choice, self.key)))
 
 
 @dataclass(frozen=True)
@@ -379,6 +387,8 @@ class _Pair:
     turned: bool  # the right one lies transposed
     template: str
     dtype: DType
+
+    products: ClassVar[int] = 1
 
     @classmethod
     def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> _Pair | None:
