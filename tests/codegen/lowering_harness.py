@@ -27,6 +27,35 @@ from trustformers_ir.runtime.native import NativeLibrary, link
 POISON = 0xA5  # what memory holds before it is written
 
 
+class Memory:
+    """The buffers of one call of a program, made when they are first asked for; each ends at a forbidden page."""
+
+    def __init__(self, module: Module, inputs: Sequence[np.ndarray], dims: Mapping[str, int]) -> None:
+        self.module, self.inputs, self.dims = module, inputs, dims
+        self.known: dict[tuple[Storage, int | str], np.ndarray] = {}
+
+    def __getitem__(self, ref: BufferRef) -> np.ndarray:
+        key = (ref.storage, ref.key)
+        if key not in self.known:
+            if ref.storage is Storage.INPUT:
+                self.known[key] = guarded(np.ascontiguousarray(self.inputs[int(ref.key)]))
+            elif ref.storage is Storage.WEIGHT:
+                self.known[key] = guarded(np.ascontiguousarray(self.module.weights[str(ref.key)].data))
+            else:
+                shape = tuple(evaluate(d, self.dims) for d in ref.type.layout.storage(ref.type.shape))
+                count = int(np.prod(shape, dtype=np.int64)) * ref.type.dtype.itemsize
+                self.known[key] = guarded(np.full(count, POISON, np.uint8)).view(ref.type.dtype.numpy).reshape(shape)
+        return self.known[key]
+
+    def outputs(self, program: Program) -> list[np.ndarray]:
+        """What the program has left in its outputs."""
+        found = []
+        for i, port in enumerate(program.outputs):
+            shape = tuple(evaluate(d, self.dims) for d in port.type.layout.storage(port.type.shape))
+            found.append(np.array(self.known.get((Storage.OUTPUT, i), np.empty(0, port.type.dtype.numpy))).reshape(shape))
+        return found
+
+
 class Runner:
     """The compiled ``main`` of one module."""
 
@@ -38,11 +67,11 @@ class Runner:
 
     def __call__(self, inputs: Sequence[np.ndarray], dims: Mapping[str, int], workers: int = 1) -> list[np.ndarray]:
         """The outputs. Every worker does its share of every kernel, one after the other."""
-        memory: dict[tuple[Storage, int | str], np.ndarray] = {}
+        memory = Memory(self.module, inputs, dims)
         values = (ctypes.c_int64 * max(len(self.symbols), 1))(*[dims[s] for s in self.symbols])
         status = np.zeros(2, np.int64)
         for function, call in zip(self.functions, self.program.calls, strict=True):
-            arrays = [self._array(a, memory, inputs, dims) for a in call.arguments]
+            arrays = [memory[a] for a in call.arguments]
             pointers = (ctypes.c_void_p * max(len(arrays), 1))(*[a.ctypes.data for a in arrays])
             scratch = _scratch(call, dims)
             for worker in range(workers):
@@ -51,26 +80,7 @@ class Runner:
         if status[0]:
             site = self.program.sites[int(status[0]) - 1]
             raise IndexError(f"{site}: index {status[1]}")
-        outputs = []
-        for i, port in enumerate(self.program.outputs):
-            shape = tuple(evaluate(d, dims) for d in port.type.layout.storage(port.type.shape))
-            outputs.append(np.array(memory.get((Storage.OUTPUT, i), np.empty(0, port.type.dtype.numpy))).reshape(shape))
-        return outputs
-
-    def _array(
-        self, ref: BufferRef, memory: dict[tuple[Storage, int | str], np.ndarray], inputs: Sequence[np.ndarray], dims: Mapping[str, int]
-    ) -> np.ndarray:
-        key = (ref.storage, ref.key)
-        if key not in memory:
-            if ref.storage is Storage.INPUT:
-                memory[key] = guarded(np.ascontiguousarray(inputs[int(ref.key)]))
-            elif ref.storage is Storage.WEIGHT:
-                memory[key] = guarded(np.ascontiguousarray(self.module.weights[str(ref.key)].data))
-            else:
-                shape = tuple(evaluate(d, dims) for d in ref.type.layout.storage(ref.type.shape))
-                count = int(np.prod(shape, dtype=np.int64)) * ref.type.dtype.itemsize
-                memory[key] = guarded(np.full(count, POISON, np.uint8)).view(ref.type.dtype.numpy).reshape(shape)
-        return memory[key]
+        return memory.outputs(self.program)
 
 
 def _scratch(call: KernelCall, dims: Mapping[str, int]) -> np.ndarray:

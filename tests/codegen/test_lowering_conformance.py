@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from accuracy import check_case, same_bytes
 from lowering_harness import Runner, compile_modules
+from native_cases import INDEXED, NATIVE, STRUCTURE, is_complex, native, with_a_wrong_index
 
 from trustformers_ir.codegen.llvm.target import Target, parse
 from trustformers_ir.codegen.lower.definer import RULES
@@ -28,20 +29,6 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schema import OPS, FusionKind, Op
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import check_target
-
-#: no values of their own
-STRUCTURE = frozenset(m for m, kind in OPS.items() if kind.fusion is FusionKind.STRUCTURE) | {"weight"}
-
-
-def is_complex(case: Case) -> bool:
-    return any(t is not None and t.dtype.is_complex for t in (*case.types, *case.results))
-
-
-def native(mnemonic: str) -> list[Case]:
-    return [c for c in cases([OPS[mnemonic]]) if not is_complex(c)]
-
-
-NATIVE = [m for m in OPS if m not in STRUCTURE and native(m)]
 
 
 def executes(target: Target) -> bool:
@@ -167,27 +154,18 @@ def test_an_op_without_native_code_says_where_to_write_it(monkeypatch: pytest.Mo
 # --- indices out of range ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mnemonic", ["gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd", "embedding"])
+@pytest.mark.parametrize("mnemonic", INDEXED)
 @pytest.mark.parametrize("how", ["too large", "too small", "largest of the dtype"])
 def test_an_index_out_of_range_is_reported(mnemonic: str, how: str) -> None:
     """Once per array of indices: its last entry goes wrong, the memory behind it is a forbidden page."""
     tried = 0
     for case, run in zip(*compiled(mnemonic, "host"), strict=True):
-        at = next(i for i, formal in enumerate(case.op.operands) if formal.name in ("ids", "indices"))
-        indices = case.arrays[at]
-        assert indices is not None
-        info = np.iinfo(indices.dtype)
-        wrong = {"too large": 100, "too small": -100, "largest of the dtype": info.max}[how]
-        if not indices.size or not info.min <= wrong <= info.max:
-            continue
-        broken = indices.copy()
-        broken.reshape(-1)[-1] = wrong
-        bad = dataclasses.replace(case, arrays=(*case.arrays[:at], broken, *case.arrays[at + 1 :]))
-        with pytest.raises(IndexError):
-            bad.expected()
-        with pytest.raises(IndexError, match=mnemonic):
-            run(bad.inputs, bad.dims)
-        tried += 1
+        for bad in with_a_wrong_index(case, how == "too small", how == "largest of the dtype"):
+            with pytest.raises(IndexError):
+                bad.expected()
+            with pytest.raises(IndexError, match=mnemonic):
+                run(bad.inputs, bad.dims)
+            tried += 1
     assert tried
 
 

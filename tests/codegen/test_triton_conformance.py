@@ -7,24 +7,10 @@ To run one case alone::
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
 import pytest
 from accuracy import check_case
+from native_cases import INDEXED, NATIVE, native, with_a_wrong_index
 from triton_harness import interpret_modules
-
-from trustformers_ir.ir.conformance import Case, cases
-from trustformers_ir.ir.schema import OPS, FusionKind
-
-STRUCTURE = frozenset(m for m, kind in OPS.items() if kind.fusion is FusionKind.STRUCTURE) | {"weight"}
-
-
-def native(mnemonic: str) -> list[Case]:
-    return [c for c in cases([OPS[mnemonic]]) if not any(t is not None and t.dtype.is_complex for t in (*c.types, *c.results))]
-
-
-NATIVE = [m for m in OPS if m not in STRUCTURE and native(m)]
 
 
 @pytest.mark.parametrize("mnemonic", NATIVE)
@@ -35,20 +21,13 @@ def test_cases_agree_with_the_reference(mnemonic: str, pytestconfig: pytest.Conf
         check_case(case, run(case.inputs, case.dims), blocks=True)
 
 
-@pytest.mark.parametrize("mnemonic", ["gather", "gather_elements", "gather_nd", "scatter_elements", "scatter_nd", "embedding"])
+@pytest.mark.parametrize("mnemonic", INDEXED)
 def test_an_index_out_of_range_is_reported(mnemonic: str) -> None:
     tried = 0
     mine = native(mnemonic)
     for case, run in zip(mine, interpret_modules([c.module() for c in mine]), strict=True):
-        at = next(i for i, formal in enumerate(case.op.operands) if formal.name in ("ids", "indices"))
-        indices = case.arrays[at]
-        assert indices is not None
-        if not indices.size or np.iinfo(indices.dtype).max < 100:
-            continue
-        broken = indices.copy()
-        broken.reshape(-1)[-1] = 100
-        bad = dataclasses.replace(case, arrays=(*case.arrays[:at], broken, *case.arrays[at + 1 :]))
-        with pytest.raises(IndexError, match=mnemonic):
-            run(bad.inputs, bad.dims)
-        tried += 1
+        for bad in with_a_wrong_index(case):
+            with pytest.raises(IndexError, match=mnemonic):
+                run(bad.inputs, bad.dims)
+            tried += 1
     assert tried

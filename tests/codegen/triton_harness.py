@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from codegen_harness import guarded
+from lowering_harness import POISON, Memory
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 
@@ -21,14 +22,13 @@ from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.indexing import expr_dim
-from trustformers_ir.codegen.program import BufferRef, Program, Storage
+from trustformers_ir.codegen.program import Program
 from trustformers_ir.codegen.triton.emit import Emitted, emit
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
 
-POISON = 0xA5
 FOLDER = Path(tempfile.mkdtemp(prefix="tfir-triton-"))
 
 
@@ -96,13 +96,13 @@ class Runner:
         self.module, self.program, self.emitted, self.functions = module, program, emitted, functions
 
     def __call__(self, inputs: Sequence[np.ndarray], dims: Mapping[str, int]) -> list[np.ndarray]:
-        memory: dict[tuple[Storage, int | str], np.ndarray] = {}
+        memory = Memory(self.module, inputs, dims)
         status = np.zeros(2, np.int64)
         for call, e, function in zip(self.program.calls, self.emitted, self.functions, strict=True):
             programs = evaluate(expr_dim(e.programs), dims)
             if not programs:
                 continue
-            arrays = [Array(self._array(a, memory, inputs, dims), a.type.dtype) for a in call.arguments]
+            arrays = [Array(memory[a], a.type.dtype) for a in call.arguments]
             for buffer, size in e.memory:
                 count = evaluate(expr_dim(size), dims) * programs * buffer.dtype.itemsize
                 arrays.append(Array(guarded(np.full(count, POISON, np.uint8)), buffer.dtype))
@@ -111,26 +111,7 @@ class Runner:
                 function[(programs,)](*arrays, *[dims[s] for s in e.kernel.symbols], *extra, triton.language.int32)
         if status[0]:
             raise IndexError(f"{self.program.sites[int(status[0]) - 1]}: index {status[1]}")
-        outputs = []
-        for i, port in enumerate(self.program.outputs):
-            shape = tuple(evaluate(d, dims) for d in port.type.layout.storage(port.type.shape))
-            outputs.append(np.array(memory.get((Storage.OUTPUT, i), np.empty(0, port.type.dtype.numpy))).reshape(shape))
-        return outputs
-
-    def _array(
-        self, ref: BufferRef, memory: dict[tuple[Storage, int | str], np.ndarray], inputs: Sequence[np.ndarray], dims: Mapping[str, int]
-    ) -> np.ndarray:
-        key = (ref.storage, ref.key)
-        if key not in memory:
-            if ref.storage is Storage.INPUT:
-                memory[key] = guarded(np.ascontiguousarray(inputs[int(ref.key)]))
-            elif ref.storage is Storage.WEIGHT:
-                memory[key] = guarded(np.ascontiguousarray(self.module.weights[str(ref.key)].data))
-            else:
-                shape = tuple(evaluate(d, dims) for d in ref.type.layout.storage(ref.type.shape))
-                count = int(np.prod(shape, dtype=np.int64)) * ref.type.dtype.itemsize
-                memory[key] = guarded(np.full(count, POISON, np.uint8)).view(ref.type.dtype.numpy).reshape(shape)
-        return memory[key]
+        return memory.outputs(self.program)
 
 
 def interpret_modules(modules: Sequence[Module], machine: BlockMachine | None = None) -> list[Runner]:
