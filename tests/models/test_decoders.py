@@ -90,12 +90,11 @@ def test_stored_dtypes_are_cast(tmp_path: Path, model_type: str, dtype: torch.dt
 
 @families
 def test_16_bit_weights_are_packed_as_they_are(tmp_path: Path, model_type: str) -> None:
-    """Half the bytes: nothing is kept in f32 but what norms and biases read."""
+    """Half the bytes: nothing is kept in f32 but what norms and biases read, and positions, which are a slice and not looked up."""
     saved(tmp_path, model_type, dtype=torch.bfloat16)
     weights = tfir.compile(tmp_path).module.weights.values()
-    assert {w.type.dtype for w in weights if w.type.rank == 2} == {DType.bf16} or model_type == "gpt2"
     wide = {w.name for w in weights if w.type.rank == 2 and w.type.dtype is not DType.bf16}
-    assert wide <= {"wpe.weight.f32"}
+    assert wide == ({"wpe.weight.f32"} if model_type == "gpt2" else set())
 
 
 @families
