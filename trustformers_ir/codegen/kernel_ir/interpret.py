@@ -73,9 +73,7 @@ def _c_function(name: str, arity: int, single: bool = False) -> Callable[..., fl
 
 
 class _Environment:
-    def __init__(
-        self, kernel: Kernel, arrays: Sequence[np.ndarray], dims: Mapping[str, int], status: np.ndarray | None, exact: bool
-    ) -> None:
+    def __init__(self, kernel: Kernel, arrays: Sequence[np.ndarray], dims: Mapping[str, int], status: np.ndarray | None, exact: bool) -> None:
         if len(arrays) != len(kernel.params):
             raise ValueError(f"kernel {kernel.name} takes {len(kernel.params)} arrays, got {len(arrays)}")
         self.dims, self.exact = dims, exact
@@ -294,14 +292,8 @@ def binary_value(op: str, a: Any, b: Any, d: DType) -> Any:
 
 def neutral(kind: str, d: DType) -> tuple[Any, ...]:
     """The accumulator before the first element."""
-    t = d.numpy.type
-    if kind in ("sum", "any"):
-        return (t(0),)
-    if kind in ("prod", "all"):
-        return (t(1),)
-    low = kind.endswith("max")
-    worst = t(-math.inf if low else math.inf) if d.is_float else t(d.min if low else d.max)
-    return (worst, -1) if kind.startswith("arg") else (worst,)
+    start = d.numpy.type(optable.neutral(kind, d))
+    return (start, -1) if kind.startswith("arg") else (start,)
 
 
 def fold(kind: str, acc: tuple[Any, ...], x: Any, position: int, d: DType) -> tuple[Any, ...]:

@@ -592,6 +592,11 @@ def maximum(a: Expr, b: ExprLike) -> Expr:
     return binary("max", a, as_expr(b, a.dtype))
 
 
+def conjuncts(e: Expr) -> list[Expr]:
+    """The conditions of which ``e``, a bool, is the conjunction."""
+    return [*conjuncts(e.a), *conjuncts(e.b)] if isinstance(e, Binary) and e.op == "and" else [e]
+
+
 def eq(a: Expr, b: ExprLike) -> Expr:
     """``a == b`` as an expression."""
     return binary("eq", a, as_expr(b, a.dtype))

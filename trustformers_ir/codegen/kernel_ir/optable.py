@@ -120,6 +120,18 @@ def binary_dtype(op: str, a: DType, b: DType) -> DType:
     return row.result or a
 
 
+def neutral(kind: str, dtype: DType) -> int | float:
+    """What a reduction holds before its first element; of ``argmax`` and ``argmin`` the value, not the place."""
+    if kind in ("sum", "any"):
+        return 0
+    if kind in ("prod", "all"):
+        return 1
+    low = kind.endswith("max")
+    if dtype.is_float:
+        return float("-inf") if low else float("inf")
+    return dtype.min if low else dtype.max
+
+
 def wrap(value: int, dtype: DType) -> int:
     """An integer reduced modulo 2^bits into the range of ``dtype``."""
     if dtype is DType.bool:

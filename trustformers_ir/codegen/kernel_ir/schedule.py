@@ -343,17 +343,15 @@ def _split(kernel: Kernel, axis: Axis, move: Split, facts: SymbolFacts | None, k
     if loop is None:
         if move.tail is CLAMP and not divides:
             raise ScheduleError(f"{axis.name} is reduced over: its last points cannot be computed twice; use GUARD")
-        return _split_reduce(kernel, axis, outer, inner, point, guard)
+        return _split_reduce(kernel, axis, (inner,) if whole else (outer, inner), point, guard)
     if move.tail is CLAMP and not divides:
         _check_idempotent(loop)
         point = minimum(point, axis.extent - 1)
     sub = Substitution({axis: point})
     old_guard = None if loop.guard is None else simplifier(sub(loop.guard))
     around: Expr | None = None  # an old guard that the inner axis has no part in stays outside: folds that it protects are computed there
-    if old_guard is not None and inner not in old_guard.free_axes:
+    if old_guard is not None and inner not in old_guard.free_axes and not whole:
         around, old_guard = old_guard, None
-    if whole and around is not None:
-        around, old_guard = None, around
     both = old_guard if guard is None else guard if old_guard is None else guard & old_guard
     inner_loop = For(inner, tuple(sub.stmt(s) for s in loop.body), both)
     return _swap(kernel.body, loop, inner_loop if whole else For(outer, (inner_loop,), around))
@@ -376,8 +374,8 @@ def _chunk(kernel: Kernel, move: Chunk, facts: SymbolFacts | None) -> tuple[Stmt
     return _swap(kernel.body, loop, For(outer, (For(inner, tuple(sub.stmt(s) for s in loop.body)),)))
 
 
-def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: Expr, guard: Expr | None) -> tuple[Stmt, ...]:
-    if axis.kind is VECTOR and inner.kind is not TILE:
+def _split_reduce(kernel: Kernel, axis: Axis, parts: tuple[Axis, ...], point: Expr, guard: Expr | None) -> tuple[Stmt, ...]:
+    if axis.kind is VECTOR and parts[-1].kind is not TILE:
         raise ScheduleError(f"{axis.name} is a VECTOR reduce axis: its 16 lanes are part of the result; split before tagging")
     sub = Substitution({axis: point})
     memo: dict[Expr, Expr] = {}
@@ -389,10 +387,10 @@ def _split_reduce(kernel: Kernel, axis: Axis, outer: Axis, inner: Axis, point: E
             if isinstance(e, Reduce):
                 body, old = visit(e.body), None if e.guard is None else visit(e.guard)
                 if axis in e.axes:
-                    if e.kind.startswith("arg") and not (inner.kind is TILE and outer.static_extent == 1):
+                    if e.kind.startswith("arg") and len(parts) > 1:
                         raise ScheduleError(f"{e.kind} has one axis; {axis.name} cannot be split")
                     at = e.axes.index(axis)
-                    axes = (*e.axes[:at], *(() if inner.kind is TILE and outer.static_extent == 1 else (outer,)), inner, *e.axes[at + 1 :])
+                    axes = (*e.axes[:at], *parts, *e.axes[at + 1 :])
                     old = None if old is None else sub(old)
                     both = old if guard is None else guard if old is None else guard & old
                     memo[e] = Reduce(e.kind, axes, sub(body), both)

@@ -37,6 +37,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Load,
     Reduce,
     binary,
+    conjuncts,
     const,
 )
 from trustformers_ir.ir.dtypes import DType
@@ -165,7 +166,7 @@ class _Verifier:
         """Whether the guard of a loop is that its point is the first."""
         loops = (s for s in walk_statements(self.kernel.body) if isinstance(s, For) and s.axis is a)
         first = binary("lt", a, const(1))
-        return a.static_extent == 1 or any(first in _parts(s.guard) for s in loops)
+        return a.static_extent == 1 or any(s.guard is not None and first in conjuncts(s.guard) for s in loops)
 
     def vector(self, loop: For) -> None:
         for s in walk_statements(loop.body):
@@ -222,13 +223,6 @@ def byte_factors(r: Reduce) -> tuple[Load, Load] | None:
     loads = [x.x for x in (body.a, body.b) if isinstance(x, Cast) and isinstance(x.x, Load)]
     found = {x.dtype: x for x in loads}
     return (found[DType.u8], found[DType.i8]) if found.keys() == {DType.u8, DType.i8} else None
-
-
-def _parts(guard: Expr | None) -> list[Expr]:
-    """What a conjunction is made of."""
-    if isinstance(guard, Binary) and guard.op == "and":
-        return [*_parts(guard.a), *_parts(guard.b)]
-    return [] if guard is None else [guard]
 
 
 def _is_tile(loop: For) -> bool:

@@ -386,15 +386,8 @@ class Ops:
 
     def neutral(self, kind: str, dtype: DType) -> list[Val]:
         """The accumulator of a fold before its first element: one value, or (value, position) for argmax and argmin."""
-        if kind in ("sum", "any"):
-            return [literal(0, dtype)]
-        if kind in ("prod", "all"):
-            return [literal(1, dtype)]
-        if dtype.is_float:
-            worst = literal(float("-inf") if kind.endswith("max") else float("inf"), dtype)
-        else:
-            worst = literal(dtype.min if kind.endswith("max") else dtype.max, dtype)
-        return [worst, literal(-1, DType.i64)] if kind.startswith("arg") else [worst]
+        start = literal(optable.neutral(kind, dtype), dtype)
+        return [start, literal(-1, DType.i64)] if kind.startswith("arg") else [start]
 
     def fold(self, kind: str, acc: Sequence[Val], x: Val, position: Val | None = None) -> list[Val]:
         """The accumulator after one more element."""

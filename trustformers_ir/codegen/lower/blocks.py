@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, Expr, Reduce
 from trustformers_ir.codegen.kernel_ir.schedule import Reorder, apply, axes_of, retag, tile_axis
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.lower.definer import Definer
@@ -94,14 +94,9 @@ def in_blocks(kernel: Kernel, facts: SymbolFacts | None) -> Kernel:
 
 def _is_place(kernel: Kernel, axis: Axis) -> bool:
     """Whether the place of an extremum is looked for along the axis: such a fold is not cut."""
-    seen: set[object] = set()
-    for s in walk_statements(kernel.body):
-        roots = (*s.index, s.value) if isinstance(s, Store) else ()
-        for root in roots:
-            for n in walk(root, seen):  # type: ignore[arg-type]
-                if isinstance(n, Reduce) and axis in n.axes and n.kind.startswith("arg"):
-                    return True
-    return False
+    seen: set[Expr] = set()
+    nodes = (n for root in kernel.expressions() for n in walk(root, seen))
+    return any(isinstance(n, Reduce) and axis in n.axes and n.kind.startswith("arg") for n in nodes)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
 from trustformers_ir.ir.dtypes import DType
 
 
@@ -28,21 +28,6 @@ def unsigned_factor(factors: tuple[Expr, Expr]) -> int | None:
     """Which of the factors, of bytes, is unsigned, where the other is not."""
     kinds = [x.x.dtype if isinstance(x, Cast) else x.dtype for x in factors]
     return kinds.index(DType.u8) if sorted(k.name for k in kinds) == ["i8", "u8"] else None
-
-
-def conditions_of(e: Expr) -> list[Expr]:
-    """The parts of a conjunction."""
-    return [*conditions_of(e.a), *conditions_of(e.b)] if isinstance(e, Binary) and e.op == "and" and e.dtype is DType.bool else [e]
-
-
-def neutral(kind: str, dtype: DType) -> float | int:
-    if kind in ("sum", "any"):
-        return 0
-    if kind in ("prod", "all"):
-        return 1
-    if dtype.is_float:
-        return float("-inf") if kind == "max" else float("inf")
-    return dtype.min if kind == "max" else dtype.max
 
 
 def tile_axes(*roots: Expr) -> list[Axis]:

@@ -6,9 +6,24 @@ import re
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Buffer, CheckedIndex, Const, Expr, Load, Reduce, Select, Sym, binary, const, unary
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    TILE,
+    Axis,
+    Buffer,
+    CheckedIndex,
+    Const,
+    Expr,
+    Load,
+    Reduce,
+    Select,
+    Sym,
+    binary,
+    conjuncts,
+    const,
+    unary,
+)
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
-from trustformers_ir.codegen.triton.ask import conditions_of, dimensions, hint_of, is_block, roots, tile_axes
+from trustformers_ir.codegen.triton.ask import dimensions, hint_of, is_block, roots, tile_axes
 from trustformers_ir.codegen.triton.write import INDENT, LEVELS, LONGEST, Scope, Val, Writer, joined
 
 
@@ -130,7 +145,7 @@ class Blocks(Writer):
 
     def also(self, conditions: tuple[Expr, ...], more: Expr) -> tuple[Expr, ...]:
         """The conditions with some more, but for those that guards around know."""
-        return (*conditions, *(c for c in conditions_of(more) if c not in self.guards and c not in conditions))
+        return (*conditions, *(c for c in conjuncts(more) if c not in self.guards and c not in conditions))
 
     def tile_axis(self, a: Axis) -> Val:
         root = list(self.scope.chain())[-1]

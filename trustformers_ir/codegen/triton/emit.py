@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, TILE, Axis, Buffer, Const, Expr, const
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, TILE, Axis, Buffer, Const, Expr, conjuncts, const
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
-from trustformers_ir.codegen.triton.ask import conditions_of, tile_axes
+from trustformers_ir.codegen.triton.ask import tile_axes
 from trustformers_ir.codegen.triton.fold import Folds
 from trustformers_ir.codegen.triton.optable import TYPES
 from trustformers_ir.codegen.triton.write import ATOM, INDENT, Val, joined
@@ -104,7 +104,7 @@ class _Emitter(Folds):
         """The body of a loop whose points are all there at once."""
         known = len(self.guards)
         if s.guard is not None:
-            self.guards += conditions_of(s.guard)
+            self.guards += conjuncts(s.guard)
         self.statements(s.body)
         del self.guards[known:]
 
@@ -113,7 +113,7 @@ class _Emitter(Folds):
         known = len(self.guards)
         self.open(s.axis, self.scope)
         if s.guard is not None:
-            self.guards += conditions_of(s.guard)
+            self.guards += conjuncts(s.guard)
         self.statements(s.body)
         del self.guards[known:]
         self.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Cast, Const, Expr, Load, Reduce
-from trustformers_ir.codegen.triton.ask import conditions_of, neutral, tile_axes, unsigned_factor
+from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Cast, Const, Expr, Load, Reduce, conjuncts
+from trustformers_ir.codegen.kernel_ir.optable import neutral
+from trustformers_ir.codegen.triton.ask import tile_axes, unsigned_factor
 from trustformers_ir.codegen.triton.blocks import Blocks
 from trustformers_ir.codegen.triton.optable import BINARY, TYPES, text_of
 from trustformers_ir.codegen.triton.write import LEVELS, Val
@@ -20,7 +21,7 @@ class Folds(Blocks):
     def fold(self, e: Reduce, conditions: tuple[Expr, ...]) -> Val:
         loops = [a for a in e.axes if a.kind is not TILE]
         tiles = [a for a in e.axes if a.kind is TILE]
-        guard = [] if e.guard is None else conditions_of(e.guard)
+        guard = [] if e.guard is None else conjuncts(e.guard)
         known = len(self.guards)
         self.guards += guard
         try:
