@@ -202,7 +202,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     sources = mapped_files(module)
     read = time.perf_counter()
     recipe = request.quantize
-    quantizer = None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, threads))
+    quantizer = _quantizer(module, recipe, model, threads)
     calibrated = time.perf_counter()
     graphs = _graphs(module, targets, quantizer, request.verify)
     passed = time.perf_counter()
@@ -335,6 +335,11 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
 
 
+def _quantizer(module: Module, recipe: Recipe | None, model: Any, threads: int | None) -> Pass | None:
+    """The pass that a recipe stands for, with what it has to know of activations."""
+    return None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, threads))
+
+
 def _calibrated(module: Module, recipe: Recipe, model: Any, threads: int | None) -> Calibrated:
     """What the recipe has to know of activations, by running the model on its examples."""
     if not isinstance(recipe, Int8) or not recipe.calibrated:
@@ -422,8 +427,7 @@ def emit_gpu(model: Any, request: Request, stage: str) -> str:
     """The graph, kernels, Triton functions or assembly of a model for a GPU, which need not be here."""
     target = gpu.find_gpu(request.target)
     module = _own_module(model, None, request)
-    recipe = request.quantize
-    quantizer = None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, None))
+    quantizer = _quantizer(module, request.quantize, model, None)
     PassManager(pipelines.gpu(quantizer), verify=request.verify).run(module)
     return str(module) if stage == "graph" else gpu.lower(module, target).text(stage)
 
