@@ -113,12 +113,9 @@ class _Flash:
         )
 
     def each(self, body: Callable[[Axis], list[Stmt]]) -> list[Stmt]:
-        """One nest per statement over the queries."""
-        return [self._one(body, n) for n in range(len(body(self.i())))]
-
-    def _one(self, body: Callable[[Axis], list[Stmt]], n: int) -> Stmt:
+        """The statements for each of the queries."""
         i = self.i()
-        return For(i, (body(i)[n],))
+        return [For(i, tuple(body(i)))]
 
     def scores(self) -> tuple[Stmt, ...]:
         i, j, x = self.i(), self.j(), Axis("x", covering(self.features), TILE)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Buffer, CheckedIndex, Const, Expr, Load, Reduce
 
 
 def roots(s: Stmt) -> tuple[Expr, ...]:
+    """The expressions that a statement itself holds."""
     if isinstance(s, Store):
         return (*s.index, s.value)
     assert isinstance(s, For)
@@ -17,6 +17,7 @@ def roots(s: Stmt) -> tuple[Expr, ...]:
 
 
 def hint_of(e: Expr) -> str:
+    """What a variable with that value is called, as far as it is free."""
     if isinstance(e, Load):
         return e.buffer.name
     if isinstance(e, Reduce):
@@ -24,13 +25,8 @@ def hint_of(e: Expr) -> str:
     return "at" if isinstance(e, CheckedIndex) else "t"
 
 
-def unsigned_factor(factors: tuple[Expr, Expr]) -> int | None:
-    """Which of the factors, of bytes, is unsigned, where the other is not."""
-    kinds = [x.x.dtype if isinstance(x, Cast) else x.dtype for x in factors]
-    return kinds.index(DType.u8) if sorted(k.name for k in kinds) == ["i8", "u8"] else None
-
-
 def tile_axes(*roots: Expr) -> list[Axis]:
+    """The TILE axes on which any of the expressions depends, in the order in which they were made."""
     found = frozenset[Axis]().union(*(r.free_axes for r in roots))
     return sorted((a for a in found if a.kind is TILE), key=lambda a: a.uid)
 

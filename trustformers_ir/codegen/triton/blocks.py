@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
@@ -54,7 +54,7 @@ class Blocks(Writer):
         extent = self.value(axis.extent)
         name = self.axes[axis] = self.fresh(axis.name)
         inner = Scope(outside, axis, outside.indent + INDENT)
-        inner.lines.append(f"{outside.indent}for {name} in range(0, {extent.text}):")
+        inner.lines.append(f"{outside.indent}for {name} in range(0, {extent.text}):")  # where it ends up when the loop is closed
         self.entered.append((self.scope, outside))
         self.scope = inner
 
@@ -62,7 +62,7 @@ class Blocks(Writer):
         inner = self.scope
         current, outside = self.entered.pop()
         if len(inner.lines) == 1:
-            inner.lines.append(f"{inner.indent}pass")
+            inner.line("pass")
         outside.lines += inner.lines
         self.scope = current
 
@@ -197,6 +197,11 @@ class Blocks(Writer):
             shape = [sizes[d] for d in dims]
             place = Val(f"tl.broadcast_to({place.over(dims)}, {shape})", dims)
         return Val(f"tl.load({self.address(e.buffer, place, dims)}, mask={mask.over(dims)}, other=0)", dims)
+
+    def extents(self, axes: Iterable[Axis]) -> tuple[list[int | None], tuple[int, ...]]:
+        """Shape and dimensions of a block with those TILE axes."""
+        order = sorted(axes, key=lambda a: self.dimension[a])
+        return [a.static_extent for a in order], tuple(self.dimension[a] for a in order)
 
     def sizes(self, e: Expr, conditions: Sequence[Expr] = ()) -> dict[int, int]:
         """The size of each dimension of an expression."""

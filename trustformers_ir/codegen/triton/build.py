@@ -24,8 +24,6 @@ from trustformers_ir.codegen.triton.target import GpuTarget, GpuTargetError, par
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
-STAGES = ("kernels", "triton", "ptx", "amdgcn")
-
 
 @dataclass(frozen=True)
 class GpuCode:

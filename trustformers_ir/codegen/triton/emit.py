@@ -52,7 +52,7 @@ class _Emitter(Folds):
     def run(self, name: str) -> Emitted:
         grid, body = self.grid()
         for b in self.memory:
-            self.line(f"{self.names[b]} += pid * {self.value(b.size).over((), ATOM)}")
+            self.scope.line(f"{self.names[b]} += pid * {self.value(b.size).over((), ATOM)}")
         self.guards += [loop.guard for loop in grid if loop.guard is not None]
         self.statements(body)
         buffers = [self.names[b] for b in (*self.kernel.params, *self.memory)]
@@ -64,9 +64,6 @@ class _Emitter(Folds):
         memory = tuple((b, b.size) for b in self.memory)
         return Emitted(name, text, tuple(self.functions), self.kernel, memory, programs, self.checks)
 
-    def line(self, text: str) -> None:
-        self.scope.lines.append(f"{self.scope.indent}{text}")
-
     def grid(self) -> tuple[list[For], tuple[Stmt, ...]]:
         """Takes the number of the program apart into the PARALLEL loops. These, and what stands inside them."""
         loops: list[For] = []
@@ -75,15 +72,15 @@ class _Emitter(Folds):
             loops.append(body[0])
             body = body[0].body
         if loops or self.memory:
-            self.line("pid = tl.program_id(0).to(INDEX)")
+            self.scope.line("pid = tl.program_id(0).to(INDEX)")
         rest = Val("pid")
         for n, loop in enumerate(reversed(loops)):
             axis = self.axes[loop.axis] = self.fresh(loop.axis.name)
             if n == len(loops) - 1:
-                self.line(f"{axis} = {rest.text}")
+                self.scope.line(f"{axis} = {rest.text}")
                 break
             extent = self.value(loop.axis.extent)
-            self.line(f"{axis} = {self.apply('{0} % {1}', rest, extent).text}")
+            self.scope.line(f"{axis} = {self.apply('{0} % {1}', rest, extent).text}")
             rest = self.apply("{0} // {1}", rest, extent)
             if n < len(loops) - 2:
                 rest = self.name(rest, "rest", self.scope)
@@ -125,8 +122,7 @@ class _Emitter(Folds):
             value = self.const(s.value, alone=True)
         tiles = [i for i in s.index if isinstance(i, Axis) and i.kind is TILE]
         if s.buffer in self.blocks:
-            dims = tuple(sorted(self.dimension[a] for a in tiles))
-            shape = [a.static_extent for a in sorted(tiles, key=lambda a: self.dimension[a])]
+            shape, dims = self.extents(tiles)
             text = value.text if value.dims == dims else self.spread(value, s.value, dims, shape)
             if [self.dimension[a] for a in tiles] != list(dims):
                 text = f"tl.trans({text})"
@@ -134,7 +130,7 @@ class _Emitter(Folds):
             if single is not None:
                 text = f"tl.where({single.text}, {text}, {self.names[s.buffer]})"
             self.forget({s.buffer})
-            self.scope.lines.append(f"{self.scope.indent}{self.names[s.buffer]} = {text}")
+            self.scope.line(f"{self.names[s.buffer]} = {text}")
             return
         place = self.place(s.buffer, s.index)
         mask = self.mask(self.guards)
@@ -144,9 +140,9 @@ class _Emitter(Folds):
             place = Val(f"tl.broadcast_to({place.over(dims)}, {[sizes[d] for d in dims]})", dims)
         masked = "" if mask is None else f", mask={mask.over(dims)}"
         self.forget({s.buffer})
-        self.scope.lines.append(f"{self.scope.indent}tl.store({self.address(s.buffer, place, dims)}, {value.over(dims)}{masked})")
+        self.scope.line(f"tl.store({self.address(s.buffer, place, dims)}, {value.over(dims)}{masked})")
         if s.buffer in self.mutable:
-            self.scope.lines.append(f"{self.scope.indent}tl.debug_barrier()")
+            self.scope.line("tl.debug_barrier()")
 
     def spread(self, value: Val, e: Expr, dims: tuple[int, ...], shape: Sequence[int | None]) -> str:
         """A value as a block of that shape."""

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Cast, Const, Expr, Load, Reduce, conjuncts
 from trustformers_ir.codegen.kernel_ir.optable import neutral
-from trustformers_ir.codegen.triton.ask import tile_axes, unsigned_factor
+from trustformers_ir.codegen.triton.ask import tile_axes
 from trustformers_ir.codegen.triton.blocks import Blocks
 from trustformers_ir.codegen.triton.optable import BINARY, TYPES, text_of
 from trustformers_ir.codegen.triton.write import LEVELS, Val
 from trustformers_ir.ir.dtypes import DType
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A fold that is a product of matrices: its factors, the one whose other dimension comes first first, the axis ``k`` that both have, and which of
+    them is made of unsigned bytes where the other is not."""
+
+    factors: tuple[Expr, Expr]
+    k: Axis
+    unsigned: int | None
+
+
 class Folds(Blocks):
     """What is folded, and how."""
-
-    # -- folds ---------------------------------------------------------------------------------------------------------
 
     def fold(self, e: Reduce, conditions: tuple[Expr, ...]) -> Val:
         loops = [a for a in e.axes if a.kind is not TILE]
@@ -27,59 +36,49 @@ class Folds(Blocks):
         try:
             if e.kind.startswith("arg"):
                 return self.extremum_place(e, guard, conditions)
-            factors = self.dot_factors(e)
+            dot = self.dot(e)
             if loops:
-                return self.looped(e, loops, tiles, factors, guard, conditions)
-            if factors is not None:
-                product = Val(f"tl.dot({self.dot_operands(e, factors, guard, conditions)})", self.dims_of(e))
-                side = self.side(e, factors, conditions)
-                return product if side is None else self.moved(product, side)
+                return self.looped(e, loops, tiles, dot, guard, conditions)
+            if dot is not None:
+                product = Val(f"tl.dot({self.dot_operands(e, dot, guard, conditions)})", self.extents(tile_axes(e))[1])
+                return product if dot.unsigned is None else self.moved(product, self.side(dot, dot.unsigned, conditions))
             return self.folded(e, self.element(e, guard, conditions), tiles)
         finally:
             del self.guards[known:]
 
-    def looped(
-        self, e: Reduce, loops: list[Axis], tiles: list[Axis], factors: tuple[Expr, Expr] | None, guard: list[Expr], conditions: tuple[Expr, ...]
-    ) -> Val:
+    def looped(self, e: Reduce, loops: list[Axis], tiles: list[Axis], dot: Dot | None, guard: list[Expr], conditions: tuple[Expr, ...]) -> Val:
         """A fold with an accumulator that is carried round."""
         outside = self.home(e, conditions)
-        rest = [a for a in tile_axes(e.body, *guard) if factors is None or a not in tiles]
-        rest.sort(key=lambda a: self.dimension[a])
-        shape, dims = [a.static_extent for a in rest], tuple(self.dimension[a] for a in rest)
+        shape, dims = self.extents(a for a in tile_axes(e.body, *guard) if dot is None or a not in tiles)
         dtype = e.body.dtype
         start = self.const(Const(neutral(e.kind, dtype), dtype)).text
         zeros = f"tl.zeros({shape}, {TYPES[dtype]})" if start in ("0", "0.0") and shape else f"tl.full({shape}, {start}, {TYPES[dtype]})"
         acc = Val(self.fresh("acc"), dims)
-        outside.lines.append(f"{outside.indent}{acc.text} = {zeros}")
-        current = self.scope
-        self.scope = outside
-        side = None if factors is None else unsigned_factor(factors)
-        if side is not None:
-            n = self.other(e, factors, side)  # type: ignore[arg-type]
-            sums = Val(self.fresh("sums"), (self.dimension[n],))
-            outside.lines.append(f"{outside.indent}{sums.text} = tl.zeros([{n.static_extent}], tl.int32)")
+        outside.line(f"{acc.text} = {zeros}")
+        current, self.scope = self.scope, outside
+        unsigned = None if dot is None else dot.unsigned
+        sums: Val | None = None
+        if dot is not None and unsigned is not None:
+            size, along = self.extents(a for a in tile_axes(dot.factors[1 - unsigned]) if a is not dot.k)
+            sums = Val(self.fresh("sums"), along)
+            outside.line(f"{sums.text} = tl.zeros({size}, tl.int32)")
         for a in loops:
             self.open(a, self.scope)
-        if side is not None:
-            part = self.side(e, factors, conditions)  # type: ignore[arg-type]
-            assert part is not None
-            self.scope.lines.append(f"{self.scope.indent}{sums.text} = {self.apply('{0} + {1}', sums, part).text}")
-        if factors is not None:
-            text = f"tl.dot({self.dot_operands(e, factors, guard, conditions, acc.text)})"
+        if dot is not None and unsigned is not None and sums is not None:
+            self.scope.line(f"{sums.text} = {self.apply('{0} + {1}', sums, self.side(dot, unsigned, conditions)).text}")
+        if dot is not None:
+            text = f"tl.dot({self.dot_operands(e, dot, guard, conditions, acc.text)})"
         else:
             x = self.element(e, guard, conditions)
             text = self.combine(e.kind, dtype, acc, x).text
-        self.scope.lines.append(f"{self.scope.indent}{acc.text} = {text}")
+        self.scope.line(f"{acc.text} = {text}")
         for _ in loops:
             self.close()
         self.scope = current
-        if factors is not None:
-            return acc if side is None else self.moved(acc, sums)
+        if dot is not None:
+            return acc if sums is None else self.moved(acc, sums)
         named = self.folded(e, acc, tiles)
         return named if named is acc else self.name(named, e.kind, outside)
-
-    def dims_of(self, e: Expr) -> tuple[int, ...]:
-        return tuple(sorted(self.dimension[a] for a in e.free_axes if a.kind is TILE))
 
     def element(self, e: Reduce, guard: list[Expr], conditions: tuple[Expr, ...]) -> Val:
         """One block of what is folded, neutral where the guard does not hold."""
@@ -144,12 +143,11 @@ class Folds(Blocks):
             found = self.apply("tl.where({0}, {1}, {2})", self.apply("{0} < {1}", first, Val(str(far))), first, Val("0"))
             return self.apply("tl.cast({0}, tl.int64)", found)
         outside = self.home(e, conditions)
-        rest = sorted(tile_axes(e.body, *guard), key=lambda a: self.dimension[a])
-        shape, dims = [a.static_extent for a in rest], tuple(self.dimension[a] for a in rest)
+        shape, dims = self.extents(tile_axes(e.body, *guard))
         best, at = Val(self.fresh("best"), dims), Val(self.fresh("at"), dims)
         worst = self.const(Const(neutral(kind, dtype), dtype)).text
-        outside.lines += [f"{outside.indent}{best.text} = tl.full({shape}, {worst}, {TYPES[dtype]})"]
-        outside.lines += [f"{outside.indent}{at.text} = tl.full({shape}, -1, tl.int64)"]
+        outside.line(f"{best.text} = tl.full({shape}, {worst}, {TYPES[dtype]})")
+        outside.line(f"{at.text} = tl.full({shape}, -1, tl.int64)")
         current, self.scope = self.scope, outside
         self.open(axis, outside)
         x = self.name(self.value(e.body, conditions), "x", self.scope)
@@ -161,17 +159,16 @@ class Folds(Blocks):
         if (mask := self.mask(guard)) is not None:
             better = self.apply("{0} & {1}", better, mask)
         better = self.name(better, "better", self.scope)
-        inner = self.scope
-        inner.lines.append(f"{inner.indent}{best.text} = {self.apply('tl.where({0}, {1}, {2})', better, x, best).text}")
-        inner.lines.append(f"{inner.indent}{at.text} = {self.apply('tl.where({0}, {1}, {2})', better, Val(self.axes[axis]), at).text}")
+        self.scope.line(f"{best.text} = {self.apply('tl.where({0}, {1}, {2})', better, x, best).text}")
+        self.scope.line(f"{at.text} = {self.apply('tl.where({0}, {1}, {2})', better, Val(self.axes[axis]), at).text}")
         self.close()
         self.scope = current
         return self.apply("tl.maximum({0}, {1})", at, Val("0"))
 
     # -- products of matrices --------------------------------------------------------------------------------------------
 
-    def dot_factors(self, e: Reduce) -> tuple[Expr, Expr] | None:
-        """The factors of a sum of products that is one of matrices: of the kept dimensions each has one, and both have the one that is summed."""
+    def dot(self, e: Reduce) -> Dot | None:
+        """The sum of products as one of matrices: of the kept dimensions each factor has one, and both have the one that is summed."""
         tiles = [a for a in e.axes if a.kind is TILE]
         if e.kind != "sum" or len(tiles) != 1 or not isinstance(e.body, Binary) or e.body.op != "mul" or e.dtype not in (DType.f32, DType.i32):
             return None
@@ -185,15 +182,17 @@ class Folds(Blocks):
         kinds = [x.x.dtype if isinstance(x, Cast) else x.dtype for x in (a, b)]
         if e.dtype is DType.i32 and (DType.i8 not in kinds or not set(kinds) <= {DType.i8, DType.u8}):
             return None
+        unsigned = kinds.index(DType.u8) if set(kinds) == {DType.u8, DType.i8} else None
         (m,), (n,) = ([x for x in axes if x is not k] for axes in (left, right))
-        return (a, b) if self.dimension[m] < self.dimension[n] else (b, a)
+        if self.dimension[m] < self.dimension[n]:
+            return Dot((a, b), k, unsigned)
+        return Dot((b, a), k, None if unsigned is None else 1 - unsigned)
 
-    def dot_operands(self, e: Reduce, factors: tuple[Expr, Expr], guard: list[Expr], conditions: tuple[Expr, ...], acc: str = "") -> str:
-        (k,) = (a for a in e.axes if a.kind is TILE)
+    def dot_operands(self, e: Reduce, dot: Dot, guard: list[Expr], conditions: tuple[Expr, ...], acc: str = "") -> str:
+        factors = dot.factors
         halves = {x.x.dtype for x in factors if isinstance(x, Cast)} if all(isinstance(x, Cast) for x in factors) else set()
         narrow = len(halves) == 1 and halves <= {DType.f16, DType.bf16}
         texts = []
-        unsigned = unsigned_factor(factors)
         for position, x in enumerate(factors):
             inner = x.x if (narrow or e.dtype is DType.i32) and isinstance(x, Cast) else x
             v = self.value(inner, conditions)
@@ -202,9 +201,9 @@ class Folds(Blocks):
                 mask = self.mask(guard)
                 assert mask is not None
                 v = self.apply("tl.where({0}, {1}, {2})", mask, v, Val("0.0"))
-            if position == unsigned:
+            if position == dot.unsigned:
                 v = self.apply("tl.cast({0}, tl.int8, bitcast=True)", self.apply("{0} ^ {1}", v, Val("128")))
-            last = v.dims[-1] == self.dimension[k]
+            last = v.dims[-1] == self.dimension[dot.k]
             texts.append(v.text if last == (position == 0) else f"tl.trans({v.text})")
         if acc:
             texts.append(acc)
@@ -215,18 +214,10 @@ class Folds(Blocks):
     # Matrix instructions multiply bytes of one kind. Of u8 and i8, the first is moved by 128 (its highest bit is turned round): sum (a - 128) b
     # is sum a b less 128 times the sum of b, which is added up on the side.
 
-    def side(self, e: Reduce, factors: tuple[Expr, Expr], conditions: tuple[Expr, ...]) -> Val | None:
-        """What one block adds to the sums of b; None where both factors are of one kind."""
-        unsigned = unsigned_factor(factors)
-        if unsigned is None:
-            return None
-        (k,) = (a for a in e.axes if a.kind is TILE)
-        b = self.value(factors[1 - unsigned], conditions)
-        return Val(f"tl.sum({b.text}, {b.dims.index(self.dimension[k])})", tuple(d for d in b.dims if d != self.dimension[k]))
-
-    def other(self, e: Reduce, factors: tuple[Expr, Expr], unsigned: int) -> Axis:
-        """The dimension of the factor that is signed."""
-        return next(a for a in tile_axes(factors[1 - unsigned]) if a not in e.axes)
+    def side(self, dot: Dot, unsigned: int, conditions: tuple[Expr, ...]) -> Val:
+        """What one block adds to the sums of b."""
+        b, k = self.value(dot.factors[1 - unsigned], conditions), self.dimension[dot.k]
+        return Val(f"tl.sum({b.text}, {b.dims.index(k)})", tuple(d for d in b.dims if d != k))
 
     def moved(self, product: Val, sums: Val) -> Val:
         return self.apply("{0} + {1}", product, self.apply("{0} * {1}", sums, Val("128")))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import walk
 from trustformers_ir.codegen.kernel_ir.nodes import Axis, Binary, Buffer, Cast, Const, Expr, Fma, Load, Select, Unary
@@ -64,6 +65,10 @@ class Scope:
     values: dict[Expr, list[tuple[frozenset[Expr], Val]]] = field(default_factory=dict)  # by the conditions under which they were loaded
     named: dict[tuple[str, tuple[int, ...]], str] = field(default_factory=dict)
 
+    def line(self, text: str) -> None:
+        """One more line at the end."""
+        self.lines.append(f"{self.indent}{text}")
+
     def chain(self) -> Iterator[Scope]:
         scope: Scope | None = self
         while scope is not None:
@@ -112,7 +117,7 @@ class Writer:
             if key in s.named:
                 return Val(s.named[key], value.dims)
         name = self.fresh(hint)
-        scope.lines.append(f"{scope.indent}{name} = {value.text}")
+        scope.line(f"{name} = {value.text}")
         scope.named[key] = name
         return Val(name, value.dims)
 
@@ -161,9 +166,7 @@ class Writer:
             text = text_of(BINARY, e.op, e.a.dtype)
             if e.op in ("shl", "shr") and isinstance(e.b, Const) and 0 <= e.b.value < e.a.dtype.bits:
                 text = "{0} << {1}" if e.op == "shl" else "{0} >> {1}"
-            if e.op in ("floordiv", "mod") and isinstance(e.b, Const) and e.b.value > 0 and e.a.pure_index and self.is_positive(e.a):
-                text = "{0} // {1}" if e.op == "floordiv" else "{0} % {1}"
-            elif e.op in ("floordiv", "mod", "div") and e.pure_index and self.is_positive(e.a) and self.is_positive(e.b - 1):
+            if e.op in ("floordiv", "mod", "div") and e.pure_index and self.is_positive(e.a) and self.is_positive(e.b - 1):
                 text = "{0} % {1}" if e.op == "mod" else "{0} // {1}"
             return self.expanded(e, *values) if text is None else self.apply(text, *values)
         if isinstance(e, Fma):
@@ -214,9 +217,7 @@ def function_name(op: str, dtype: DType) -> str:
 @deep
 def function_text(op: str, dtype: DType) -> tuple[str, tuple[tuple[str, DType], ...]]:
     """The function of an operator that is expanded, and the others that it calls."""
-    names = ("x",) if op not in BINARY and op not in ("pow", "atan2") else ("a", "b")
-    if op in ("pow", "atan2", "mod", "floordiv"):
-        names = ("a", "b")
+    names = ("x",) if op in optable.UNARY else ("a", "b")
     loads = [Load(Buffer(n, dtype, ()), ()) for n in names]
     root = Unary(op, loads[0]) if len(loads) == 1 else Binary(op, *loads)
     body = expand(root)
