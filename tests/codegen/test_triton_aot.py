@@ -12,14 +12,10 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="pip install triton")
 
-from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
-from trustformers_ir.codegen.lower.blocks import BlockMachine
-from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
-from trustformers_ir.codegen.triton.emit import Emitted, emit
+from trustformers_ir.codegen.triton.build import lower
 from trustformers_ir.codegen.triton.target import TARGETS
 from trustformers_ir.frontend.random_model import random_model
-from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import Pass, PassManager
@@ -42,14 +38,6 @@ MODELS: dict[str, tuple[str, DType | None, Callable[[], Pass | None]]] = {
 }
 
 
-def emitted(module: Module, quantize: Pass | None) -> list[tuple[str, Emitted]]:
-    """The distinct kernels of a model, with what each does."""
-    PassManager(pipelines.gpu(quantize)).run(module)
-    program = lower_function(module, module.main, BlockMachine())
-    distinct = {c.kernel.key(): c for c in program.calls}
-    return [(c.label, emit(c.kernel, f"kernel_{n}", symbol_facts(module.facts))) for n, c in enumerate(distinct.values())]
-
-
 def row(b: Binary) -> dict[str, Any]:
     return {"registers": b.registers, "shared": b.shared, "spilled": b.spilled, "matrix": b.matrix_instructions}
 
@@ -57,11 +45,12 @@ def row(b: Binary) -> dict[str, Any]:
 @pytest.mark.parametrize("name", MODELS)
 def test_kernels_compile_for_gpus_that_are_not_here(name: str, pytestconfig: pytest.Config) -> None:
     source, dtype, quantize = MODELS[name]
-    kernels = emitted(random_model(source, dtype), quantize())
+    module = random_model(source, dtype)
+    PassManager(pipelines.gpu(quantize())).run(module)
+    code = lower(module, TARGETS[NAMES[0]])
     found: dict[str, Any] = {}
     for target in NAMES:
-        binaries = compile_kernels([e for _, e in kernels], TARGETS[target])
-        for (label, _), binary in zip(kernels, binaries, strict=True):
+        for (label, _), binary in zip(code.kernels.values(), compile_kernels(code.emitted, TARGETS[target]), strict=True):
             place = f"{label} on {target}"
             assert binary.code and binary.spilled == 0, place
             assert binary.shared <= TARGETS[target].shared, place

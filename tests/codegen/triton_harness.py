@@ -25,19 +25,18 @@ from trustformers_ir.codegen.lower.indexing import expr_dim
 from trustformers_ir.codegen.program import Program
 from trustformers_ir.codegen.triton.emit import Emitted, emit
 from trustformers_ir.codegen.triton.module import module_text
+from trustformers_ir.codegen.triton.optable import TYPES
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
 
-FOLDER = Path(tempfile.mkdtemp(prefix="tfir-triton-"))
+FOLDER = tempfile.TemporaryDirectory(prefix="tfir-triton-")  # Triton reads functions from files; gone when the process ends
 
 
 class Array:
     """What Triton's interpreter asks of a tensor, for a numpy array."""
 
     def __init__(self, array: np.ndarray, dtype: DType) -> None:
-        from trustformers_ir.codegen.triton.optable import TYPES
-
         self.array = array
         self.dtype = getattr(triton.language, TYPES[dtype].removeprefix("tl."))
 
@@ -79,7 +78,7 @@ class _Storage:
 
 def loaded(text: str) -> Any:
     """A file of Triton functions as a module, to be interpreted."""
-    path = FOLDER / f"kernels_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    path = Path(FOLDER.name) / f"kernels_{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None

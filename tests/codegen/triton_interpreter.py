@@ -1,6 +1,6 @@
-"""Triton's interpreter where it computes what hardware does: it rounds bf16 by cutting bits off, multiplies bf16 matrices as integers, rounds
-``fma`` twice (before 3.9), takes what a comparison gives for what it compared, looks for maxima without NaN being one, and knows nothing of
-libdevice."""
+"""Triton's interpreter where it computes what hardware does: it rounds bf16 by cutting bits off, multiplies bf16 matrices as integers, takes
+what a comparison gives for what it compared, looks for maxima without NaN being one, and knows nothing of libdevice. Versions before 3.9, which the
+code for GPUs itself can be made with, also round ``fma`` twice there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
 
 _binary, _cast, _reduce = InterpreterBuilder.binary_op, InterpreterBuilder.cast_impl, ReduceOps.apply_impl
-_FMA = getattr(interpreter._interpreter, "fma_fp32", None)
 
 
 def _as_numbers(handle: TensorHandle) -> np.ndarray:
@@ -50,15 +49,6 @@ def _dot_of_numbers(self: Any, a: TensorHandle, b: TensorHandle, d: TensorHandle
         return TensorHandle(np.matmul(x, y, dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
-def _fma_once(self: Any, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
-    arrays = np.broadcast_arrays(x.data, y.data, z.data)
-    if _FMA is not None:
-        single = arrays[0].dtype == np.float32
-        contiguous = [np.ascontiguousarray(a) for a in arrays]
-        return TensorHandle((_FMA if single else interpreter._interpreter.fma_fp64)(*contiguous), z.dtype.scalar)
-    raise NotImplementedError("fma needs triton 3.9")
-
-
 _COMBINES: dict[str, Callable[..., np.ndarray]] = {"maximum": np.max, "minimum": np.min, "product": np.prod}
 
 
@@ -80,7 +70,6 @@ def corrected() -> Iterator[None]:
         (InterpreterBuilder, "cast_impl", _cast_rounded),
         (InterpreterBuilder, "create_fp_to_fp", _fp_to_fp),
         (InterpreterBuilder, "create_dot", _dot_of_numbers),
-        (InterpreterBuilder, "create_fma", _fma_once),
         (ReduceOps, "apply_impl", _reduced),
     ]
     old = [(where, name, getattr(where, name)) for where, name, _ in patches]
