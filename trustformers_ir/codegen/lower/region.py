@@ -6,6 +6,7 @@ The results of a region are often views of what it computes (``reshape(transpose
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -143,12 +144,14 @@ def _is_summary(*shapes: tuple[Dim, ...]) -> bool:
 def _lower_summary(body: Block, first: list[_Output], second: list[_Output], ctx: LoweringContext) -> LoweredKernel:
     d = _definer(body, [o.target for o in (*first, *second)], ctx)
     summary, columns = (first, second) if first[0].core.type.shape[-1] == 1 else (second, first)
-
-    def emit(group: list[_Output]) -> Callable[[Index], list[Store]]:
-        return lambda index: [o.place(d, index, d.at(o.core, index)) for o in group]
-
+    once, rest = functools.partial(_stores, d, summary), functools.partial(_stores, d, columns)
     paired = isinstance(ctx.machine, MachineShape)
-    return _finish(d, summary_nest(columns[0].core.type.shape, emit(summary), emit(columns), paired), _label(body), ctx)
+    return _finish(d, summary_nest(columns[0].core.type.shape, once, rest, paired), _label(body), ctx)
+
+
+def _stores(d: Definer, outputs: list[_Output], index: Index) -> list[Store]:
+    """The stores of results at a place of the index space that they share."""
+    return [o.place(d, index, d.at(o.core, index)) for o in outputs]
 
 
 def _label(body: Block) -> str:
@@ -218,7 +221,7 @@ class _Group:
 
     def emit(self, index: Index) -> list[Store]:
         """The stores at a place of the index space."""
-        return [o.place(self.d, index, self.d.at(o.core, index)) for o in self.outputs]
+        return _stores(self.d, self.outputs, index)
 
     def emit_at(self, known: Value) -> Callable[[Index, Expr], Store]:
         """The one store of a nest that computes ``known`` at the given place and nowhere else; ``_ReadElsewhere``."""
