@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.dims import Facts, SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops import PadMode, ScatterReduce
@@ -131,6 +132,23 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.LinearInt8(), 4, [u8[4, 3], f32[4], i32[4], i8[2, 3], f32[2], i32[2], None]),
     (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[3], i32[2], None]),
     (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[2], i32[2], f32[2, 1]]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 1, [f32[()], u8[2, 16], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 1, [f32[32], u8[32], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 64), 2, [f32[64], u8[2, 32], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.INT4, 3), 2, [f32[6], u8[2, 3], f16[2, 2], None, None, None, None]),
+    (ops.LinearBlocks(Format.INT4, 0), 2, [f32[6], u8[2, 3], f16[2, 2], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 3, [f32[48], u8[2, 24], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 3, [f32["n"], u8[2, 16], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 3, [f32[3, 0], u8[2, 0], f16[2, 0], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 4, [f32[32], i8[2, 16], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 4, [f32[32], u8[2, 16], f16[2, 1], f16[2, 1], None, None, None]),
+    (ops.LinearBlocks(Format.Q4_1, 32), 4, [f32[32], u8[2, 16], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_1, 32), 4, [f32[32], u8[2, 16], f16[2, 1], u8[2, 1], None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 5, [f32[32], u8[2, 32], f16[2, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 5, [f32[32], u8[2, 16], f16[3, 1], None, None, None, None]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 6, [f32[32], u8[2, 16], f16[2, 1], None, None, None, f16[2]]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 6, [f32[32], u8[2, 16], f16[2, 1], None, None, None, f32[2, 1]]),
+    (ops.LinearBlocks(Format.Q4_0, 32), 6, [f32[32], u8[2, 16], f16[2, 1], None, None, None, f32[3]]),
     (ops.Einsum("ij"), 1, [f32[2, 2]]),
     (ops.Einsum("i1->i"), 1, [f32[2, 2]]),
     (ops.Einsum("...i...->i"), 1, [f32[2, 2]]),

@@ -1,5 +1,6 @@
 """Every op declaration. Importing this package fills ``trustformers_ir.ir.schema.OPS``."""
 
+from trustformers_ir.ir.ops.blocks import LinearBlocks
 from trustformers_ir.ir.ops.contract import (
     Conv1d,
     Conv2d,
@@ -227,6 +228,7 @@ __all__ = [
     "Le",
     "LeakyRelu",
     "Linear",
+    "LinearBlocks",
     "LinearInt8",
     "Literal",
     "Log",

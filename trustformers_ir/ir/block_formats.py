@@ -1,0 +1,358 @@
+"""Weights in blocks of a few bits: each format is a row of a table that says which planes it has, and how numbers become planes and come back.
+
+A matrix ``[n, k]`` is cut along k into *groups* that share a scale. Files (GGUF) keep the scale of a group beside its codes, in blocks of 18 or 34
+bytes; kernels read aligned runs. So the same bits stand apart here, as *planes*, one array for each kind of thing:
+
+=========== ====================== ======================================================================================================
+plane       dtype, shape           holds
+=========== ====================== ======================================================================================================
+codes       u8 ``[n, k / 2]``      two codes of 4 bits in a byte: byte j of a group holds element j (low bits) and j + group / 2 (high bits)
+            i8 ``[n, k]``          codes of 6 or 8 bits, signed
+scale       f16 ``[n, k / group]`` what a code is multiplied by; with ``steps``, one for each 256 elements
+low         f16 or u8              f16: what is added after that (or subtracted, q4_k); u8: what is subtracted from the codes of a group before it
+steps       u8 or i8               what the scale of 256 elements is multiplied by to be that of a group
+low_steps   u8                     the same for ``low``
+=========== ====================== ======================================================================================================
+
+``w = scale * steps * (code - zero) + low``, with what a format has of it. One byte gives a kernel two codes for two runs of x that each lie side by
+side, so nothing is loaded twice and nothing is shuffled.
+
+``split`` and ``join`` move between planes and the blocks of a file and lose no bit. The layouts of ``q*`` are those of GGML (``ggml-common.h``), and
+``quantize`` and ``dequantize`` give its very bits; ``int4`` and ``int4_zero`` have groups of any even size, symmetric and with zero points as GPTQ
+(Frantar et al. 2022) and AWQ (Lin et al. 2023) keep weights.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.ir.dtypes import DType
+
+Planes = Mapping[str, np.ndarray]
+
+#: the planes, in the order in which ``linear_blocks`` takes them
+PLANES = ("codes", "scale", "low", "steps", "low_steps")
+SUPER = 256  # elements of a block of a k-quant
+
+
+class Format(enum.Enum):
+    """The name of a format."""
+
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+    Q4_1 = "q4_1"
+    Q4_K = "q4_k"
+    Q6_K = "q6_k"
+    INT4 = "int4"
+    INT4_ZERO = "int4_zero"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """``per`` neighbouring elements of a row share an entry; 0: those of a group."""
+
+    dtype: DType
+    per: int = 0
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """``group`` is 0 where it may be chosen. ``zero`` is subtracted from every code. ``quantize`` makes the planes of finite ``f32[n, k]`` rows and a
+    group; None where that is not known. ``bytes`` has a block of ``block`` elements in a file; 0: no file has such blocks."""
+
+    format: Format
+    group: int
+    planes: Mapping[str, Plane]
+    zero: int = 0
+    block: int = 0
+    bytes: int = 0
+    quantize: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether a byte holds two codes."""
+        return self.planes["codes"].per == 2
+
+    @property
+    def subtracts(self) -> bool:
+        """Whether ``low`` is subtracted at the end, not added."""
+        return "low_steps" in self.planes
+
+    def unit(self, group: int) -> int:
+        """Of how many elements a row is a multiple."""
+        return self.block or group
+
+    def shapes(self, n: int, k: int, group: int = 0) -> dict[str, tuple[int, int]]:
+        """The shape of each plane of a matrix. ``group``: where the format does not say."""
+        return {name: (n, k // (p.per or self.group or group)) for name, p in self.planes.items()}
+
+    def bits_per_weight(self, group: int = 0) -> float:
+        """Bits of all planes, for one element."""
+        return sum(p.dtype.bits / (p.per or self.group or group) for p in self.planes.values())
+
+
+# -- between codes and bytes -----------------------------------------------------------------------------------------------
+
+
+def pair(codes: np.ndarray, group: int) -> np.ndarray:
+    """Codes of 4 bits ``u8[n, k]`` as bytes ``u8[n, k / 2]``: of each group the first half in the low bits, the second in the high ones."""
+    n, k = codes.shape
+    halves = codes.reshape(n, k // group, 2, group // 2)
+    packed: np.ndarray = halves[:, :, 0] | (halves[:, :, 1] << np.uint8(4))
+    return packed.reshape(n, k // 2)
+
+
+def unpair(bytes: np.ndarray, group: int) -> np.ndarray:
+    """The inverse of :func:`pair`."""
+    n, half = bytes.shape
+    runs = bytes.reshape(n, 2 * half // group, 1, group // 2)
+    return np.concatenate([runs & np.uint8(15), runs >> np.uint8(4)], axis=2).reshape(n, 2 * half)
+
+
+# -- planes to numbers -----------------------------------------------------------------------------------------------------
+
+
+def values(row: FormatRow, group: int, planes: Planes, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """The matrix that planes stand for, in arithmetic of that dtype: of f32, which rounds the last sum alone, or of f64, which is exact."""
+
+    def factor(name: str) -> np.ndarray:
+        plane: np.ndarray = planes[name].astype(dtype)
+        return np.repeat(plane, row.planes[name].per or group, axis=1)
+
+    def of_group(name: str, steps: str) -> np.ndarray:
+        return factor(name) * factor(steps) if steps in row.planes else factor(name)
+
+    codes = unpair(planes["codes"], group) if row.paired else planes["codes"]
+    w = codes.astype(np.int16) - np.int16(row.zero)
+    low = planes.get("low")
+    if low is not None and row.planes["low"].dtype is DType.u8:
+        w, low = w - np.repeat(low.astype(np.int16), group, axis=1), None
+    out: np.ndarray = of_group("scale", "steps") * w.astype(dtype)
+    if low is None:
+        return out
+    moved = of_group("low", "low_steps")
+    total: np.ndarray = out - moved if row.subtracts else out + moved
+    return total
+
+
+def dequantize(format: Format, planes: Planes, group: int = 0) -> np.ndarray:
+    """``f32[n, k]`` of planes, to the bit what GGML makes of the same blocks. ``group``: where the format does not say."""
+    row = FORMATS[format]
+    with np.errstate(all="ignore"):  # scales may be infinite or NaN in a file
+        return values(row, row.group or group, planes)
+
+
+def quantize(format: Format, rows: np.ndarray, group: int = 0) -> dict[str, np.ndarray]:
+    """The planes of finite ``f32[n, k]`` rows; k is a multiple of :meth:`FormatRow.unit`. ``ValueError`` for a format without a quantizer."""
+    row = FORMATS[format]
+    if row.quantize is None:
+        raise ValueError(f"nothing is quantized to {format.value} yet")
+    with np.errstate(all="ignore"):  # the scale of a group of tiny numbers is 0, and its reciprocal infinite
+        return row.quantize(np.ascontiguousarray(rows, np.float32), row.group or group)
+
+
+# -- numbers to planes -----------------------------------------------------------------------------------------------------
+
+
+def _inverse(d: np.ndarray) -> np.ndarray:
+    return np.where(d == 0, np.float32(0), np.float32(1) / d)
+
+
+def _grouped(rows: np.ndarray, group: int) -> np.ndarray:
+    return rows.reshape(len(rows), -1, group)
+
+
+def _farthest(blocks: np.ndarray) -> np.ndarray:
+    """Of each block the element of the largest magnitude, the first of equals, with its sign."""
+    found: np.ndarray = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    return found
+
+
+def _flat(codes: np.ndarray) -> np.ndarray:
+    return codes.reshape(len(codes), -1)
+
+
+def _to_u8(steps: np.ndarray, top: int) -> np.ndarray:
+    """Numbers as codes of 0 … ``top``; NaN, which 0 times an infinite reciprocal gives, as 0."""
+    codes: np.ndarray = np.nan_to_num(steps, nan=0.0, posinf=top, neginf=0.0).clip(0, top).astype(np.uint8)
+    return codes
+
+
+def _quantize_q8_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """``d = max |x| / 127``; ``x / d`` to the nearest integer, halves away from zero."""
+    blocks = _grouped(rows, group)
+    d = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    steps = blocks * _inverse(d)
+    size = np.abs(steps)
+    whole = np.floor(size)
+    nearest = np.nan_to_num(np.copysign(whole + (size - whole >= np.float32(0.5)), steps), nan=0.0, posinf=127, neginf=-127)
+    return {"codes": _flat(nearest.clip(-127, 127).astype(np.int8)), "scale": d[..., 0].astype(np.float16)}
+
+
+def _quantize_q4_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """The element of the largest magnitude is code 0, which stands for -8: ``d`` is an eighth of it, with the other sign."""
+    blocks = _grouped(rows, group)
+    d = _farthest(blocks) / np.float32(-8)
+    codes = _to_u8(np.trunc(blocks * _inverse(d) + np.float32(8.5)), 15)
+    return {"codes": pair(_flat(codes), group), "scale": d[..., 0].astype(np.float16)}
+
+
+def _quantize_q4_1(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """Fifteen steps from the smallest to the largest element."""
+    blocks = _grouped(rows, group)
+    low = blocks.min(-1, keepdims=True)
+    d = (blocks.max(-1, keepdims=True) - low) / np.float32(15)
+    codes = _to_u8(np.trunc((blocks - low) * _inverse(d) + np.float32(0.5)), 15)
+    return {"codes": pair(_flat(codes), group), "scale": d[..., 0].astype(np.float16), "low": low[..., 0].astype(np.float16)}
+
+
+def _quantize_int4(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """As ``q4_0``, but codes are the nearest ones for the scale as it is kept, in f16."""
+    blocks = _grouped(rows, group)
+    scale = (_farthest(blocks) / np.float32(-8)).astype(np.float16)
+    codes = _to_u8(np.rint(blocks * _inverse(scale.astype(np.float32))) + np.float32(8), 15)
+    return {"codes": pair(_flat(codes), group), "scale": scale[..., 0]}
+
+
+def _quantize_int4_zero(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """Fifteen steps between the ends of a group, 0 among them; its code is the zero point."""
+    blocks = _grouped(rows, group)
+    low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)
+    scale = ((high - low) / np.float32(15)).astype(np.float16)
+    inverse = _inverse(scale.astype(np.float32))
+    zero = _to_u8(np.rint(-low * inverse), 15)
+    codes = _to_u8(np.rint(blocks * inverse) + zero, 15)
+    return {"codes": pair(_flat(codes), group), "scale": scale[..., 0], "low": zero[..., 0]}
+
+
+# -- blocks of files -------------------------------------------------------------------------------------------------------
+
+
+def split(format: Format, blocks: np.ndarray) -> dict[str, np.ndarray]:
+    """The planes of rows of blocks as a file has them, ``u8[n, k / block * bytes]``."""
+    row = FORMATS[format]
+    n = len(blocks)
+    cells = np.ascontiguousarray(blocks).reshape(n, -1, row.bytes)
+    if format is Format.Q4_K:
+        return _split_q4_k(cells)
+    if format is Format.Q6_K:
+        return _split_q6_k(cells)
+    out, at = {}, 0
+    for name in FILE_ORDER:
+        if name in row.planes:
+            plane = row.planes[name]
+            size = row.block // (plane.per or row.group) * plane.dtype.itemsize
+            out[name] = np.ascontiguousarray(cells[:, :, at : at + size]).reshape(n, -1).view(plane.dtype.numpy)
+            at += size
+    return out
+
+
+def join(format: Format, planes: Planes) -> np.ndarray:
+    """The inverse of :func:`split`, to the bit."""
+    row = FORMATS[format]
+    n = len(planes["codes"])
+    count = planes["codes"].shape[1] * row.planes["codes"].per // row.block
+
+    def cells(a: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(a).view(np.uint8).reshape(n, count, -1)
+
+    if format is Format.Q4_K:
+        parts = _join_q4_k(planes, n, count)
+    elif format is Format.Q6_K:
+        parts = _join_q6_k(planes, n, count)
+    else:
+        parts = [planes[name] for name in FILE_ORDER if name in row.planes]
+    return np.concatenate([cells(p) for p in parts], axis=2).reshape(n, -1)
+
+
+#: of the plain formats: what follows what in a block
+FILE_ORDER = ("scale", "low", "codes")
+
+# A block of q4_k: f16 d, f16 dmin, 8 steps and 8 low steps of 6 bits in 12 bytes, 128 bytes of codes. Byte j of a run of 32 has the codes of element
+# j of one group and of the group after it. The steps: bytes 0-3 and 4-7 hold steps and low steps 0-3 in their low 6 bits; bytes 8-11 have the low 4
+# bits of step (low half) and low step (high half) 4-7, whose upper 2 bits are the upper bits of bytes 0-3 and 4-7.
+
+
+def _split_q4_k(cells: np.ndarray) -> dict[str, np.ndarray]:
+    n, count, _ = cells.shape
+    packed = cells[:, :, 4:16]
+    a, b, c = packed[:, :, :4], packed[:, :, 4:8], packed[:, :, 8:]
+    steps = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=2)
+    low_steps = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=2)
+    runs = cells[:, :, 16:].reshape(n, count, 4, 1, 32)
+    codes = np.concatenate([runs & 15, runs >> 4], axis=3).reshape(n, -1)
+    return {
+        "codes": pair(codes, 32),
+        "scale": np.ascontiguousarray(cells[:, :, :2]).reshape(n, -1).view(np.float16),
+        "low": np.ascontiguousarray(cells[:, :, 2:4]).reshape(n, -1).view(np.float16),
+        "steps": steps.reshape(n, -1),
+        "low_steps": low_steps.reshape(n, -1),
+    }
+
+
+def _join_q4_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
+    steps, low = (planes[name].reshape(n, count, 8) for name in ("steps", "low_steps"))
+    a = steps[:, :, :4] | ((steps[:, :, 4:] >> 4) << 6)
+    b = low[:, :, :4] | ((low[:, :, 4:] >> 4) << 6)
+    c = (steps[:, :, 4:] & 15) | ((low[:, :, 4:] & 15) << 4)
+    runs = unpair(planes["codes"], 32).reshape(n, count, 4, 2, 32)
+    return [planes["scale"], planes["low"], a, b, c, runs[:, :, :, 0] | (runs[:, :, :, 1] << 4)]
+
+
+# A block of q6_k: 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 steps i8, f16 d. Each half of 128 elements has 64 bytes of low bits (byte j:
+# elements j and j + 64) and 32 of high bits (byte j: elements j, j + 32, j + 64, j + 96).
+
+
+def _split_q6_k(cells: np.ndarray) -> dict[str, np.ndarray]:
+    n, count, _ = cells.shape
+    low, high = cells[:, :, :128].reshape(n, count, 2, 1, 64), cells[:, :, 128:192].reshape(n, count, 2, 1, 32)
+    low = np.concatenate([low & 15, low >> 4], axis=3).reshape(n, count, 2, 128)
+    high = np.concatenate([(high >> s) & 3 for s in (0, 2, 4, 6)], axis=3).reshape(n, count, 2, 128)
+    return {
+        "codes": ((low | (high << 4)).astype(np.int8) - np.int8(32)).reshape(n, -1),
+        "scale": np.ascontiguousarray(cells[:, :, 208:]).reshape(n, -1).view(np.float16),
+        "steps": np.ascontiguousarray(cells[:, :, 192:208]).reshape(n, -1).view(np.int8),
+    }
+
+
+def _join_q6_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
+    codes = (planes["codes"].astype(np.int16) + 32).astype(np.uint8).reshape(n, count, 2, 128)
+    low = codes.reshape(n, count, 2, 2, 64) & 15
+    high = codes.reshape(n, count, 2, 4, 32) >> 4
+    joined = high[:, :, :, 0] | (high[:, :, :, 1] << 2) | (high[:, :, :, 2] << 4) | (high[:, :, :, 3] << 6)
+    return [low[:, :, :, 0] | (low[:, :, :, 1] << 4), joined, planes["steps"], planes["scale"]]
+
+
+# -- the table -------------------------------------------------------------------------------------------------------------
+
+_NIBBLES, _BYTES, _SCALE = Plane(DType.u8, 2), Plane(DType.i8, 1), Plane(DType.f16)
+
+FORMATS: Mapping[Format, FormatRow] = {
+    row.format: row
+    for row in (
+        FormatRow(Format.Q8_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 34, _quantize_q8_0),
+        FormatRow(Format.Q4_0, 32, {"codes": _NIBBLES, "scale": _SCALE}, 8, 32, 18, _quantize_q4_0),
+        FormatRow(Format.Q4_1, 32, {"codes": _NIBBLES, "scale": _SCALE, "low": _SCALE}, 0, 32, 20, _quantize_q4_1),
+        FormatRow(
+            Format.Q4_K,
+            32,
+            {
+                "codes": _NIBBLES,
+                "scale": Plane(DType.f16, SUPER),
+                "low": Plane(DType.f16, SUPER),
+                "steps": Plane(DType.u8),
+                "low_steps": Plane(DType.u8),
+            },
+            0,
+            SUPER,
+            144,
+        ),
+        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": Plane(DType.f16, SUPER), "steps": Plane(DType.i8)}, 0, SUPER, 210),
+        FormatRow(Format.INT4, 0, {"codes": _NIBBLES, "scale": _SCALE}, 8, quantize=_quantize_int4),
+        FormatRow(Format.INT4_ZERO, 0, {"codes": _NIBBLES, "scale": _SCALE, "low": Plane(DType.u8)}, 0, quantize=_quantize_int4_zero),
+    )
+}
