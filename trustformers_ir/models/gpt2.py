@@ -10,26 +10,16 @@ position. Padding has no influence on the states of tokens; its own states say n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir.dims import SymbolFact
-from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Scope
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.ir.types import TensorType
-from trustformers_ir.models.blocks import (
-    ACTIVATIONS,
-    Embedding,
-    LayerNorm,
-    LearnedPositions,
-    merge_heads,
-    padding_mask,
-    split_heads,
-)
+from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, LayerNorm, LearnedPositions, merge_heads, split_heads
 from trustformers_ir.models.config import Fields
-from trustformers_ir.models.family import MAX_BATCH, Family
+from trustformers_ir.models.decoder import Decoder, LanguageModel
+from trustformers_ir.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -115,49 +105,28 @@ class Gpt2Layer:
         return x + self.outer(self.activation(self.inner(self.feed_forward_norm(x))))
 
 
-class Gpt2:
-    """The decoder: ids ``i64[batch, seq]`` to one normalised state for each, ``[batch, seq, n_embd]``, made of the tokens up to it."""
-
-    defaults: Mapping[str, int] = {"attention_mask": 1}
+class Gpt2(Decoder):
+    """The decoder; its states have ``n_embd`` features."""
 
     def __init__(self, config: Gpt2Config, scope: Scope) -> None:
-        self.config = config
-        self.tokens = Embedding(scope.child("wte"), config.vocab_size, config.n_embd)
+        super().__init__(Embedding(scope.child("wte"), config.vocab_size, config.n_embd), config.n_positions)
         self.positions = LearnedPositions(scope.child("wpe"), config.n_positions, config.n_embd)
         self.layers = [Gpt2Layer(config, scope.child("h", i), i) for i in range(config.n_layer)]
         self.norm = LayerNorm(scope.child("ln_f"), config.n_embd, config.layer_norm_epsilon)
 
-    @property
-    def inputs(self) -> Mapping[str, TensorType]:
-        ids = DType.i64["batch", "seq"]
-        return {"input_ids": ids, "attention_mask": ids}
-
-    @property
-    def facts(self) -> Mapping[str, SymbolFact]:
-        return {"batch": SymbolFact(1, MAX_BATCH), "seq": SymbolFact(1, self.config.n_positions)}
-
-    def decode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The normalised states of the last layer."""
-        mask = None if attention_mask is None else padding_mask(attention_mask)
+    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         x = self.tokens(input_ids) + self.positions.first(input_ids.shape[1])
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)
 
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {"last_hidden_state": self.decode(**inputs)}
 
-
-class Gpt2LanguageModel(Gpt2):
-    """Scores ``[batch, seq, vocab]`` of all tokens as the next one; the projection is the token embedding, unless the config unties them."""
+class Gpt2LanguageModel(LanguageModel, Gpt2):
+    """The decoder with a head, which is the token embedding, unless the config unties them."""
 
     def __init__(self, config: Gpt2Config, scope: Scope) -> None:
         super().__init__(config, scope)
-        own = not config.tie_word_embeddings
-        self.head = scope.child("lm_head").param("weight", (config.vocab_size, config.n_embd)) if own else self.tokens.weight
-
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {"logits": F.linear(self.decode(**inputs), self.head)}
+        self.give_head(scope, tied=config.tie_word_embeddings)
 
 
 _ARCHITECTURES: dict[str, Callable[[Gpt2Config, Scope], Gpt2]] = {

@@ -10,18 +10,15 @@ most ``max_position_embeddings`` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from trustformers_ir.ir import functional as F
-from trustformers_ir.ir.dims import SymbolFact
-from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Scope
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.ir.types import TensorType
-from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, GatedFeedForward, GroupedAttention, Linear, RmsNorm, padding_mask
+from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, GatedFeedForward, GroupedAttention, Linear, RmsNorm
 from trustformers_ir.models.config import Fields
-from trustformers_ir.models.family import MAX_BATCH, Family, transformer_size
+from trustformers_ir.models.decoder import Decoder, LanguageModel
+from trustformers_ir.models.family import Family, transformer_size
 from trustformers_ir.models.rotary import Rotary
 
 
@@ -105,49 +102,29 @@ class LlamaLayer:
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class Llama:
-    """The decoder: ids ``i64[batch, seq]`` to one normalised state for each, ``[batch, seq, hidden]``, made of the tokens up to it."""
-
-    defaults: Mapping[str, int] = {"attention_mask": 1}
+class Llama(Decoder):
+    """The decoder; its states have ``hidden_size`` features."""
 
     def __init__(self, config: LlamaConfig, scope: Scope) -> None:
-        self.config = config
-        self.tokens = Embedding(scope.child("embed_tokens"), config.vocab_size, config.hidden_size)
+        super().__init__(Embedding(scope.child("embed_tokens"), config.vocab_size, config.hidden_size), config.max_position_embeddings)
+        self.rotary = config.rotary
         self.layers = [LlamaLayer(config, scope.child("layers", i)) for i in range(config.num_hidden_layers)]
         self.norm = RmsNorm(scope.child("norm"), config.hidden_size, config.rms_norm_eps)
 
-    @property
-    def inputs(self) -> Mapping[str, TensorType]:
-        ids = DType.i64["batch", "seq"]
-        return {"input_ids": ids, "attention_mask": ids}
-
-    @property
-    def facts(self) -> Mapping[str, SymbolFact]:
-        return {"batch": SymbolFact(1, MAX_BATCH), "seq": SymbolFact(1, self.config.max_position_embeddings)}
-
-    def decode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The normalised states of the last layer."""
-        mask = None if attention_mask is None else padding_mask(attention_mask)
+    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         x = self.tokens(input_ids)
-        turn = self.config.rotary.first(input_ids.shape[1], x.dtype)
+        turn = self.rotary.first(input_ids.shape[1], x.dtype)
         for layer in self.layers:
             x = layer(x, turn, mask)
         return self.norm(x)
 
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {"last_hidden_state": self.decode(**inputs)}
 
-
-class LlamaLanguageModel(Llama):
-    """Scores ``[batch, seq, vocab]`` of all tokens as the next one; the projection is the token embedding where the config ties them."""
+class LlamaLanguageModel(LanguageModel, Llama):
+    """The decoder with a head, which is the token embedding where the config ties them."""
 
     def __init__(self, config: LlamaConfig, scope: Scope) -> None:
         super().__init__(config, scope)
-        own = not config.tie_word_embeddings
-        self.head = scope.child("lm_head").param("weight", (config.vocab_size, config.hidden_size)) if own else self.tokens.weight
-
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {"logits": F.linear(self.decode(**inputs), self.head)}
+        self.give_head(scope, tied=config.tie_word_embeddings)
 
 
 _ARCHITECTURES: dict[str, Callable[[LlamaConfig, Scope], Llama]] = {
