@@ -31,6 +31,25 @@ class BufferRef:
     type: TensorType
 
 
+@dataclass(frozen=True, eq=False)
+class Temporary:
+    """A buffer between the kernels of one region: it belongs to no value of the graph. Each region that is lowered to them gets one of its own."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a GPU compiles and runs a kernel: warps of a program, and stages of its loops' pipelines. What a nest was made for travels with it."""
+
+    warps: int = 4
+    stages: int = 2
+
+
+LAUNCH = Launch()
+
+
 @dataclass(frozen=True)
 class KernelCall:
     """Run ``kernel`` on ``arguments`` (one per ``kernel.params``). ``writes[i]`` says whether argument i is written (it may be read too)."""
@@ -43,6 +62,7 @@ class KernelCall:
     flops: Dim = 0  # of the graph operations that the kernel stands for
     parallel: bool = True  # False: one worker does all of it, so no other worker touches its buffers
     schedule: Chosen | None = None  # of kernels that leave a choice
+    launch: Launch = LAUNCH  # on a GPU
 
     @property
     def bytes(self) -> Dim:

@@ -11,7 +11,7 @@ from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.region import LoweredKernel, LoweringContext, lower_region
 from trustformers_ir.codegen.lower.schedules import MachineShape
-from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage, Temporary
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.abi import Port
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
@@ -76,8 +76,9 @@ class _FunctionLowering:
         for result in operation.results:
             self.refs[result] = self.place(result, outputs)
         flops = region_flops(operation)
+        temporaries: dict[Temporary, BufferRef] = {}
         for lowered in lower_region(operation, self.ctx):
-            self.call(lowered, operation, flops)
+            self.call(lowered, operation, temporaries, flops)
             flops = 0
 
     def place(self, result: Value, outputs: list[Value]) -> BufferRef:
@@ -85,7 +86,11 @@ class _FunctionLowering:
             if v is result and i not in self.taken:
                 self.taken.add(i)
                 return BufferRef(Storage.OUTPUT, i, result.type)
-        ref = BufferRef(Storage.ARENA, len(self.arena), result.type)
+        return self.intermediate(result.type)
+
+    def intermediate(self, type: TensorType) -> BufferRef:
+        """A new buffer of the arena."""
+        ref = BufferRef(Storage.ARENA, len(self.arena), type)
         self.arena.append(ref)
         return ref
 
@@ -101,17 +106,22 @@ class _FunctionLowering:
         source = self.refs[operation.inputs[0]]
         return BufferRef(source.storage, source.key, operation.results[0].type)
 
-    def call(self, lowered: LoweredKernel, operation: Operation, flops: Dim = 0) -> None:
+    def call(self, lowered: LoweredKernel, operation: Operation, temporaries: dict[Temporary, BufferRef], flops: Dim = 0) -> None:
         body = operation.body
         assert body is not None
         bound = dict(zip(body.args, operation.inputs, strict=True))
         arguments: list[BufferRef] = []
         for v in lowered.values:
+            if isinstance(v, Temporary):
+                if v not in temporaries:
+                    temporaries[v] = self.intermediate(v.type)
+                arguments.append(temporaries[v])
+                continue
             literal = v.op_as(ops.Constant)
             arguments.append(self.refs[bound.get(v, v)] if literal is None else self.literal(literal))
         parallel = any(isinstance(s, For) and s.axis.kind is PARALLEL for s in walk_statements(lowered.kernel.body))
         location = next((str(o.loc) for o in reversed(body) if o.loc is not None), str(operation.loc or ""))
-        about = (lowered.label, location, flops, parallel, lowered.schedule)
+        about = (lowered.label, location, flops, parallel, lowered.schedule, lowered.launch)
         self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, *about))
 
     def literal(self, constant: Operation) -> BufferRef:
@@ -133,7 +143,7 @@ class _FunctionLowering:
         region = Operation(ops.Fused(), [value], [stored], body=body)
         self.refs[region.results[0]] = target
         for lowered in lower_region(region, self.ctx):
-            self.call(lowered, region)
+            self.call(lowered, region, {})
         region.drop_operands()
 
 

@@ -25,6 +25,7 @@ from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, sum
 from trustformers_ir.codegen.lower.ordered import ORDERED
 from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.codegen.math import expand
+from trustformers_ir.codegen.program import LAUNCH, Launch, Temporary
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
@@ -39,13 +40,15 @@ LITERAL_LIMIT = 16  # inline constants with more elements are read from memory
 
 @dataclass(frozen=True)
 class LoweredKernel:
-    """A kernel with the graph value behind each of its buffers: region arguments, results of the region, or constants inside it."""
+    """A kernel with what is behind each of its buffers: region arguments, results of the region, constants inside it, or buffers that only the
+    kernels of this region use."""
 
     kernel: Kernel
-    values: tuple[Value, ...]
+    values: tuple[Value | Temporary, ...]
     writes: tuple[bool, ...]
     label: str
     schedule: Chosen | None = None
+    launch: Launch = LAUNCH
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,11 @@ def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]
     if key in ctx.known:
         first, kernels = ctx.known[key]
         same = dict(zip(_values(first), _values(body), strict=True))
-        return [replace(k, values=tuple(same.get(v) or region.results[v.index] for v in k.values)) for k in kernels]
+
+        def again(v: Value | Temporary) -> Value | Temporary:
+            return v if isinstance(v, Temporary) else same.get(v) or region.results[v.index]
+
+        return [replace(k, values=tuple(map(again, k.values))) for k in kernels]
     sites = len(ctx.sites.rows)
     kernels = _lowered(region, body, ctx)
     if len(ctx.sites.rows) == sites:

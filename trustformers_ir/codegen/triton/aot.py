@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trustformers_ir.codegen.program import Launch
 from trustformers_ir.codegen.triton.emit import Emitted
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget
@@ -26,14 +27,6 @@ from trustformers_ir.ir.dtypes import DType
 
 #: Triton's names of the dtypes in signatures
 SIGNATURE = {DType.bool: "i1", DType.f16: "fp16", DType.bf16: "bf16", DType.f32: "fp32", DType.f64: "fp64"}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a kernel is compiled and launched: warps of a program, and stages of its loops' pipelines."""
-
-    warps: int = 4
-    stages: int = 2
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
-from trustformers_ir.codegen.program import Program
+from trustformers_ir.codegen.program import KernelCall, Launch, Program
 from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
 from trustformers_ir.codegen.triton.emit import Emitted, emit
 from trustformers_ir.codegen.triton.module import module_text
@@ -36,8 +36,17 @@ class GpuCode:
     @functools.cached_property
     def kernels(self) -> Mapping[str, tuple[str, Kernel]]:
         """Label and nest of each distinct kernel by its name, in order of first use."""
-        distinct = {c.kernel.key(): c for p in self.programs for c in p.calls}
-        return {f"kernel_{n}": (c.label, c.kernel) for n, c in enumerate(distinct.values())}
+        return {f"kernel_{n}": (c.label, c.kernel) for n, c in enumerate(self._distinct)}
+
+    @functools.cached_property
+    def _distinct(self) -> tuple[KernelCall, ...]:
+        """A call of each distinct kernel."""
+        return tuple({(c.kernel.key(), c.launch): c for p in self.programs for c in p.calls}.values())
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """How each kernel is launched, in the order of ``kernels``."""
+        return tuple(c.launch for c in self._distinct)
 
     @functools.cached_property
     def emitted(self) -> tuple[Emitted, ...]:
@@ -61,7 +70,7 @@ class GpuCode:
         """The machine code of every kernel. ``MISSING_DEPENDENCY`` without Triton."""
         if not has_triton():
             raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
-        return compile_kernels(self.emitted, self.target)
+        return compile_kernels(self.emitted, self.target, self.launches)
 
 
 def has_triton() -> bool:
