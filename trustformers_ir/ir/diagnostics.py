@@ -79,6 +79,11 @@ class Code(enum.Enum):
     WEIGHT_UNEXPECTED = (2021, "unexpected weight", "The checkpoint holds a weight for which the architecture has no place.")
     WEIGHT_SHAPE = (2022, "wrongly shaped weight", "A weight has another shape than the config implies.")
     WEIGHT_DTYPE = (2023, "wrong weight dtype", "A weight has a dtype that cannot stand for the one that is needed.")
+    GGUF_HEADER = (2024, "not a GGUF file", "The file does not begin like a GGUF file of version 2 or 3, or is big-endian.")
+    GGUF_TRUNCATED = (2025, "truncated GGUF file", "The file ends before what it announces: a text, an array, or a tensor.")
+    GGUF_METADATA = (2026, "broken GGUF metadata", "A key or its value is not as the specification says, or there twice.")
+    GGUF_TENSOR = (2027, "broken GGUF tensor", "A tensor has an unknown type, impossible sizes, a wrong place, or lies across another.")
+    GGUF_SPLIT = (2028, "files that do not belong together", "The files over which a GGUF model is spread are not those of one model.")
     TOKENIZER_MISSING = (2030, "no tokenizer", "Text was given, and the model carries no `tokenizer.json`.")
     TOKENIZER_INVALID = (2031, "broken tokenizer", "`tokenizer.json` cannot be read as a tokenizer.")
 
@@ -224,6 +229,11 @@ ADVICE = {
     Code.CONFIG_INVALID: "correct it, or fetch the checkpoint again",
     Code.UNKNOWN_MODEL_TYPE: "give a checkpoint of an architecture that is known",
     Code.UNSUPPORTED_CONFIG: "give a checkpoint of a variant that is known",
+    Code.GGUF_HEADER: "give a GGUF file of version 2 or 3",
+    Code.GGUF_TRUNCATED: "the download or the copy was cut off: fetch the file again",
+    Code.GGUF_METADATA: "download the file again, or write it anew",
+    Code.GGUF_TENSOR: "download the file again, or write it anew",
+    Code.GGUF_SPLIT: "the files of one model belong together: fetch them again",
     Code.SAFETENSORS_HEADER: "download or export the file again",
     Code.SAFETENSORS_TRUNCATED: "the download or the copy was cut off: fetch the file again",
     Code.SAFETENSORS_OFFSETS: "download or export the file again",
