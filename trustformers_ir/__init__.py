@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from trustformers_ir.ir.diagnostics import InternalError as InternalError
     from trustformers_ir.ir.dtypes import DType as DType
     from trustformers_ir.passes.recipes import F16 as F16
+    from trustformers_ir.passes.recipes import Q4_0 as Q4_0
+    from trustformers_ir.passes.recipes import Q4_1 as Q4_1
+    from trustformers_ir.passes.recipes import Q8_0 as Q8_0
     from trustformers_ir.passes.recipes import Bf16 as Bf16
+    from trustformers_ir.passes.recipes import Int4 as Int4
     from trustformers_ir.passes.recipes import Int8 as Int8
 
     i8, i16, i32, i64 = DType.i8, DType.i16, DType.i32, DType.i64
@@ -41,18 +45,22 @@ _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
     **dict.fromkeys(("CheckFailed", "CompilerError", "Diagnostic", "InternalError"), "ir.diagnostics"),
     "DType": "ir.dtypes",
-    **dict.fromkeys(("Bf16", "F16", "Int8"), "passes.recipes"),
+    **dict.fromkeys(("Bf16", "F16", "Int4", "Int8", "Q4_0", "Q4_1", "Q8_0"), "passes.recipes"),
     "Module": "ir.core",
 }
 
 # `bool` is DType.bool: a module attribute of that name would shadow the builtin in `from trustformers_ir import *`.
 __all__ = [
     "F16",
+    "Q4_0",
+    "Q4_1",
+    "Q8_0",
     "Bf16",
     "CheckFailed",
     "CompilerError",
     "DType",
     "Diagnostic",
+    "Int4",
     "Int8",
     "InternalError",
     "Module",

@@ -25,9 +25,9 @@ from trustformers_ir.passes.int8_error import Deviation, ErrorReport, ProductErr
 from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.observe_activations import ObserveActivations
-from trustformers_ir.passes.quantize_int8 import rows_of
 from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe
 from trustformers_ir.passes.smoothing import Matrix, Sample, Smoothing, smoothed
+from trustformers_ir.passes.weights import rows_of
 from trustformers_ir.runtime.executable import Executable
 
 MOST_BYTES = 256 << 20  # of results at a time

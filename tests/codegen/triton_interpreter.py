@@ -1,4 +1,4 @@
-"""Triton's interpreter where it computes what hardware does: it rounds bf16 by cutting bits off, multiplies bf16 matrices as integers, takes
+"""Triton's interpreter where it computes what hardware does: it rounds bf16 by cutting bits off, computes with bf16 as if they were integers, takes
 what a comparison gives for what it compared, looks for maxima without NaN being one, and knows nothing of libdevice. Versions before 3.9, which the
 code for GPUs itself can be made with, also round ``fma`` twice there."""
 
@@ -35,6 +35,9 @@ def _cast_rounded(self: Any, src: TensorHandle, to: Any) -> TensorHandle:
 
 
 def _compared(self: Any, lhs: TensorHandle, rhs: TensorHandle, op: Any) -> TensorHandle:
+    if lhs.dtype.scalar == rhs.dtype.scalar == tl.bfloat16:
+        out = _binary(self, *(TensorHandle(_as_numbers(h).astype(np.float32), tl.float32) for h in (lhs, rhs)), op)
+        return TensorHandle(out.data, tl.int1) if out.data.dtype == np.bool_ else _cast_rounded(self, out, tl.bfloat16)
     out = _binary(self, lhs, rhs, op)
     return TensorHandle(out.data, tl.int1) if out.data.dtype == np.bool_ else out
 

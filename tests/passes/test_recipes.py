@@ -19,7 +19,13 @@ def test_a_name_an_object_and_nothing() -> None:
     assert recipe is not None and recipe.static and recipe.calibration == ["a text"]
 
 
-@pytest.mark.parametrize("text", ["int8", "int8{keep=a.*+b,heads=true,min_size=4,max_error=0.1,activations=static,method=entropy}"])
+TEXTS = [
+    *("int8", "int8{keep=a.*+b,heads=true,min_size=4,max_error=0.1,activations=static,method=entropy}"),
+    *("q4_0{keep=a}", "int4{keep=a,heads=true,max_error=0.3,group=64,zeros=true}"),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_recipe_prints_as_what_is_read(text: str) -> None:
     assert str(find_recipe(text)) == text
 
@@ -39,8 +45,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 WRONG: list[tuple[Any, Any, Code, str]] = [
     ("int9", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
-    ("q4_0", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16"),
+    ("nf4", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16, q8_0, q4_0, q4_1, int4"),
     ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16"),
+    ("q4_2", None, Code.UNKNOWN_RECIPE, "did you mean 'q4_"),
+    ("int4{group=7}", None, Code.RECIPE_OPTION, "group is 7, not an even number"),
+    ("q4_0{group=64}", None, Code.RECIPE_OPTION, "no option 'group'"),
+    ("q4_0", ["a text"], Code.RECIPE_OPTION, "weights alone are rounded"),
     ("int8{", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
     (8, None, Code.UNKNOWN_RECIPE, "quantize is 8"),
     ("int8{keeps=a}", None, Code.RECIPE_OPTION, "did you mean 'keep'"),

@@ -27,6 +27,7 @@ from trustformers_ir.passes.linears import Product, products
 from trustformers_ir.passes.manager import PassLog
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.observe_activations import add_results
+from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 
 Attempt = Callable[[Product], tuple[Operation | None, str]]
@@ -62,6 +63,20 @@ class CompareNarrow(NarrowWeights):
         _compare(module, log, lambda product: self.attempt(module, product), self.decision, self.instead)
         if self.instead:
             self.tables(module, log)
+
+
+@dataclass(frozen=True)
+class CompareBlocks(QuantizeBlocks):
+    """The same for the options of ``quantize_blocks``."""
+
+    instead: bool = False
+
+    name = "compare_blocks"
+    summary = "make results of products by weights in blocks, and of the same by the weights as they are"
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Adds results to the main function."""
+        _compare(module, log, lambda product: self.attempt(module, product), self.decision, self.instead)
 
 
 def _compare(module: Module, log: PassLog, attempt: Attempt, decision: Decision, instead: bool) -> None:

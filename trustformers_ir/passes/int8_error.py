@@ -109,7 +109,7 @@ class ErrorReport:
         cells = [self.head, *self.table()]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join(lines + [f"{name} stays in f32: {reason}" for name, reason in self.kept.items()])
+        return "\n".join(lines + [f"{name} stays as it is: {reason}" for name, reason in self.kept.items()])
 
 
 HEAD = ("product", "own relative", "SQNR dB", "cosine", "arrived relative", "SQNR dB", "cosine", "where")

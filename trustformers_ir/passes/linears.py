@@ -7,6 +7,7 @@ with the same weight is ``name#2``.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from trustformers_ir.ir.core import Module, Operation, Value, Weight
 from trustformers_ir.ir.schema import FusionKind
 from trustformers_ir.ir.types import ROW_MAJOR
 from trustformers_ir.passes.weights import weight_of
+
+_TAIL = re.compile(r"\.weight(\.(f32|f16|bf16))?\Z")  # what a checkpoint, and a cast that was folded, add to the name of a product
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def products(module: Module) -> Iterator[Product]:
                 continue
             right = operation.inputs[1]
             weight = weight_of(module, right) if right.type.layout == ROW_MAJOR else None
-            parts = (operation.op.mnemonic,) if weight is None else tuple(p.removesuffix(".weight") for p in weight.name.split("+"))
+            parts = (operation.op.mnemonic,) if weight is None else tuple(_TAIL.sub("", p) for p in weight.name.split("+"))
             name = _short(parts)
             seen[name] += 1
             yield Product(name if seen[name] == 1 else f"{name}#{seen[name]}", parts, operation, weight)

@@ -47,7 +47,7 @@ from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON, not_patterns, not_positive
 from trustformers_ir.passes.smoothing import Smoothing
-from trustformers_ir.passes.weights import blocks, derived, mapped_files, step_of, steps_of
+from trustformers_ir.passes.weights import blocks, derived, mapped_files, rows_of, step_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -234,11 +234,6 @@ class Int8Matrix:
             self.integers()
         assert self._sums is not None
         return self._sums
-
-
-def rows_of(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
-    """What gives the weight of a product as ``[n, k]``."""
-    return lambda: weight.data.T if transposed else weight.data
 
 
 def _always(array: np.ndarray) -> Callable[[], np.ndarray]:

@@ -3,6 +3,7 @@
     compile(model, quantize="int8")                                                     each row of an activation has a scale of its own
     compile(model, quantize=Int8(activations="static", method="entropy", calibration=texts))
     compile(model, quantize="bf16")                                                     weights in 16 bits, everything else in f32
+    compile(model, quantize="int4{group=64}", dtype="bf16")                             weights in 4 bits, everything else in bf16
     tfc compile MODEL -o OUT --quantize "int8{activations=static,method=entropy}" --calibrate texts.txt
 """
 
@@ -13,13 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes.calibration import METHODS, Ranges
-from trustformers_ir.passes.compare_products import CompareInt8, CompareNarrow
+from trustformers_ir.passes.compare_products import CompareBlocks, CompareInt8, CompareNarrow
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.options import IN_PYTHON, nearest, options_text, parse_options
+from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8, Sensitive
 from trustformers_ir.passes.smoothing import Smoothing
 
@@ -123,13 +126,8 @@ class Int8(Sensitive, Recipe):
         return CompareInt8(**self.sensitive, ranges=known.ranges, smoothings=known.smoothings, instead=instead)
 
 
-@dataclass(frozen=True)
-class _Half(Recipe):
-    keep: tuple[str, ...] = ()
-    max_error: float = 0.01
-    calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
-
-    dtype: ClassVar[DType]
+class _WeightsAlone(Recipe):
+    """A recipe that needs no examples, and whose options are those of its pass."""
 
     def __post_init__(self) -> None:
         problems = Collector()
@@ -140,6 +138,15 @@ class _Half(Recipe):
         if self.calibration is not None:
             problems.add(Code.RECIPE_OPTION, f"{self.name}: calibration is given, and weights alone are rounded", help="leave it out")
         problems.check()
+
+
+@dataclass(frozen=True)
+class _Half(_WeightsAlone):
+    keep: tuple[str, ...] = ()
+    max_error: float = 0.01
+    calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
+
+    dtype: ClassVar[DType]
 
     def quantizer(self, known: Calibrated = NOTHING) -> NarrowWeights:
         return NarrowWeights(self.dtype, self.keep, self.max_error)
@@ -168,7 +175,65 @@ class F16(_Half):
     dtype = DType.f16
 
 
-RECIPES: dict[str, type[Int8 | Bf16 | F16]] = {kind.name: kind for kind in (Int8, Bf16, F16)}
+@dataclass(frozen=True)
+class _Blocks(_WeightsAlone):
+    keep: tuple[str, ...] = ()
+    heads: bool = False
+    max_error: float = 0.2
+    calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
+
+    @property
+    def layout(self) -> tuple[Format, int]:
+        """The format of the weights, and the group where the format does not say it."""
+        return Format(self.name), 0
+
+    def quantizer(self, known: Calibrated = NOTHING) -> QuantizeBlocks:
+        return QuantizeBlocks(*self.layout, self.keep, self.heads, self.max_error)
+
+    def comparison(self, known: Calibrated = NOTHING, *, instead: bool = False) -> CompareBlocks:
+        return CompareBlocks(*self.layout, self.keep, self.heads, self.max_error, instead)
+
+
+@dataclass(frozen=True)
+class Q8_0(_Blocks):
+    """Weights of products in 8 bits, a scale in f16 for each 32 (GGML's format); everything else as it is (``passes/quantize_blocks.py``).
+
+    ``keep`` has patterns of names of products that stay as they are; ``heads`` quantizes those that give results of the model, too; a weight that
+    would move by more than ``max_error`` (root mean square, relatively) stays.
+    """
+
+    name = "q8_0"
+
+
+@dataclass(frozen=True)
+class Q4_0(_Blocks):
+    """The same in 4 bits, with a scale for each 32: 4.5 bits of memory for a weight."""
+
+    name = "q4_0"
+
+
+@dataclass(frozen=True)
+class Q4_1(_Blocks):
+    """The same in 4 bits, with a scale and a smallest value for each 32: 5 bits."""
+
+    name = "q4_1"
+
+
+@dataclass(frozen=True)
+class Int4(_Blocks):
+    """The same in 4 bits, with a scale for each ``group`` weights: 4.125 bits with 128. ``zeros``: each group has a zero point as well, as in AWQ."""
+
+    group: int = 128
+    zeros: bool = False
+
+    name = "int4"
+
+    @property
+    def layout(self) -> tuple[Format, int]:
+        return Format.INT4_ZERO if self.zeros else Format.INT4, self.group
+
+
+RECIPES: dict[str, type[Int8 | Bf16 | F16 | Q8_0 | Q4_0 | Q4_1 | Int4]] = {kind.name: kind for kind in (Int8, Bf16, F16, Q8_0, Q4_0, Q4_1, Int4)}
 
 _RECIPE = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\{([^{}]*)\})?\s*\Z")
 

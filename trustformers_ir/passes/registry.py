@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trustformers_ir.passes.canonicalize import Canonicalize
-from trustformers_ir.passes.compare_products import CompareInt8, CompareNarrow
+from trustformers_ir.passes.compare_products import CompareBlocks, CompareInt8, CompareNarrow
 from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
@@ -15,11 +15,12 @@ from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.observe_activations import ObserveActivations
 from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 
 ALL: tuple[type[Pass], ...] = (
-    *(Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, MergeLinears, QuantizeInt8, NarrowWeights, PackWeights, Fuse),
-    *(ObserveActivations, CompareInt8, CompareNarrow),  # to look at a quantized model
+    *(Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, MergeLinears, QuantizeInt8, QuantizeBlocks, NarrowWeights, PackWeights, Fuse),
+    *(ObserveActivations, CompareInt8, CompareNarrow, CompareBlocks),  # to look at a quantized model
 )
 
 PASSES: dict[str, type[Pass]] = {p.name: p for p in ALL}

@@ -37,6 +37,11 @@ def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.n
     return module.add_weight(Weight(chosen, type, make, origin=origin))
 
 
+def rows_of(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
+    """What gives the weight of a product as ``[n, k]``."""
+    return lambda: weight.data.T if transposed else weight.data
+
+
 def converted(array: np.ndarray, dtype: DType) -> np.ndarray:
     """f16, bf16 or f32 values as another one of these, rounded once, ties to even. Nothing wider stands between, and what a block of rows needs
     stays in the cache: the weights of a model go through here."""

@@ -15,7 +15,7 @@ from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import files
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
-_HOW = {"int8": "in 8-bit integers", "bf16": "by weights in bf16", "f16": "by weights in f16"}
+_HOW = {"int8": "in 8-bit integers", **{name: f"by weights in {name}" for name in ("bf16", "f16", "q8_0", "q4_0", "q4_1", "int4")}}
 ALLOWED = 0.1  # of the relative error of a result of the model, unless the user says otherwise
 
 
@@ -26,7 +26,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         return []
     name = recipe_name(told)
     lines = [f"{told['recipe']}: {told[name]} of {len(told['products'])} products {_HOW.get(name, 'quantized')}"]
-    return lines + [f"  {row['name']} stays in f32: {row['reason']}" for row in told["products"] if not row[name]]
+    return lines + [f"  {row['name']} stays as it is: {row['reason']}" for row in told["products"] if not row[name]]
 
 
 def error_of(model: str, quantize: str, calibrate: list[str] | None, data: list[str] | None, probes: int, seed: int) -> ErrorReport:
@@ -49,7 +49,7 @@ def show(report: ErrorReport, model: str, tolerance: float | None, json: bool) -
         rows: list[Sequence[object]] = [*report.table()]
         console.print_table(rows, report.head)
         for name, reason in report.kept.items():
-            console.say(f"{name} stays in f32: {reason}")
+            console.say(f"{name} stays as it is: {reason}")
     if failed:
         help = "the worst products stand first: keep them in f32 (keep=NAME), calibrate otherwise, or set --tolerance"
         messages = [f"'{name}' of the quantized model is {report.outputs[name].relative:.3g} away from that of the model" for name in failed]

@@ -20,6 +20,7 @@ from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.blocks import BlockMachine, BlockProduct, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
+from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
@@ -296,7 +297,7 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> Lo
             return g.finish(flash_nest(g.d, attention, g.emit_at(attention.result), *tile))
         except _ReadElsewhere:
             g.again()
-    matrix = BlockProduct.of(anchor, shape)
+    matrix = GroupedProduct.of(anchor, shape) or BlockProduct.of(anchor, shape)
     if matrix is not None:
         lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
         if _is_product(lowered.kernel):

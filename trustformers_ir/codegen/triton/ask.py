@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Buffer, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.ir.dtypes import HALVES, DType
 
 
 def roots(s: Stmt) -> tuple[Expr, ...]:
@@ -23,6 +24,38 @@ def hint_of(e: Expr) -> str:
     if isinstance(e, Reduce):
         return e.kind
     return "at" if isinstance(e, CheckedIndex) else "t"
+
+
+#: Integers up to this size, of either sign, are exact in these dtypes.
+EXACT = {DType.f16: 2048, DType.bf16: 256}
+
+
+def integers(e: Expr) -> tuple[int, int] | None:
+    """Between which integers an expression lies that is made of bytes and constants by masks, shifts, sums and differences; None for any other."""
+    if isinstance(e, Const):
+        return (int(e.value), int(e.value)) if abs(e.value) <= EXACT[DType.f16] and e.value == int(e.value) else None
+    if isinstance(e, Cast):
+        return integers(e.x)
+    if isinstance(e, Binary) and e.op in ("add", "sub") and e.dtype is DType.f32:
+        a, b = integers(e.a), integers(e.b)
+        if a is None or b is None:
+            return None
+        return (a[0] + b[0], a[1] + b[1]) if e.op == "add" else (a[0] - b[1], a[1] - b[0])
+    if isinstance(e, Binary) and isinstance(e.b, Const) and e.dtype is DType.u8 and e.op in ("and", "shr"):
+        return 0, int(e.b.value) if e.op == "and" else 255 >> int(e.b.value)
+    return (e.dtype.min, e.dtype.max) if e.dtype in (DType.u8, DType.i8) else None
+
+
+def half_of(factors: Sequence[Expr]) -> DType | None:
+    """The dtype of 16 bits in which matrix instructions can take factors of f32 as they are: they were widened from it, but for integers, which it
+    holds exactly."""
+    rest = [x for x in factors if not (isinstance(x, Cast) and x.x.dtype in HALVES)]
+    halves = {x.x.dtype for x in factors if isinstance(x, Cast) and x.x.dtype in HALVES}
+    if len(halves) != 1:
+        return None
+    (half,) = halves
+    bounds = [integers(n) for x in rest for n in (x, *(x.children if isinstance(x, Binary) else ()))]
+    return half if all(b is not None and max(map(abs, b)) <= EXACT[half] for b in bounds) else None
 
 
 def tile_axes(*roots: Expr) -> list[Axis]:

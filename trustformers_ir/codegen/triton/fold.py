@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Cast, Const, Expr, Load, Reduce, conjuncts
 from trustformers_ir.codegen.kernel_ir.optable import neutral
-from trustformers_ir.codegen.triton.ask import tile_axes
+from trustformers_ir.codegen.triton.ask import half_of, integers, tile_axes
 from trustformers_ir.codegen.triton.blocks import Blocks
 from trustformers_ir.codegen.triton.optable import BINARY, TYPES, text_of
 from trustformers_ir.codegen.triton.write import LEVELS, Val
@@ -22,6 +22,18 @@ class Dot:
     factors: tuple[Expr, Expr]
     k: Axis
     unsigned: int | None
+
+
+#: The bits of 128 in bf16 and of 1024 in f16, from which on neighbours are 1 apart, and that number: an integer below it fits into the digits.
+ONES = {DType.bf16: (0x4300, 128.0), DType.f16: (0x6400, 1024.0)}
+
+
+def _small(e: Expr, half: DType) -> tuple[int, float, Expr] | None:
+    """What ``small`` needs to make an integer a number of 16 bits: the row of ``ONES``, and the integer; None where that has too many digits."""
+    if not isinstance(e, Cast) or (bounds := integers(e.x)) is None:
+        return None
+    bits, one = ONES[half]
+    return (bits, one, e.x) if bounds[0] >= 0 and bounds[1] < one else None
 
 
 class Folds(Blocks):
@@ -190,12 +202,11 @@ class Folds(Blocks):
 
     def dot_operands(self, e: Reduce, dot: Dot, guard: list[Expr], conditions: tuple[Expr, ...], acc: str = "") -> str:
         factors = dot.factors
-        halves = {x.x.dtype for x in factors if isinstance(x, Cast)} if all(isinstance(x, Cast) for x in factors) else set()
-        narrow = len(halves) == 1 and halves <= {DType.f16, DType.bf16}
+        half = half_of(factors) if e.dtype is DType.f32 else None
         texts = []
         for position, x in enumerate(factors):
-            inner = x.x if (narrow or e.dtype is DType.i32) and isinstance(x, Cast) else x
-            v = self.value(inner, conditions)
+            inner = x.x if (half or e.dtype is DType.i32) and isinstance(x, Cast) else x
+            v = self.value(inner, conditions) if half is None else self.in_half(x, half, conditions)
             bare = inner.x if isinstance(inner, Cast) else inner
             if guard and not isinstance(bare, Load):
                 mask = self.mask(guard)
@@ -207,9 +218,27 @@ class Folds(Blocks):
             texts.append(v.text if last == (position == 0) else f"tl.trans({v.text})")
         if acc:
             texts.append(acc)
-        exact = ', input_precision="ieee"' if e.dtype is DType.f32 and not narrow else ""
+        exact = ', input_precision="ieee"' if e.dtype is DType.f32 and half is None else ""
         kind = f", out_dtype={TYPES[e.dtype]}" if e.dtype is DType.i32 else ""
         return ", ".join(texts) + exact + kind
+
+    def in_half(self, e: Expr, half: DType, conditions: tuple[Expr, ...]) -> Val:
+        """A factor in a dtype of 16 bits that holds it exactly (``half_of``)."""
+        if isinstance(e, Const):
+            return self.const(e)
+        if isinstance(e, Binary):
+            if e.op == "sub" and isinstance(e.b, Const) and (known := _small(e.a, half)) is not None:
+                return self.small(*known, half, conditions, float(e.b.value))
+            return self.apply("{0} + {1}" if e.op == "add" else "{0} - {1}", *(self.in_half(c, half, conditions) for c in e.children))
+        assert isinstance(e, Cast)
+        if (known := _small(e, half)) is not None:
+            return self.small(*known, half, conditions)
+        x = self.value(e.x, conditions)
+        return x if e.x.dtype is half else self.apply(f"tl.cast({{0}}, {TYPES[half]})", x)
+
+    def small(self, bits: int, one: float, code: Expr, half: DType, conditions: tuple[Expr, ...], less: float = 0.0) -> Val:
+        """``code - less``."""
+        return self.apply(f"small({{0}}, {bits:#x}, {one + less}, {TYPES[half]})", self.value(code, conditions))
 
     # Matrix instructions multiply bytes of one kind. Of u8 and i8, the first is moved by 128 (its highest bit is turned round): sum (a - 128) b
     # is sum a b less 128 times the sum of b, which is added up on the side.

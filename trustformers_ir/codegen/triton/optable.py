@@ -131,6 +131,11 @@ FUNCTIONS: Mapping[str, str] = {
         "    # the same without a sign\n"
         "    return tl.where((x > 9007199254740992) & ((x & 4095) != 0), (x & 18446744073709547520) | 2048, x)"
     ),
+    "small": (
+        "def small(code, bits: tl.constexpr, less: tl.constexpr, dtype: tl.constexpr):\n"
+        "    # a small integer without a conversion: put into the last digits of a number (`bits`) from which on neighbours are 1 apart\n"
+        "    return tl.cast(tl.cast(code, tl.int16) | bits, dtype, bitcast=True) - less"
+    ),
     "checked": (
         "def checked(index, bound, mask, status, site: tl.constexpr):\n"
         "    # a data-dependent index: negative ones count from the end; one out of range is reported and clamped\n"

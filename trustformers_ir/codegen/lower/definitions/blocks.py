@@ -36,12 +36,14 @@ def _linear_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
         return found if factor is None else found * cast(_at(d, factor, n, g, terms // size), DType.f32)
 
     code = d.at(codes, (n, g * run + j))
-    signed = [cast(c, DType.i8) - row.zero for c in ((code & 15, code >> 4) if row.paired else (code,))]
+    weights = [cast(c, DType.f32) for c in ((code & 15, code >> 4) if row.paired else (code,))]
     if low is not None and low.type.dtype is DType.u8:
-        zero = cast(_at(d, low, n, g, terms // size), DType.i8)
-        signed, low = [c - zero for c in signed], None
-    parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(signed))]
-    products = [Reduce("sum", (j,), part * cast(c, DType.f32)) for part, c in zip(parts, signed, strict=True)]
+        zero = of_group(low, None)
+        weights, low = [w - zero for w in weights], None
+    elif row.zero:
+        weights = [w - row.zero for w in weights]
+    parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(weights))]
+    products = [Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)]
     total = of_group(scale, steps) * _added(products)
     if low is not None:
         moved = of_group(low, low_steps) * _added([Reduce("sum", (j,), part) for part in parts])
