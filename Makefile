@@ -14,7 +14,7 @@ BENCH  ?=
 # The pinned versions belong to one Python; with another one pip chooses.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 
-.PHONY: help venv dev model demo test test-long lint docs bench clean
+.PHONY: help venv dev model models demo test test-long lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,7 +26,7 @@ help:
 	@echo "make bench      the table of all bars, against peers (BENCH=--quick: a part of it; tfc bench --help)"
 	@echo "make venv       $(VENV) with the project, installed editable"
 	@echo "make dev        the same with torch and the test tools"
-	@echo "make model      the small real model, into $(MODELS)/minilm"
+	@echo "make model      the small real model, into $(MODELS)/minilm (make models: also a decoder, into $(MODELS)/smollm2)"
 	@echo "make clean      remove $(VENV), .cache and what tools leave behind"
 
 $(STAMPS)/python:
@@ -54,11 +54,16 @@ $(STAMPS)/peers: $(STAMPS)/torch
 $(MODELS)/minilm/.complete: $(STAMPS)/project trustformers_ir/tools/fetch.py
 	$(BIN)/python -m trustformers_ir.tools.fetch minilm --into $(MODELS)
 
+$(MODELS)/smollm2/.complete: $(STAMPS)/project trustformers_ir/tools/fetch.py
+	$(BIN)/python -m trustformers_ir.tools.fetch smollm2 --into $(MODELS)
+
 venv: $(STAMPS)/project
 
 dev: $(STAMPS)/test
 
 model: $(MODELS)/minilm/.complete
+
+models: model $(MODELS)/smollm2/.complete
 
 demo: venv model
 	$(BIN)/python -m trustformers_ir.tools.demo
@@ -73,10 +78,10 @@ $(STAMPS)/cc:
 		gcc libc6-dev make >/dev/null; } || echo "no C compiler, and none could be installed: tests of C libraries are skipped"
 	@mkdir -p $(STAMPS) && touch $@
 
-test: lint model $(STAMPS)/cc
+test: lint models $(STAMPS)/cc
 	$(BIN)/python -m pytest -n $(JOBS)
 
-test-long: $(STAMPS)/test model $(STAMPS)/cc
+test-long: $(STAMPS)/test models $(STAMPS)/cc
 	$(BIN)/python -m pytest -n $(JOBS) -m long
 
 docs: venv

@@ -22,6 +22,15 @@ def minilm() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of the small real decoder (SmolLM2-135M-Instruct, Q4_1); `make test` and `make models` fetch it."""
+    folder = ROOT / ".cache" / "models" / "smollm2"
+    if not (folder / ".complete").is_file():
+        pytest.skip("the model is not there: run `make models`")
+    return next(folder.glob("*.gguf"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh", action="store_true", help="write golden files anew instead of comparing with them")
     parser.addoption("--case", metavar="NAME", help='run one conformance case alone: "linear#3", or "linear#3 on cpu:avx2"')

