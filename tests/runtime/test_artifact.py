@@ -23,7 +23,8 @@ from trustformers_ir.ir.parameters import Parameter
 from trustformers_ir.ir.progress import watching
 from trustformers_ir.runtime import artifact, container
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.manifest import RULES, Broken, Span, Variant, decode, encode
+from trustformers_ir.runtime.manifest import RULES, Span, Variant, decode, encode
+from trustformers_ir.runtime.records import Broken
 from trustformers_ir.tools.cli import main
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,7 @@ from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.text import parse_module
-from trustformers_ir.runtime import artifact, machine
-from trustformers_ir.runtime import executable as executable_module
+from trustformers_ir.runtime import artifact, entry_call, machine
 from trustformers_ir.runtime.executable import Executable
 
 
@@ -352,7 +351,7 @@ def test_memory_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_shapes_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executable_module, "MAX_PLANS", 4)
+    monkeypatch.setattr(entry_call, "MAX_PLANS", 4)
     exe = Executable(add(), 1)
     for n in range(1, 20):
         np.testing.assert_array_equal(exe(numbers(n, n), numbers(n, n)), 2 * numbers(n, n))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,12 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def ready(value: object, port: Port) -> Array:
-    """``value`` as a C-contiguous, aligned array of native byte order in the memory of the CPU, of the same dtype: the value itself where
-    it is one already. Numbers and lists become arrays of the port's dtype. ``INPUT_DTYPE`` or ``INPUT_SHAPE`` where that loses something."""
+def ready(value: object, port: Port, devices: Sequence[str] = ("cpu",)) -> Array:
+    """``value`` as a C-contiguous, aligned array of native byte order, of the same dtype, in the memory of the CPU, or of another of the
+    ``devices`` (torch's names) where it is a tensor: the value itself where it is one already. Numbers and lists become arrays of the port's
+    dtype. ``INPUT_DTYPE`` or ``INPUT_SHAPE`` where that loses something."""
     if is_tensor(value):
-        return _ready_tensor(value, port)
+        return _ready_tensor(value, port, devices)
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
     elif isinstance(value, bool | int | float | complex | list | tuple):
@@ -77,9 +78,9 @@ def tensor_dtype(dtype: DType) -> Any:
 _TORCH_NAMES = {d: d.numpy.name for d in DType if d is not DType.bf16} | {DType.bf16: "bfloat16"}
 
 
-def _ready_tensor(tensor: Any, port: Port) -> Any:
+def _ready_tensor(tensor: Any, port: Port, devices: Sequence[str]) -> Any:
     torch = sys.modules["torch"]
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in devices:
         message = f"input '{port.name}' is a tensor on the device {tensor.device}"
         raise _error(Code.INPUT_DTYPE, port, message, "move it to the CPU: tensor.cpu()")
     if tensor.layout is not torch.strided or tensor.is_quantized:

@@ -28,8 +28,9 @@ from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime.machine import cpus
-from trustformers_ir.runtime.manifest import Broken, Span, Variant, check_spans, decode, encode, joined_weights
+from trustformers_ir.runtime.manifest import Span, Variant, check_spans, decode, encode, joined_weights
 from trustformers_ir.runtime.memory import section_bytes, stored_view, typed_view, weight_bytes
+from trustformers_ir.runtime.records import Broken
 
 MAGIC = b"\x89TFC\r\n\x1a\n"  # as in PNG: a transfer that changes line ends or cuts the eighth bit is noticed
 FORMAT_VERSION = 2
