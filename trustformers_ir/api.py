@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.schedule_table import find_tables
 from trustformers_ir.runtime import artifact, cache
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.gpu import devices
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.workers import thread_count
 
 if TYPE_CHECKING:
@@ -33,13 +35,14 @@ def compile(
     verify: bool | None = None,
     calibration: Any = None,
     schedules: Any = None,
-) -> Executable:
-    """Compile ``model`` to native code for ``target``.
+) -> Runnable:
+    """Compile ``model`` to native code for ``target``, a CPU or a GPU.
 
     ``model`` is a checkpoint folder, a ``.tfir`` or ``.tfc`` file, ``random:<model_type>[?field=value]``, a module, or a function over symbolic
     tensors. ``example_inputs`` are the arguments of a function to trace, or a dict of them by name: tensor types (``f32["n", 4]``) or arrays; for
-    other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), one that ``tfc targets``
-    lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. ``dtype`` is what a
+    other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), ``cuda`` (its GPU), one that
+    ``tfc targets`` lists, or several with commas between: then there is code for each, and the best that a machine runs is executed. Code for a
+    GPU that is not here can be saved. ``dtype`` is what a
     checkpoint computes in (f32). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples of ``calibration``, or an
     ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or
     the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table of tuned
@@ -50,10 +53,12 @@ def compile(
     if partition is not None:
         raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
     thread_count(threads)  # what is wrong with it is said now, and is no fault of an entry of the cache
+    target = devices.resolved(target) if isinstance(target, str) else target
     recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize!r}"
     tables = find_tables(schedules)
     asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
     asked |= {} if tables.identity is None else {"schedules": tables.identity}
+    asked |= {"triton": _triton()} if isinstance(target, str) and ":" in target and not target.startswith("cpu") else {}
     examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
     slot = cache.slot(model, asked) if example_inputs is None and examples is None else None
     found = slot.load(threads, _parse) if slot is not None else None
@@ -67,6 +72,14 @@ def compile(
     if slot is not None:
         slot.store(made)
     return made
+
+
+def _triton() -> str | None:
+    """The version of Triton, which makes the code for GPUs."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def quantization_error(
@@ -118,7 +131,7 @@ def tune(
     return compiler.tune(model, inputs, request, threads, budget)
 
 
-def load(path: str, threads: int | None = None, target: str | None = None) -> Executable:
+def load(path: str, threads: int | None = None, target: str | None = None) -> Runnable:
     """The executable in a ``.tfc`` file, its weights mapped. Raises ``CompilerError`` when the file is broken or made for another machine.
     ``target`` names the code to execute where the file has some for several targets; None: ``TFIR_TARGET``, or the best that runs here."""
     return artifact.load(path, threads, parse=_parse, target=target)
@@ -184,7 +197,7 @@ def emit_gpu(model: Any, target: str, stage: str, dtype: Any = None, quantize: A
     return compiler.emit_gpu(model, compiler.Request.of(target, dtype, dynamic, None, quantize, calibration), stage)
 
 
-def emit(executable: Executable, stage: str) -> str:
+def emit(executable: Runnable, stage: str) -> str:
     """The text of a stage of an executable: ``"kernels"``, ``"llvm"`` or ``"asm"``."""
     from trustformers_ir import compiler
 

@@ -20,7 +20,8 @@ from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
 from trustformers_ir.codegen.triton import build as gpu
-from trustformers_ir.codegen.triton.target import is_gpu
+from trustformers_ir.codegen.triton import device
+from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.random_model import PREFIX, random_model
@@ -52,13 +53,18 @@ from trustformers_ir.passes.weights import mapped_files
 from trustformers_ir.quantizer import calibrate, check_quantized, measure
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.machine import choose_target, memory
+from trustformers_ir.runtime.gpu import code as device_code
+from trustformers_ir.runtime.gpu.devices import KINDS, this_gpu
+from trustformers_ir.runtime.gpu.executable import GpuExecutable
+from trustformers_ir.runtime.machine import memory
 from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
+from trustformers_ir.runtime.runnable import Runnable
+from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tuner import Search, Tuned
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
-_LATER_TARGETS = ("cuda", "rocm", "metal", "vulkan")
+_LATER_TARGETS = ("metal", "vulkan")
 
 
 @dataclass(frozen=True)
@@ -187,29 +193,61 @@ def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None
 # --- compiling ---------------------------------------------------------------------------------------------------------------------
 
 
-def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
+@dataclass(frozen=True)
+class _Source:
+    """A model that is about to go through the passes of its targets, and what is known of it by then."""
+
+    model: Any
+    module: Module
+    names: Mapping[str, Sequence[str]]  # of the outputs of each function
+    files: Sequence[Any]  # mapped ones that weights lie in
+    recipe: Recipe | None
+    quantizer: Pass | None
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None) -> _Source:
+        started = time.perf_counter()
+        module = _own_module(model, example_inputs, request)
+        names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
+        files = mapped_files(module)
+        seconds = {"read": time.perf_counter() - started}
+        recipe, quantizer = request.quantize, None
+        if recipe is not None:
+            started = time.perf_counter()
+            quantizer = recipe.quantizer(_calibrated(module, recipe, model, threads))
+            if recipe.calibrated:
+                seconds["calibration"] = time.perf_counter() - started
+        return cls(model, module, names, files, recipe, quantizer, seconds)
+
+    def metadata(self, report: Report) -> dict[str, str]:
+        """What artifacts carry besides code; ``report`` is of the passes."""
+        told = {} if self.recipe is None else {RECIPE_KEY: str(self.recipe), QUANTIZATION_KEY: _told(self.recipe, self.quantizer, report)}
+        return _tokenizer(self.model) | told
+
+
+def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Runnable:
     """See :func:`trustformers_ir.compile`."""
     if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
         if request.schedules.asked or replace(request, schedules=Tables()) != Request(verify=request.verify):
             message = f"'{model}' is compiled already: target, dtype, quantize, dynamic and schedules cannot be chosen any more"
             raise CompilerError.of(Code.USAGE, message, Where(file=str(model)), "compile the model itself")
         return artifact.load(str(model), threads, parse=parse_module)
-    started = time.perf_counter()
-    targets = building.find_targets(_cpu(request.target))
+    gpus = _gpu_targets(request.target)
+    if gpus:
+        return _compile_for_gpus(model, example_inputs, request, gpus)
+    return _compile_for_cpus(model, example_inputs, request, threads)
+
+
+def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
+    targets = building.find_targets(request.target)
     request.schedules.check([t.kind for t in targets])
-    module = _own_module(model, example_inputs, request)
-    names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
-    sources = mapped_files(module)
-    read = time.perf_counter()
-    recipe = request.quantize
-    quantizer = _quantizer(module, recipe, model, threads)
-    calibrated = time.perf_counter()
-    graphs = _graphs(module, targets, quantizer, request.verify)
+    source = _Source.read(model, example_inputs, request, threads)
+    started = time.perf_counter()
+    graphs = _graphs(source.module, targets, source.quantizer, request.verify)
     passed = time.perf_counter()
     executed = _executed([building.target_info(t) for t in targets])
-    metadata = _tokenizer(model)
-    if recipe is not None:
-        metadata |= {RECIPE_KEY: str(recipe), QUANTIZATION_KEY: _told(recipe, quantizer, graphs[0][1])}
+    metadata = source.metadata(graphs[0][1])
     laid_out: list[Weights] = []
     family: list[CompiledModule] = []
     for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
@@ -218,20 +256,45 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
             """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all. The
             pages of the checkpoint that were read go at once: there is one copy of the weights at a time."""
             if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
-                laid_out.append(materialise(stored, makers, lambda: let_go(sources)))
+                laid_out.append(materialise(stored, makers, lambda: let_go(source.files)))
                 for w in stored:
                     graph.weights[w.name].settle(laid_out[0].array(w))
 
-        placed = {w.name: w for m in family for w in m.manifest.weights}
         meanwhile, table = lay_out if n == executed else None, request.schedules.of(target.kind)
-        made = building.build(graph, target, names, metadata, meanwhile, tuple(placed.values()), table)
+        made = building.build(graph, target, source.names, metadata, meanwhile, _placed(family), table)
         family.append(replace(made, report={"passes": report.as_dict()["passes"], **made.report}))
-    seconds = {"read": read - started, "passes": passed - calibrated, "build": time.perf_counter() - passed}
-    if recipe is not None and recipe.calibrated:
-        seconds["calibration"] = calibrated - read
-    shared = {name: text for m in family for name, text in m.manifest.metadata.items()}
-    family = [replace(m, manifest=replace(m.manifest, metadata=shared), report={"seconds": seconds, **m.report}) for m in family]
+    seconds = {**source.seconds, "passes": passed - started, "build": time.perf_counter() - passed}
+    family = _joined(family, seconds)
     return Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
+
+
+def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets: Sequence[GpuTarget]) -> GpuExecutable:
+    """One graph for all of them. Weights stay where they are until somebody saves or runs the module."""
+    request.schedules.check([t.name for t in targets])
+    source = _Source.read(model, example_inputs, request, None)
+    started = time.perf_counter()
+    report = PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
+    passed = time.perf_counter()
+    metadata, family = source.metadata(report), list[CompiledModule]()
+    for target in targets:
+        made = device.build(source.module, target, source.names, metadata, _placed(family))
+        section = device_code.encode(made.device, made.codes)
+        told = {"passes": report.as_dict()["passes"]}
+        family.append(CompiledModule(made.manifest, section, made.print_graph, made.weights, made.digest, told))
+    family = _joined(family, {**source.seconds, "passes": passed - started, "build": time.perf_counter() - passed})
+    executed = _executed([m.manifest.target for m in family])
+    return GpuExecutable(family[executed], parse=parse_module, family=family)
+
+
+def _placed(family: Sequence[CompiledModule]) -> tuple[StoredWeight, ...]:
+    """The weights that code which is there already reads."""
+    return tuple({w.name: w for m in family for w in m.manifest.weights}.values())
+
+
+def _joined(family: Sequence[CompiledModule], seconds: Mapping[str, float]) -> list[CompiledModule]:
+    """The modules with the metadata of all."""
+    shared = {name: text for m in family for name, text in m.manifest.metadata.items()}
+    return [replace(m, manifest=replace(m.manifest, metadata=shared), report={"seconds": dict(seconds), **m.report}) for m in family]
 
 
 def _graphs(module: Module, targets: Sequence[Target], quantizer: Pass | None, verify: bool | None) -> list[tuple[Module, Report]]:
@@ -264,12 +327,22 @@ def _pipeline(target: Target, panel: int | None = None, quantizer: Pass | None =
     return pipelines.cpu(panel or building.machine_shape(target).panel, quantizer)
 
 
-def _cpu(target: str) -> str:
-    later = [name for name in target.split(",") if name.strip().partition(":")[0] in _LATER_TARGETS]
+def _gpu_targets(names: str) -> list[GpuTarget]:
+    """The GPUs in a text such as ``cuda:sm_80,cuda:sm_90``, or ``cuda``, which is that of this machine; the newest first. None for CPUs.
+    ``CompilerError`` for an unknown one, one that is not here, and for GPUs beside CPUs."""
+    given = [name.strip() for name in names.split(",")]
+    later = [name for name in given if name.partition(":")[0] in _LATER_TARGETS]
     if later:
-        help = "the code can be looked at: --emit triton" if is_gpu(later[0].strip()) else "`tfc targets` lists what this machine can compile for"
-        raise CompilerError.of(Code.NOT_BUILT, f"the target '{later[0].strip()}' is not built yet", help=help)
-    return target
+        help = "`tfc targets` lists what this machine can compile for"
+        raise CompilerError.of(Code.NOT_BUILT, f"the target '{later[0]}' is not built yet", help=help)
+    gpus = [name for name in given if name in KINDS or is_gpu(name)]
+    if gpus and len(gpus) < len(given):
+        message = f"'{names}' is CPUs and GPUs; an artifact for both is not built yet"
+        raise CompilerError.of(Code.NOT_BUILT, message, help="make one for each")
+    found = [gpu.find_gpu(this_gpu(name) if name in KINDS else name) for name in gpus]
+    if len({t.name for t in found}) < len(found):
+        raise CompilerError.of(Code.USAGE, f"'{names}' names a GPU twice", help="give each once")
+    return sorted(found, key=lambda t: (t.backend, str(t.arch).zfill(8)), reverse=True)
 
 
 def _own_module(model: Any, example_inputs: Any, request: Request) -> Module:
@@ -387,7 +460,9 @@ def tune(model: Any, inputs: Mapping[str, np.ndarray], request: Request, threads
         raise CompilerError.of(Code.USAGE, f"'{model}' is compiled already: its schedules stay", Where(file=str(model)), "tune the model itself")
     if "," in request.target:
         raise CompilerError.of(Code.USAGE, f"'{request.target}' is several targets", help="tune for one at a time")
-    base = compile_model(model, inputs, replace(request, schedules=Tables()), threads)
+    if _gpu_targets(request.target):
+        raise CompilerError.of(Code.NOT_BUILT, "tuning for GPUs is not built yet", help="tune for a CPU")
+    base = _compile_for_cpus(model, inputs, replace(request, schedules=Tables()), threads)
     target = building.find_target(base.manifest.target.name)
     weights, names = base.weights, {e.name: [p.name for p in e.outputs] for e in base.manifest.entries}
 
@@ -432,7 +507,7 @@ def emit_gpu(model: Any, request: Request, stage: str) -> str:
     return str(module) if stage == "graph" else gpu.lower(module, target).text(stage)
 
 
-def emit(executable: Executable, stage: str) -> str:
+def emit(executable: Runnable, stage: str) -> str:
     """The kernels, LLVM text or assembly behind an executable, made again from its graph, for the target that is executed."""
     target = building.find_target(executable.manifest.target.name)
     table = building.tuned_table(executable.manifest.metadata, target)

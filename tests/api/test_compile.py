@@ -220,7 +220,10 @@ def test_empty_tensors() -> None:
 REFUSED = {
     "quantize": ({"quantize": "q4_0"}, "no quantization recipe 'q4_0'"),
     "partition": ({"partition": "tp2"}, "partition is not built yet"),
-    "gpu": ({"target": "cuda:sm_90"}, "is not built yet"),
+    "gpu": ({"target": "metal"}, "is not built yet"),
+    "gpu of an unknown kind": ({"target": "cuda:sm_13"}, "there is no target 'cuda:sm_13'"),
+    "gpu beside cpu": ({"target": "cuda:sm_90,cpu"}, "CPUs and GPUs"),
+    "gpu twice": ({"target": "cuda:sm_90,cuda:sm_90"}, "names a GPU twice"),
     "target": ({"target": "cpu:z80"}, "z80"),
     "no target": ({"target": None}, "target is None"),
     "dtype": ({"dtype": "f16"}, "dtype chooses what a checkpoint computes in"),

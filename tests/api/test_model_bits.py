@@ -12,7 +12,7 @@ import pytest
 import trustformers_ir as tfir
 from trustformers_ir.codegen.llvm.target import parse
 from trustformers_ir.ir.abi import TargetInfo
-from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.targets import check_target
 
 BERT = "random:bert?hidden_size=64&num_hidden_layers=2&num_attention_heads=4&intermediate_size=144&vocab_size=100&max_position_embeddings=64"
 VIT = "random:vit?hidden_size=64&num_hidden_layers=2&num_attention_heads=4&intermediate_size=144&image_size=32&patch_size=8"

@@ -47,7 +47,8 @@ def test_machine_code(capsys: pytest.CaptureFixture[str], target: str, stage: st
         (["--target", "cuda:sm_90", "--emit", "llvm"], Code.USAGE),
         (["--emit", "triton"], Code.USAGE),
         (["--target", "cuda:sm_90", "--emit", "metal"], Code.NOT_BUILT),
-        (["--target", "cuda:sm_90", "-o", "m.tfc"], Code.NOT_BUILT),
+        (["--target", "cuda:sm_90", "-o", "m.so"], Code.USAGE),
+        (["--target", "cuda:sm_90", "-o", "m.o"], Code.USAGE),
     ],
 )
 def test_what_cannot_be_shown(capsys: pytest.CaptureFixture[str], words: list[str], code: Code) -> None:

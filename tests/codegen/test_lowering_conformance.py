@@ -28,7 +28,7 @@ from trustformers_ir.ir.dims import Facts, SymbolFact, evaluate
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schema import OPS, FusionKind, Op
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.runtime.machine import check_target
+from trustformers_ir.runtime.targets import check_target
 
 
 def executes(target: Target) -> bool:

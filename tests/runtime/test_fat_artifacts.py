@@ -18,7 +18,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.machine import choose_target
+from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tools.cli import main
 
 TARGETS = "cpu:avx2,cpu:avx512"

@@ -7,7 +7,6 @@ once. The result is plain data of ``ir/abi.py``; weights stay where they are unt
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,9 +24,10 @@ from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.indexing import expr_dim
 from trustformers_ir.codegen.lower.schedules import MachineShape, check_table
+from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
-from trustformers_ir.codegen.program import Program, Storage
-from trustformers_ir.ir.abi import WEIGHT_ALIGNMENT, CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
+from trustformers_ir.codegen.program import Program
+from trustformers_ir.ir.abi import CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, maximum
@@ -55,22 +55,8 @@ class Lowered:
 
     @functools.cached_property
     def weights(self) -> tuple[StoredWeight, ...]:
-        """Weights that some kernel reads, page aligned: those that lie already stay where they are, the others follow in order of first use."""
-        known = {w.name: w for w in self.placed}
-        names = dict.fromkeys(str(r.key) for p in self.programs for c in p.calls for r in c.arguments if r.storage is Storage.WEIGHT)
-        out: list[StoredWeight] = []
-        offset = max((_page(w.offset + w.bytes) for w in self.placed), default=0)
-        for name in names:
-            type = self.module.weights[name].type
-            if name in known:
-                assert known[name].type == type, "a name is one weight"
-                out.append(known[name])
-                continue
-            size = type.bytes
-            assert isinstance(size, int), "weights are static"
-            out.append(StoredWeight(name, type, offset, size))
-            offset += _page(size)
-        return tuple(out)
+        """Weights that some kernel reads, at their places."""
+        return stored_weights(self.module, self.programs, self.placed)
 
     @functools.cached_property
     def kernels(self) -> Mapping[str, Kernel]:
@@ -88,16 +74,8 @@ class Lowered:
 
     @functools.cached_property
     def entry_symbols(self) -> tuple[str, ...]:
-        """The symbol of each function: what C does not allow in a name is written as ``_``, and repeated names are numbered."""
-        out: list[str] = []
-        for p in self.programs:
-            symbol = "tfir_entry_" + re.sub(r"[^A-Za-z0-9_]", "_", p.name)
-            out.append(symbol if symbol not in out else f"{symbol}_{len(out)}")
-        return tuple(out)
-
-
-def _page(size: int) -> int:
-    return -(-size // WEIGHT_ALIGNMENT) * WEIGHT_ALIGNMENT
+        """The symbol of each function."""
+        return entry_symbols(self.programs)
 
 
 def find_target(name: str) -> Target:
@@ -196,7 +174,7 @@ def build(
     note("lower")
     lowered = lower(module, target, names, placed, table)
     text = llvm_text(lowered)
-    weights = {w.name: _loader(module, w.name) for w in lowered.weights}
+    weights = weight_makers(module, lowered.weights)
     note("compile")
     with ThreadPoolExecutor(1) as pool:
         code = pool.submit(compile_object, text, target)
@@ -214,11 +192,6 @@ def schedules(lowered: Lowered, table: ScheduleTable | None) -> dict[str, object
     chosen = {lowered.kernel_name(c.kernel): c.schedule for p in lowered.programs for c in p.calls if c.schedule is not None}
     used = table is not None and any(c.origin == TABLE for c in chosen.values())
     return {"table": table.file if table is not None and used else None, "kernels": {name: key_row(c) for name, c in chosen.items()}}
-
-
-def _loader(module: Module, name: str) -> Callable[[], np.ndarray]:
-    weight = module.weights[name]
-    return lambda: weight.data
 
 
 def manifest(lowered: Lowered) -> Manifest:

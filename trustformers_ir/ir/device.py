@@ -5,9 +5,9 @@ so one plan serves all shapes: the grid, the place of each buffer in the arena, 
 checks what it hands to the kernels.
 
 A kernel gets, in this order: a pointer to each of its buffers; one to each piece of ``memory``, of which each program of the grid uses its own
-part; the dims in ``symbols``, as i32, or i64 where ``Binary.index_bits`` is 64; where it ``checks`` indices, a pointer to the two words
+part; the dims in ``symbols``, as i32, or i64 where ``DeviceCode.index_bits`` is 64; where it ``checks`` indices, a pointer to the two words
 ``status``, i64[2]: 1 + the number of the :class:`~trustformers_ir.ir.abi.Site` whose index was out of range, and that index; and as many
-null pointers as ``Binary.reserved`` says, of which the first points to the ``work`` bytes of all programs where it wants any.
+null pointers as ``DeviceCode.reserved`` says, of which the first points to the ``work`` bytes of all programs where it wants any.
 Pointers are multiples of 16.
 
 Arithmetic of addresses is done in 32 bits where that is enough, which costs fewer registers. A kernel whose buffers may have 2**31 elements or
@@ -33,7 +33,7 @@ TRIPLES = (CUDA_TRIPLE, ROCM_TRIPLE, INTERPRETER_TRIPLE)
 
 
 @dataclass(frozen=True)
-class Binary:
+class DeviceCode:
     """The machine code of a kernel: ``length`` bytes at ``offset`` of the code. ``warps`` of a program, ``shared`` bytes of memory that it wants;
     of a thread ``registers``, and how many values were ``spilled``. ``work``: bytes for each program behind the first reserved pointer, aligned to
     ``work_alignment``."""
@@ -68,8 +68,8 @@ class DeviceKernel:
     memory: tuple[Memory, ...]
     symbols: tuple[str, ...]
     checks: int
-    narrow: Binary | None
-    wide: Binary | None
+    narrow: DeviceCode | None
+    wide: DeviceCode | None
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,25 @@ class DeviceBuffer:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One kernel on ``programs`` programs. ``memory``: where each piece lies in the arena; ``work``: where the work bytes lie there."""
+class Condition:
+    """Holds where ``above < size``, and ``size <= most`` unless that is None."""
+
+    size: Dim
+    above: int
+    most: int | None
+
+
+@dataclass(frozen=True)
+class DeviceLaunch:
+    """One kernel on ``programs`` programs, where all ``conditions`` hold. ``memory``: where each piece lies in the arena; ``work``: where the
+    work bytes lie there."""
 
     kernel: int
     programs: Dim
     buffers: tuple[DeviceBuffer, ...]
     memory: tuple[Dim, ...]
     work: Dim
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class DeviceFunction:
 
     name: str
     arena_bytes: Dim
-    launches: tuple[Launch, ...]
+    launches: tuple[DeviceLaunch, ...]
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ class Code(enum.Enum):
     UNKNOWN_ENTRY = (5018, "unknown entry point", "The model has no function of that name.")
     OUTPUT_SIZE = (5019, "output too small", "A buffer that is to receive an output of a compiled library is smaller than the output.")
     CALL_IN_CALL = (5020, "call inside a call", "A signal handler or a `__del__` calls the executable whose call it interrupts.")
+    DEVICE_FAILED = (5021, "error of the GPU", "A call of the GPU's driver failed, for another reason than want of memory.")
 
     # 6xxx: requests: the command line, files, the environment
     USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")
@@ -285,6 +286,7 @@ ADVICE = {
     Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
     Code.OUTPUT_SIZE: "ask for the shapes of the outputs first",
     Code.CALL_IN_CALL: "let the signal handler or __del__ note what is to be done, and call later",
+    Code.DEVICE_FAILED: "look at the driver's message; `TFIR_GPU=interpreter` runs the same plan without a GPU",
     Code.USAGE: "`tfc COMMAND --help` shows what there is",
     Code.FILE_NOT_FOUND: "look at the path",
     Code.UNREADABLE: "look at the path and its permissions",

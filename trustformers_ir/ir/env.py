@@ -63,6 +63,12 @@ def _size(text: str) -> int:
     return _count(text[:-1] if unit else text) << 10 * unit
 
 
+def _interpreter(text: str) -> str:
+    if text != "interpreter":
+        raise ValueError(text)
+    return text
+
+
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # unlike Path.expanduser, leaves `~` alone where there is no home
 
@@ -119,12 +125,28 @@ CACHE: Variable[bool] = Variable("TFIR_CACHE", "0 or 1", _flag, True, "keep comp
 CACHE_LIMIT: Variable[int] = Variable(
     "TFIR_CACHE_LIMIT", "a number of bytes, or one with K, M, G or T", _size, 8 << 30, "the most that is kept; what was used longest ago goes", "8G"
 )
+GPU: Variable[str | None] = Variable(
+    "TFIR_GPU",
+    "interpreter",
+    _interpreter,
+    None,
+    "run code for GPUs through Triton's interpreter, on the CPU: slow, for debugging (`docs/triton.md`)",
+    "the GPU of the machine",
+)
+GPU_GRAPHS: Variable[bool] = Variable(
+    "TFIR_GPU_GRAPHS", "0 or 1", _flag, True, "a GPU repeats the launches of a call as one graph from the second call of its shapes on"
+)
 XDG_CACHE_HOME: Variable[Path | None] = Variable(
     "XDG_CACHE_HOME", "a folder", _path, None, "where programs keep what they can make again (freedesktop.org)", "~/.cache"
 )
 DEBUG: Variable[bool] = Variable("TFIR_DEBUG", "0 or 1", _flag, False, "`tfc` shows the Python traceback of an error, as `--debug` does")
 
 CI: Variable[bool] = Variable("CI", "anything", bool, False, "set by most CI services: no progress bars")
+
+
+def interpret_triton() -> None:
+    """Tells Triton, which asks when it is imported, to interpret functions."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def cache_folder() -> Path:

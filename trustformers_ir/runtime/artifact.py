@@ -13,18 +13,21 @@ from typing import Any
 
 from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import CompiledModule
+from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import container
 from trustformers_ir.runtime.container import Artifact
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.runtime.machine import choose_target
+from trustformers_ir.runtime.gpu.executable import GpuExecutable
 from trustformers_ir.runtime.memory import Weights
 from trustformers_ir.runtime.native import LinkError
+from trustformers_ir.runtime.runnable import Runnable
+from trustformers_ir.runtime.targets import choose_target
 
 
-def save(module: CompiledModule | Executable, path: str | os.PathLike[str]) -> None:
+def save(module: CompiledModule | Runnable, path: str | os.PathLike[str]) -> None:
     """Writes the module, whole or not at all. Equal modules give equal files. ``UNWRITABLE`` when the file cannot be written."""
-    if isinstance(module, Executable):
+    if isinstance(module, Runnable):
         module.save(path)
     else:
         container.write([module], path, module.weights)
@@ -42,7 +45,7 @@ def load(
     parse: Callable[..., Any] | None = None,
     check_weights: bool = True,
     target: str | None = None,
-) -> Executable:
+) -> Runnable:
     """The executable in a file. Its weights stay in the file and are mapped. Raises ``CompilerError``.
 
     A file may hold code for several targets: the best that this machine runs is taken, or the one named ``target`` (``TFIR_TARGET`` where
@@ -64,15 +67,17 @@ def choose(artifact: Artifact, target: str | None = None) -> int:
     return choose_target(targets, env.TARGET.get() if target is None and len(targets) > 1 else target, Where(file=artifact.path))
 
 
-def link(artifact: Artifact, chosen: int, threads: int | None = None, parse: Callable[..., Any] | None = None) -> Executable:
-    """The executable of a variant. ``ARTIFACT_CODE`` when its code cannot be linked."""
+def link(artifact: Artifact, chosen: int, threads: int | None = None, parse: Callable[..., Any] | None = None) -> Runnable:
+    """The executable of a variant. ``ARTIFACT_CODE`` when its code cannot be linked. ``threads`` is for CPUs."""
     variant = artifact.variants[chosen]
     family = [artifact.compiled(v) for v in artifact.variants]
+    where = Where(file=artifact.path, offset=artifact.sections["code"].offset + variant.code.offset)
+    if variant.manifest.target.triple in TRIPLES:
+        return GpuExecutable(family[chosen], parse=parse, family=family, where=where)
     executable = Executable(family[chosen], threads, parse=parse, weights=Weights(artifact.weights), family=family)
     try:
         executable.prepare()
     except LinkError as error:
-        where = Where(file=artifact.path, offset=artifact.sections["code"].offset + variant.code.offset)
         message = f"the object code cannot be used: {error.diagnostics[0].message}"
         raise CompilerError.of(Code.ARTIFACT_CODE, message, where, "compile the model again") from None
     return executable

@@ -32,11 +32,12 @@ from typing import Any
 from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import ABI_VERSION
 from trustformers_ir.ir.atomic import write_text
+from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.runtime import artifact, container
-from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.identity import Memory, folder_identity
 from trustformers_ir.runtime.machine import this_machine
+from trustformers_ir.runtime.runnable import Runnable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ABANDONED = 3600  # seconds after which a temporary file is nobody's any more
@@ -63,11 +64,11 @@ class Slot:
     model: Path
     files: list[tuple[str, str]]
 
-    def load(self, threads: int | None, parse: Callable[..., Any]) -> Executable | None:
+    def load(self, threads: int | None, parse: Callable[..., Any]) -> Runnable | None:
         """The executable that lies here; None when there is none, or a broken one."""
         return self.cache.load(self.path, threads, parse)
 
-    def store(self, executable: Executable) -> None:
+    def store(self, executable: Runnable) -> None:
         """Writes the executable here, on a thread of its own, unless the checkpoint was changed while it was compiled: nobody knows then which
         bytes were read. ``report()["cache"]`` says how that went."""
         self.cache.store(self.path, executable, self._unchanged)
@@ -108,7 +109,7 @@ class Cache:
 
     # -- one entry ---------------------------------------------------------------------------------------------------
 
-    def load(self, path: Path, threads: int | None, parse: Callable[..., Any]) -> Executable | None:
+    def load(self, path: Path, threads: int | None, parse: Callable[..., Any]) -> Runnable | None:
         """The executable in an entry; None when there is none, or when it is broken: then it is removed."""
         try:
             status = path.stat()
@@ -119,7 +120,9 @@ class Cache:
             try:
                 chosen = artifact.choose(found)
             except CompilerError:  # not for this machine, or there is no such target: whoever compiles says so
-                return None
+                if found.manifest.target.triple not in TRIPLES:
+                    return None
+                chosen = 0  # code for a GPU that is not here can still be saved
             executable = artifact.link(found, chosen, threads, parse)
         except OSError:
             return None
@@ -134,7 +137,7 @@ class Cache:
         executable.annotate({**_read_report(_report(path)), "cache": {"state": "used", "file": str(path)}})
         return executable
 
-    def store(self, path: Path, executable: Executable, unchanged: Callable[[], bool]) -> None:
+    def store(self, path: Path, executable: Runnable, unchanged: Callable[[], bool]) -> None:
         """Writes an entry on a thread of its own; it appears when ``unchanged`` holds after all that it is made of was read."""
         state: dict[str, object] = {"state": "being stored", "file": str(path)}
         executable.annotate({"cache": state})

@@ -24,11 +24,11 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import memory
 from trustformers_ir.runtime.arguments import Array
 from trustformers_ir.runtime.entry_call import Bound, EntryCall
-from trustformers_ir.runtime.machine import check_target
 from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.profile import Profile
 from trustformers_ir.runtime.runnable import Runnable
+from trustformers_ir.runtime.targets import check_target
 from trustformers_ir.runtime.workers import Workers, survive_fork, thread_count
 
 ALONE_BELOW = 100_000  # flops, and bytes: so little work is done by the calling thread before another one would be awake

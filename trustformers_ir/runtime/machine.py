@@ -6,11 +6,8 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-from trustformers_ir.ir.abi import TargetInfo
-from trustformers_ir.ir.diagnostics import Code, CompilerError, Where, printable
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -39,51 +36,13 @@ def memory() -> int:
     return min([total, *(n for n in limits if n > 0)])
 
 
-def check_target(target: TargetInfo, where: Where | None = None) -> None:
-    """``ARTIFACT_TARGET`` unless this machine runs code of ``target``: same architecture and system, and every feature is there."""
-    problem = _problem(target, where)
-    if problem is not None:
-        raise problem
-
-
-def choose_target(targets: Sequence[TargetInfo], wanted: str | None = None, where: Where | None = None) -> int:
-    """Which of the targets of a module, best first, is executed here: the first that this machine runs, or the one named ``wanted``.
-    ``USAGE`` when there is none of that name; ``ARTIFACT_TARGET``, with what each of them lacks, when none can be executed."""
-    if wanted is not None:
-        names = [t.name for t in targets]
-        if wanted not in names:
-            message = f"there is no code for the target '{printable(wanted)}'"
-            raise CompilerError.of(Code.USAGE, message, where, f"there is code for {', '.join(map(printable, names))}")
-        check_target(targets[names.index(wanted)], where)
-        return names.index(wanted)
-    problems = [_problem(target, where) for target in targets]
-    if None in problems:
-        return problems.index(None)
-    raise CompilerError(*(d for problem in problems if problem is not None for d in problem.diagnostics))
-
-
-def _problem(target: TargetInfo, where: Where | None) -> CompilerError | None:
-    """Why this machine cannot run code of ``target``; None when it can."""
-    architecture, *rest = target.triple.split("-")
-    if architecture != _architecture() or platform.system().lower() not in rest:
-        message = f"the code is for {target.triple}; this machine is {_architecture()}-{platform.system().lower()}"
-        return CompilerError.of(Code.ARTIFACT_TARGET, message, where, "compile the model for this machine: tfc compile --target cpu")
-    missing = sorted(set(target.features) - _features())
-    if not missing:
-        return None
-    shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-    message = f"the code was compiled for {target.name} ({target.cpu}) and needs CPU features that this machine lacks: {shown}"
-    help = "compile the model on this machine, or for a smaller target such as --target cpu:avx2"
-    return CompilerError.of(Code.ARTIFACT_TARGET, message, where, help)
-
-
 def this_machine() -> dict[str, object]:
     """What code for this machine depends on: plain data that is equal for equal machines and versions of LLVM."""
     import llvmlite
     import llvmlite.binding as llvm
 
-    features = sorted(_features())
-    return {"triple": llvm.get_process_triple(), "cpu": llvm.get_host_cpu_name(), "features": features, "llvmlite": llvmlite.__version__}
+    triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
+    return {"triple": triple, "cpu": cpu, "features": sorted(features()), "llvmlite": llvmlite.__version__}
 
 
 @functools.cache
@@ -93,13 +52,15 @@ def last_cache() -> int:
     return max((int(t[:-1]) << {"K": 10, "M": 20}[t[-1]] for t in sizes if t[:-1].isdigit() and t[-1] in "KM"), default=0)
 
 
-def _architecture() -> str:
+def architecture() -> str:
+    """The architecture of the CPU, as triples name it."""
     name = platform.machine().lower()
     return _ARCHITECTURES.get(name, name)
 
 
 @functools.cache
-def _features() -> frozenset[str]:
+def features() -> frozenset[str]:
+    """The features that the CPU has, by LLVM's names."""
     import llvmlite.binding as llvm
 
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)

@@ -80,6 +80,8 @@ def encoded(value: Any, hint: Any) -> object:
         return out
     if dataclasses.is_dataclass(hint):
         return {name: encoded(getattr(value, name), h) for name, h in _hints(typing.cast(type, hint)).items()}
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and _NONE in hint.__args__:
+        return None if value is None else encoded(value, next(a for a in hint.__args__ if a is not _NONE))
     if typing.get_origin(hint) is tuple:
         return [encoded(v, h) for v, h in zip(value, _items(hint, len(value)), strict=True)]
     return dict(value) if isinstance(value, Mapping) else value

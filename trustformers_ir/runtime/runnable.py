@@ -21,6 +21,7 @@ from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.entry_call import EntryCall
 from trustformers_ir.runtime.manifest import quantization
+from trustformers_ir.runtime.profile import Profile
 
 
 class Runnable:
@@ -28,6 +29,8 @@ class Runnable:
 
     numpy arrays give numpy arrays; if any input is a torch tensor, torch tensors come out. One output comes as it is, several as a tuple.
     """
+
+    threads: int  # of the CPU that execute it
 
     def __init__(self, compiled: CompiledModule, parse: Callable[..., Any] | None = None, family: Sequence[CompiledModule] = ()) -> None:
         """``parse(text, resolve=…)`` reads the text of the graph, for ``module``. ``family``: the module for each of its targets, best first;
@@ -50,6 +53,10 @@ class Runnable:
     @abstractmethod
     def prepare(self) -> object:
         """Loads code and weights, unless that is done. ``ARTIFACT_TARGET`` when the code is for another machine."""
+
+    @abstractmethod
+    def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
+        """Calls ``entry`` once, as :meth:`run` does, and says what happened when."""
 
     @abstractmethod
     def close(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import DiagnosticError
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools import console
 from trustformers_ir.tools.text import tokenizer_of
 
@@ -82,7 +82,7 @@ def show(folder: Path, threads: int | None) -> None:
     print(f"\nTry it:  tfc run {artifact} --text 'any sentence' --text 'another one' -o e.npz\n")
 
 
-def embed(model: Executable, folder: Path) -> np.ndarray:
+def embed(model: Runnable, folder: Path) -> np.ndarray:
     """Sentence vectors of length 1, ``f32[sentences, width]``."""
     ids, mask = tokenizer_of(str(folder), model.manifest.metadata).encode_batch(SENTENCES)
     outputs = model(input_ids=ids, attention_mask=mask, token_type_ids=np.zeros_like(ids))
@@ -112,7 +112,7 @@ def print_neighbours(table: np.ndarray) -> None:
         print(f"  {chr(65 + i)} → {chr(65 + j)}  {table[i, j] * 100:3.0f} %")
 
 
-def print_timings(model: Executable) -> None:
+def print_timings(model: Runnable) -> None:
     """Median times of made-up batches."""
     rows = []
     rng = np.random.default_rng(0)

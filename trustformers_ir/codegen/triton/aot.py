@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget
 from trustformers_ir.ir.dtypes import DType
 
+LEAST_OF_A_PROCESS = 3  # kernels: to start a process takes as long as two
+
 #: Triton's names of the dtypes in signatures
 SIGNATURE = {DType.bool: "i1", DType.f16: "fp16", DType.bf16: "bf16", DType.f32: "fp32", DType.f64: "fp64"}
 
@@ -32,7 +36,8 @@ SIGNATURE = {DType.bool: "i1", DType.f16: "fp16", DType.bf16: "bf16", DType.f32:
 @dataclass(frozen=True)
 class Binary:
     """A kernel's machine code, its assembly, and what a launch has to ask for: bytes of shared memory. ``registers`` of a thread, and how many of its
-    values went to memory for want of one."""
+    values went to memory for want of one. ``reserved``: pointers that the code takes besides the function's own, the first one to ``work`` bytes for
+    each program."""
 
     name: str
     code: bytes
@@ -41,6 +46,9 @@ class Binary:
     warps: int
     registers: int
     spilled: int
+    reserved: int = 0
+    work: int = 0
+    work_alignment: int = 1
 
     @property
     def matrix_instructions(self) -> dict[str, int]:
@@ -49,12 +57,12 @@ class Binary:
         return dict(sorted(Counter(words).items()))
 
 
-def signature(e: Emitted) -> dict[str, str]:
-    """Triton's types of the parameters, in order."""
+def signature(e: Emitted, wide: bool = False) -> dict[str, str]:
+    """Triton's types of the parameters, in order. ``wide``: indices and dims have 64 bits."""
     names = parameters(e)
     buffers = [*e.kernel.params, *(b for b, _ in e.memory)]
     types = [f"*{SIGNATURE.get(b.dtype) or b.dtype.name}" for b in buffers]
-    rest = ["i32"] * len(e.kernel.symbols) + ["*i64"] * e.checks
+    rest = ["i64" if wide else "i32"] * len(e.kernel.symbols) + ["*i64"] * e.checks
     return dict(zip(names, [*types, *rest, "constexpr"], strict=True))
 
 
@@ -64,14 +72,32 @@ def parameters(e: Emitted) -> list[str]:
     return [p.partition(":")[0].strip() for p in head[head.index("(") + 1 : head.rindex(")")].split(",")]
 
 
-def compile_kernels(kernels: Sequence[Emitted], target: GpuTarget, launches: Sequence[Launch] | None = None) -> list[Binary]:
-    """The machine code of each kernel. ``RuntimeError`` with Triton's words when it takes a kernel for wrong."""
+def compile_kernels(
+    kernels: Sequence[Emitted], target: GpuTarget, launches: Sequence[Launch] | None = None, wide: bool = False
+) -> list[Binary]:
+    """The machine code of each kernel, by several processes at once. ``wide``: for indices of 64 bits. ``RuntimeError`` with Triton's words when it
+    takes a kernel for wrong."""
+    about = list(zip(kernels, launches or [Launch()] * len(kernels), strict=True))
+    workers = max(min(_cpus(), len(about) // LEAST_OF_A_PROCESS), 1)
+    with ThreadPoolExecutor(workers) as pool:
+        shares = [pool.submit(_compile_share, about[n::workers], target, wide) for n in range(workers)]
+        made = {b.name: b for share in shares for b in share.result()}
+    return [made[e.name] for e in kernels]
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _compile_share(about: Sequence[tuple[Emitted, Launch]], target: GpuTarget, wide: bool) -> list[Binary]:
+    """Some of the kernels, in a process of their own."""
     job = {
-        "text": module_text(kernels),
+        "text": module_text([e for e, _ in about]),
         "target": asdict(target) | {"native": target.native, "assembly": target.assembly},
+        "index": "int64" if wide else "int32",
         "kernels": [
-            {"name": e.name, "signature": signature(e), "pointers": len(e.kernel.params) + len(e.memory), **asdict(launch)}
-            for e, launch in zip(kernels, launches or [Launch()] * len(kernels), strict=True)
+            {"name": e.name, "signature": signature(e, wide), "pointers": len(e.kernel.params) + len(e.memory), **asdict(launch)}
+            for e, launch in about
         ],
     }
     with tempfile.TemporaryDirectory(prefix="tfir-triton-") as work:
@@ -103,7 +129,7 @@ def _work(job: dict[str, Any]) -> list[dict[str, Any]]:
             source = ASTSource(
                 fn=getattr(module, k["name"]),
                 signature=k["signature"],
-                constexprs={(len(k["signature"]) - 1,): triton.language.int32},
+                constexprs={(len(k["signature"]) - 1,): getattr(triton.language, job["index"])},
                 attrs={(i,): [["tt.divisibility", 16]] for i in range(k["pointers"])},
             )
             options = {"num_warps": k["warps"], "num_stages": k["stages"], "enable_fp_fusion": False}
@@ -115,10 +141,21 @@ def _work(job: dict[str, Any]) -> list[dict[str, Any]]:
                     "assembly": made.asm[target["assembly"]],
                     "shared": made.metadata.shared,
                     "warps": made.metadata.num_warps,
+                    "reserved": _parameters_in(made.asm[target["assembly"]]) - len(k["signature"]) + 1,
+                    "work": getattr(made.metadata, "global_scratch_size", 0) or 0,
+                    "work_alignment": getattr(made.metadata, "global_scratch_align", 1) or 1,
                     **_resources(target, made.asm[target["native"]], made.asm[target["assembly"]], Path(folder)),
                 }
             )
     return rows
+
+
+def _parameters_in(assembly: str) -> int:
+    """How many parameters the code takes: Triton adds pointers of its own, how many depends on its version."""
+    entry = re.search(r"\.visible \.entry \w+\((.*?)\)", assembly, re.DOTALL)
+    if entry is not None:
+        return entry[1].count(".param")
+    return len(re.findall(r"\.value_kind:\s+(?:global_buffer|by_value)", assembly))
 
 
 def _resources(target: dict[str, Any], code: bytes, assembly: str, folder: Path) -> dict[str, int]:

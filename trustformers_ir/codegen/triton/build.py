@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel
@@ -86,8 +86,12 @@ def find_gpu(name: str) -> GpuTarget:
         raise CompilerError.of(Code.UNKNOWN_TARGET, str(error), help="`tfc targets` lists what this machine can compile for") from None
 
 
-def lower(module: Module, target: GpuTarget, machine: BlockMachine | None = None) -> GpuCode:
-    """Every function of the module. The module is changed: what is left outside regions is put into some."""
-    sites = Sites()
-    programs = [lower_function(module, f, machine or BlockMachine(), sites=sites) for f in module.functions.values()]
+def lower(
+    module: Module, target: GpuTarget, machine: BlockMachine | None = None, names: Mapping[str, Sequence[str]] | None = None
+) -> GpuCode:
+    """Every function of the module. The module is changed: what is left outside regions is put into some. ``names`` are those of the outputs."""
+    sites, known = Sites(), names or {}
+    programs = [
+        lower_function(module, f, machine or BlockMachine(), tuple(known.get(f.name, ())), sites=sites) for f in module.functions.values()
+    ]
     return GpuCode(module, target, tuple(programs))

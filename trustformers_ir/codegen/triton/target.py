@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trustformers_ir.ir.device import CUDA_TRIPLE, INTERPRETER_TRIPLE, ROCM_TRIPLE
+
 
 class GpuTargetError(ValueError):
     """There is no such GPU; the message says which there are."""
@@ -20,6 +22,16 @@ class GpuTarget:
     arch: int | str
     warp: int
     shared: int
+
+    @property
+    def executable(self) -> bool:
+        """Whether there is machine code for it: for the interpreter there are texts alone."""
+        return self.backend != "interpreter"
+
+    @property
+    def triple(self) -> str:
+        """The kind of machine, as an artifact names it."""
+        return {"cuda": CUDA_TRIPLE, "hip": ROCM_TRIPLE}.get(self.backend, INTERPRETER_TRIPLE)
 
     @property
     def native(self) -> str:
@@ -55,14 +67,18 @@ TARGETS: Mapping[str, GpuTarget] = {
 }
 
 
+#: No GPU at all: kernels as texts, for Triton's interpreter
+INTERPRETER = GpuTarget("triton:interpreter", "interpreter", "interpreter", 32, 227 << 10)
+
+
 def is_gpu(name: str) -> bool:
     """Whether a target's name is that of a GPU, known or not."""
-    return name.startswith(("cuda:", "rocm:"))
+    return name.partition(":")[0] in ("cuda", "rocm", "triton")
 
 
 def parse_gpu(name: str) -> GpuTarget:
     """The target of a name such as ``cuda:sm_90`` or ``rocm:gfx942``."""
-    found = TARGETS.get(name)
+    found = INTERPRETER if name == INTERPRETER.name else TARGETS.get(name)
     if found is None:
         raise GpuTargetError(f"there is no target '{name}'; of GPUs there are {', '.join(TARGETS)}")
     return found

@@ -20,8 +20,8 @@ from trustformers_ir.ir.device import (
     INPUT,
     OUTPUT,
     WEIGHT,
-    Binary,
     DeviceBuffer,
+    DeviceCode,
     DeviceFunction,
     DeviceKernel,
     DeviceModule,
@@ -76,7 +76,7 @@ def _placed(kernels: Sequence[DeviceKernel], codes: Mapping[str, Sequence[bytes]
     """The kernels with the places of their code, which begins at byte ``begin``."""
     out: list[DeviceKernel] = []
     for k in kernels:
-        spans: list[Binary | None] = []
+        spans: list[DeviceCode | None] = []
         for binary, code in zip((k.narrow, k.wide), [*codes.get(k.name, ()), b"", b""], strict=False):
             spans.append(None if binary is None else replace(binary, offset=begin, length=len(code)))
             begin = _aligned(begin + len(code)) if binary is not None else begin
@@ -112,7 +112,7 @@ def decode(code: bytes, manifest: Manifest) -> DeviceModule:
     return DeviceModule(plan.kernels, plan.functions, text)
 
 
-def code_of(code: bytes, binary: Binary) -> bytes:
+def code_of(code: bytes, binary: DeviceCode) -> bytes:
     """The machine code of a kernel in the section."""
     return code[binary.offset : binary.offset + binary.length]
 
@@ -136,7 +136,7 @@ def _check_kernels(kernels: Sequence[DeviceKernel], manifest: Manifest) -> None:
                 _check_binary(binary, bits, k.name)
 
 
-def _check_binary(b: Binary, bits: int, name: str) -> None:
+def _check_binary(b: DeviceCode, bits: int, name: str) -> None:
     sizes = (b.shared, b.registers, b.spilled, b.reserved, b.work)
     good = 1 <= b.warps <= _MAX_WARPS and all(0 <= n <= _MAX_SIZE for n in sizes) and b.reserved <= _MAX_RESERVED and b.index_bits == bits
     if not good or not 1 <= b.work_alignment <= 4096 or (b.work and not b.reserved):
@@ -176,7 +176,7 @@ def _check_function(function: DeviceFunction, entry: Entry, kernels: Sequence[De
         unbound = sorted(set(kernel.symbols) - bound)
         if unbound:
             fail("G5", f"{what} of entry {shown(entry.name)} needs the dim {unbound[0]}, which no input has")
-        for dim in (launch.programs, launch.work, *launch.memory):
+        for dim in (launch.programs, launch.work, *launch.memory, *(c.size for c in launch.conditions)):
             known(dim, what)
         for b in launch.buffers:
             _check_buffer(b, counts, what)

@@ -42,6 +42,7 @@ def adder(threads: int) -> Executable:
     """``x + y`` of any number of rows, called once."""
     module = tfir.trace(lambda x, y: x + y, tfir.f32["rows", 16], tfir.f32["rows", 16])
     exe = tfir.compile(module, threads=threads)
+    assert isinstance(exe, Executable)
     exe(np.ones((4, 16), np.float32), np.ones((4, 16), np.float32))
     return exe
 

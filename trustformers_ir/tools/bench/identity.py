@@ -22,7 +22,7 @@ from trustformers_ir.codegen.llvm import compile as llvm_compile
 from trustformers_ir.codegen.llvm.target import binding
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import cache
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.bench.models import draw_sets, first_output
 
 TARGETS = ("cpu:avx2", "cpu:avx512", "cpu:avx512vnni")
@@ -59,7 +59,7 @@ def hashes(model: str, work: Path, quantize: str | None = None) -> tuple[dict[st
     return found, left_out
 
 
-def _hash(exe: Executable, inputs: dict[str, np.ndarray], batch: int) -> str:
+def _hash(exe: Runnable, inputs: dict[str, np.ndarray], batch: int) -> str:
     digest = hashlib.sha256()
     for start in range(0, max(BATCHES), batch):
         digest.update(first_output(exe(**{name: array[start : start + batch] for name, array in inputs.items()})).tobytes())

@@ -13,7 +13,7 @@ import numpy as np
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.ops.contract import Linear
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.bench.contest import Outcome, compete
 from trustformers_ir.tools.bench.limits import Limits
 from trustformers_ir.tools.bench.models import draw_sets, first_output
@@ -70,7 +70,7 @@ class Settings:
     calls: int = 0
 
 
-def race(reference: Executable, job: Job, dims: Mapping[str, int], rivals: Sequence[str], settings: Settings, limits: Limits) -> Result:
+def race(reference: Runnable, job: Job, dims: Mapping[str, int], rivals: Sequence[str], settings: Settings, limits: Limits) -> Result:
     """Times ``job`` on us and on ``rivals``; ``reference`` (the same model, not quantized) gives the flops and the right output.
 
     ``job.inputs`` and ``job.work`` are filled in here.

@@ -15,7 +15,7 @@ from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.models.registry import find_family
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.fetch import fetch
 from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
@@ -64,7 +64,7 @@ def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
             stream.write(np.ascontiguousarray(w.data).reshape(-1).view(np.uint8).data)
 
 
-def executable(model: str, threads: int | None, target: str = "cpu", dtype: str | None = None, quantize: str | None = None) -> Executable:
+def executable(model: str, threads: int | None, target: str = "cpu", dtype: str | None = None, quantize: str | None = None) -> Runnable:
     """The model, compiled here; an artifact is loaded, which needs no compiler: of several codes the best that runs here (``"cpu"``), or another."""
     if model.endswith(".tfc"):
         return tfir.load(model, threads=threads, target=None if target == "cpu" else target)
@@ -76,7 +76,7 @@ def first_output(results: object) -> np.ndarray:
     return np.asarray(results[0] if isinstance(results, tuple) else results)
 
 
-def draw_sets(exe: Executable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
+def draw_sets(exe: Runnable, dims: Mapping[str, int], count: int) -> tuple[dict[str, int], list[dict[str, np.ndarray]]]:
     """Values for all dims, and ``count`` sets of inputs. Inputs that may be left out (masks, token types) have the values that are then assumed."""
     return draw(exe.module, dims, count)
 

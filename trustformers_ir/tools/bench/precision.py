@@ -18,7 +18,7 @@ import numpy as np
 import trustformers_ir as tfir
 from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.passes.int8_error import Deviation
-from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench.models import first_output
 from trustformers_ir.tools.text import tokenizer_of
@@ -43,7 +43,7 @@ def first(result: object) -> np.ndarray:
     return first_output(result).astype(np.float32)
 
 
-def examples(model: str, executable: Executable, texts: str | None) -> Sequence[Batch]:
+def examples(model: str, executable: Runnable, texts: str | None) -> Sequence[Batch]:
     """Batches of texts, or of ids."""
     types = {p.name: p.type for p in executable.inputs}
     if texts is not None:
@@ -52,7 +52,7 @@ def examples(model: str, executable: Executable, texts: str | None) -> Sequence[
     return [{next(iter(types)): rng.integers(1, VOCABULARY, (1, n))} for n in EXAMPLES]
 
 
-def seconds(executable: Executable, ids: Batch) -> float:
+def seconds(executable: Runnable, ids: Batch) -> float:
     """Of one call, over ``SECONDS`` of them."""
     executable(**ids)
     started, calls = time.perf_counter(), 0

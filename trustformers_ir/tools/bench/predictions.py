@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import trustformers_ir as tfir
-from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.prediction import Rates, kind, predict
+from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench.limits import measure
 from trustformers_ir.tools.bench.models import draw_sets
@@ -27,7 +27,7 @@ SIZES = ((1, 8), (1, 32), (1, 128), (1, 512), (8, 128))  # batch and seq
 ROUNDS, SECONDS = 5, 0.3  # turns of every size, and how long each lasts
 
 
-def timed(exe: Executable, inputs: Sequence[np.ndarray], seconds: float) -> list[float]:
+def timed(exe: Runnable, inputs: Sequence[np.ndarray], seconds: float) -> list[float]:
     """Milliseconds of calls one after the other, for so long and at least twice; one call before is not counted."""
     exe(*inputs)
     out: list[float] = []
@@ -39,7 +39,7 @@ def timed(exe: Executable, inputs: Sequence[np.ndarray], seconds: float) -> list
     return out
 
 
-def by_kind(exe: Executable, inputs: Sequence[np.ndarray], dims: Mapping[str, int], rates: Rates) -> dict[str, tuple[float, float]]:
+def by_kind(exe: Runnable, inputs: Sequence[np.ndarray], dims: Mapping[str, int], rates: Rates) -> dict[str, tuple[float, float]]:
     """Milliseconds that the kernels of each kind were predicted to take, and took in the fastest of a few profiled calls."""
     roofs = predict(exe.manifest.entries[0], dims, rates)
     profile = min((exe.profile(*inputs) for _ in range(8)), key=lambda p: p.seconds)

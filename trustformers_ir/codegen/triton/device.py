@@ -1,0 +1,220 @@
+"""A module for a GPU as an artifact has it: machine code of every distinct kernel, and a static plan of each function (``ir/device.py``).
+
+The arena is planned as for CPUs (``codegen/plan.py``). Behind it lies what single launches need besides: memory of the programs, and the bytes that
+Triton's own code wants. One launch after the other uses the same place, since they run in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.codegen.lower.indexing import expr_dim
+from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
+from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Launch, Program, Storage
+from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
+from trustformers_ir.codegen.triton.build import GpuCode, has_triton, lower
+from trustformers_ir.codegen.triton.emit import Emitted
+from trustformers_ir.codegen.triton.module import module_text
+from trustformers_ir.codegen.triton.target import GpuTarget
+from trustformers_ir.ir.abi import Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.device import (
+    ARENA,
+    NARROW_LIMIT,
+    DeviceBuffer,
+    DeviceCode,
+    DeviceFunction,
+    DeviceKernel,
+    DeviceLaunch,
+    DeviceModule,
+    Memory,
+)
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dims import Dim, Facts, maximum
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.text import print_module
+from trustformers_ir.ir.version import VERSION
+
+
+@dataclass(frozen=True)
+class DeviceBuild:
+    """What a build gives: the manifest, the plan and the code of each kernel by its name, narrow first; the graph and the weights when they are
+    asked for."""
+
+    manifest: Manifest
+    device: DeviceModule
+    codes: Mapping[str, tuple[bytes, ...]]
+    print_graph: Callable[[], str]
+    weights: Mapping[str, Callable[[], np.ndarray]]
+    digest: Callable[[str], str]
+    report: Mapping[str, object]
+
+
+def target_info(target: GpuTarget) -> TargetInfo:
+    """What an artifact says of the target of its code."""
+    return TargetInfo(target.name, target.triple, str(target.name.partition(":")[2]), ())
+
+
+def build(
+    module: Module,
+    target: GpuTarget,
+    names: Mapping[str, Sequence[str]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    placed: Sequence[StoredWeight] = (),
+) -> DeviceBuild:
+    """Compile a module that has been through the passes of GPUs. The module is changed: what is left outside regions is put into some.
+
+    ``names`` gives the names of each function's outputs, ``metadata`` is added to the module's, ``placed`` are the weights that code for other
+    targets, of the same artifact, reads. ``MISSING_DEPENDENCY`` without Triton, ``TOO_LARGE`` for what no index reaches.
+    """
+    if target.executable and not has_triton():
+        raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
+    note("lower")
+    code = lower(module, target, names=names)
+    planner = _Planner(code, stored_weights(module, code.programs, placed))
+    note("compile")
+    narrow, wide = planner.binaries() if target.executable else ({}, {})
+    device = planner.device(narrow, wide)
+    codes = {k.name: tuple(b[k.name].code for b in (narrow, wide) if k.name in b) for k in device.kernels}
+    entries = [
+        Entry(p.name, symbol, p.inputs, p.outputs, f.arena_bytes, 0, planner.infos(p), 0)
+        for p, symbol, f in zip(code.programs, entry_symbols(code.programs), device.functions, strict=True)
+    ]
+    manifest = Manifest(
+        name=module.name,
+        target=target_info(target),
+        symbols=tuple((s, module.facts.symbols[s]) for s in sorted(module.facts.symbols)),
+        entries=tuple(entries),
+        weights=planner.weights,
+        sites=code.programs[-1].sites if code.programs else (),
+        compiler=VERSION,
+        metadata={**module.metadata, **(metadata or {})},
+    )
+    makers = weight_makers(module, planner.weights)
+    return DeviceBuild(manifest, device, codes, functools.partial(print_module, module), makers, lambda name: module.weights[name].digest, {})
+
+
+class _Planner:
+    """Plans the functions of lowered code."""
+
+    def __init__(self, code: GpuCode, weights: tuple[StoredWeight, ...]) -> None:
+        self.code = code
+        self.weights = weights
+        self.facts: Facts = code.module.facts
+        self.number = {w.name: n for n, w in enumerate(weights)}
+        self.kernels: dict[tuple[str, Launch], int] = {}
+        for c in self.calls():
+            self.kernels.setdefault(_key(c), len(self.kernels))
+            self.check_reach(c)
+
+    def calls(self) -> list[KernelCall]:
+        return [c for p in self.code.programs for c in p.calls]
+
+    def emitted(self, c: KernelCall) -> Emitted:
+        return self.code.emitted[self.kernels[_key(c)]]
+
+    # -- indices of 32 and of 64 bits --------------------------------------------------------------------------------
+
+    def is_narrow(self, c: KernelCall) -> bool:
+        """Whether 32 bits are enough for every index of a call, whatever the dims."""
+        e = self.emitted(c)
+        programs = expr_dim(e.programs)
+        counts = [r.type.bytes for r in c.arguments]
+        limits = [NARROW_LIMIT * r.type.dtype.itemsize for r in c.arguments]
+        for b, size in e.memory:
+            counts.append(expr_dim(size) * programs * b.dtype.itemsize)
+            limits.append(NARROW_LIMIT * b.dtype.itemsize)
+        highs = [self.facts.symbols[s].high for s in e.kernel.symbols]
+        return all(h is not None and h < NARROW_LIMIT for h in highs) and all(map(self.facts.is_less_equal, counts, limits))
+
+    def check_reach(self, c: KernelCall) -> None:
+        """``TOO_LARGE`` where the static part of a buffer is too long even for the wide code: loops of constant length count in 32 bits."""
+        for r in c.arguments:
+            part: Dim = 1
+            for size in r.type.shape[1:]:
+                part = part * size if isinstance(size, int) else part
+            if isinstance(part, int) and part >= NARROW_LIMIT:
+                message = f"{c.label}: a row of {r.type} has {part} elements, more than {NARROW_LIMIT}"
+                raise CompilerError.of(Code.TOO_LARGE, message, help="split the tensor")
+
+    def binaries(self) -> tuple[dict[str, Binary], dict[str, Binary]]:
+        """Machine code by the name of the kernel: for indices of 32 bits, and of 64 where those may not be enough."""
+        needed = {self.kernels[_key(c)] for c in self.calls() if not self.is_narrow(c)}
+        emitted, target = self.code.emitted, self.code.target
+        launches = [launch for _, launch in self.kernels]
+        narrow = {b.name: b for b in compile_kernels(emitted, target, launches)}
+        chosen = sorted(needed)
+        wide = compile_kernels([emitted[n] for n in chosen], target, [launches[n] for n in chosen], wide=True) if chosen else []
+        return narrow, {b.name: b for b in wide}
+
+    # -- the plan ----------------------------------------------------------------------------------------------------
+
+    def device(self, narrow: Mapping[str, Binary], wide: Mapping[str, Binary]) -> DeviceModule:
+        """Kernels and functions as plain data."""
+        kernels = [
+            DeviceKernel(
+                e.name,
+                tuple(b.dtype.name for b in e.kernel.params),
+                tuple(Memory(b.dtype.name, expr_dim(size)) for b, size in e.memory),
+                e.kernel.symbols,
+                int(e.checks),
+                _code(narrow.get(e.name), 32),
+                _code(wide.get(e.name), 64),
+            )
+            for e in self.code.emitted
+        ]
+        return DeviceModule(tuple(kernels), tuple(self.function(p, kernels) for p in self.code.programs), module_text(self.code.emitted))
+
+    def function(self, program: Program, kernels: Sequence[DeviceKernel]) -> DeviceFunction:
+        plan = plan_arena(program, self.facts)
+        verify_plan(program, plan, self.facts)
+        total = plan.arena_bytes
+        launches: list[DeviceLaunch] = []
+        for c in program.calls:
+            launch, end = self.launch(c, plan, kernels[self.kernels[_key(c)]])
+            launches.append(launch)
+            total = end if self.facts.is_less_equal(total, end) else maximum(total, end)
+        return DeviceFunction(program.name, total, tuple(launches))
+
+    def launch(self, c: KernelCall, plan: Plan, kernel: DeviceKernel) -> tuple[DeviceLaunch, Dim]:
+        """A call, and where what it uses of the arena ends."""
+        programs = expr_dim(self.emitted(c).programs)
+        end = aligned(plan.arena_bytes, self.facts)
+        memory: list[Dim] = []
+        for m in kernel.memory:
+            memory.append(end)
+            end = end + aligned(m.elements * programs * DType[m.dtype].itemsize, self.facts)
+        work = end
+        needs = [b.work for b in (kernel.narrow, kernel.wide) if b is not None]
+        if any(needs):
+            end = end + aligned(programs * max(needs), self.facts)
+        used = end if memory or any(needs) else plan.arena_bytes
+        buffers = tuple(self.buffer(r, plan) for r in c.arguments)
+        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work), used
+
+    def buffer(self, r: BufferRef, plan: Plan) -> DeviceBuffer:
+        if r.storage is Storage.ARENA:
+            return DeviceBuffer(ARENA, 0, plan.offset(r), r.type.bytes)
+        number = self.number[str(r.key)] if r.storage is Storage.WEIGHT else int(r.key)
+        return DeviceBuffer(r.storage.value, number, 0, r.type.bytes)
+
+    def infos(self, program: Program) -> tuple[KernelInfo, ...]:
+        """What reports say of the calls."""
+        return tuple(KernelInfo(self.emitted(c).name, c.label, c.location, c.flops, c.bytes) for c in program.calls)
+
+
+def _key(c: KernelCall) -> tuple[str, Launch]:
+    return c.kernel.key(), c.launch
+
+
+def _code(b: Binary | None, bits: int) -> DeviceCode | None:
+    if b is None:
+        return None
+    return DeviceCode(0, 0, bits, b.warps, b.shared, b.registers, b.spilled, b.reserved, b.work, b.work_alignment)
+

@@ -1,0 +1,315 @@
+"""A compiled module that a GPU executes, by the plan in its code section (``code.py``).
+
+A call binds its inputs as on CPUs (``entry_call.py``), turns the plan into launches for its shapes (``steps.py``), once for each combination,
+and puts them on a stream (``lane.py``), from the second call on as one graph.
+
+* Arrays of the CPU are copied to the GPU and results back, on a stream of our own; the call returns when they are there. Four such calls of
+  different threads run at once.
+* Tensors of torch that lie on the GPU are read where they are, results are new tensors there, and everything happens on the stream on which torch
+  works, whose allocator lends the memory. Such a call waits for the GPU only to look whether an index was out of range, which models with
+  embeddings check; with ``wait_for_checks = False`` it does not, and :meth:`GpuExecutable.synchronize` reports what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.ir.abi import CompiledModule, Entry, Manifest
+from trustformers_ir.ir.device import POINTER_ALIGNMENT, DeviceModule
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.runtime import memory
+from trustformers_ir.runtime.arguments import Array, is_tensor
+from trustformers_ir.runtime.entry_call import Bound, EntryCall
+from trustformers_ir.runtime.gpu import code
+from trustformers_ir.runtime.gpu.devices import open_driver
+from trustformers_ir.runtime.gpu.driver import Driver, Function
+from trustformers_ir.runtime.gpu.lane import Block, DriverMemory, Lane, Lanes
+from trustformers_ir.runtime.gpu.steps import Sizes, Steps, bytes_of, steps_of
+from trustformers_ir.runtime.profile import Profile
+from trustformers_ir.runtime.records import Broken
+from trustformers_ir.runtime.runnable import Runnable
+
+
+class Resident:
+    """What of a module lies on the GPU: weights, the kernels that were used, lanes."""
+
+    def __init__(self, driver: Driver, compiled: CompiledModule, device: DeviceModule) -> None:
+        self.driver, self.compiled, self.device = driver, compiled, device
+        self.lanes = Lanes(driver)
+        self._functions: dict[tuple[int, bool], Function] = {}
+        self._lock = threading.Lock()
+        with driver.current():
+            self.weights = _uploaded(driver, compiled)
+
+    def function(self, number: int, wide: bool) -> Function:
+        """A kernel, loaded when it is first used."""
+        with self._lock:
+            found = self._functions.get((number, wide))
+            if found is None:
+                kernel = self.device.kernels[number]
+                binary = kernel.wide if wide else kernel.narrow
+                machine = b"" if binary is None else code.code_of(self.compiled.code, binary)
+                found = self._functions[number, wide] = self.driver.kernel(kernel, binary, machine, self.device.text, wide)
+            return found
+
+    def close(self) -> None:
+        with self.driver.current():
+            self.lanes.close()
+            self.weights.release()
+            self.driver.unload()
+
+
+def _uploaded(driver: Driver, compiled: CompiledModule) -> Block:
+    """The weights section on the GPU; one weight at a time is held besides."""
+    manifest = compiled.manifest
+    block = DriverMemory(driver).take(memory.section_bytes(manifest.weights))
+    stream = driver.stream()
+    try:
+        for w in manifest.weights:
+            data = memory.weight_bytes(w, compiled.weights[w.name])
+            if data.size:
+                driver.copy_in(block.address + w.offset, data.ctypes.data, data.size, stream)
+                driver.wait(stream)
+    except BaseException:
+        block.release()
+        raise
+    finally:
+        driver.end_stream(stream)
+    return block
+
+
+class GpuExecutable(Runnable):
+    """A compiled module on a GPU. Any number of Python threads may call, and calls on different streams run at once."""
+
+    def __init__(
+        self,
+        compiled: CompiledModule,
+        *,
+        parse: Callable[..., Any] | None = None,
+        family: Sequence[CompiledModule] = (),
+        driver: Driver | None = None,
+        where: Where | None = None,
+    ) -> None:
+        """``driver``: the GPU; None finds the one that the code is for when the first call needs it. ``where``: the file of the code, for errors;
+        ``ARTIFACT_CODE`` where the code is broken. The rest as ``Runnable`` has it."""
+        self.device = device_module(compiled.code, compiled.manifest, where)
+        self.wait_for_checks = True
+        self.threads = 1
+        super().__init__(compiled, parse, family)
+        self._driver = driver
+        self._resident: Resident | None = None
+        self._preparing = threading.Lock()
+        self._inside: set[int] = set()  # the threads that call or close this executable
+
+    def _callable(self, entry: Entry) -> _GpuCall:
+        return _GpuCall(self, entry)
+
+    def _told(self) -> Mapping[str, object]:
+        kernels = self.device.kernels
+        rows = {
+            k.name: {"warps": k.narrow.warps, "shared": k.narrow.shared, "registers": k.narrow.registers, "spilled": k.narrow.spilled}
+            for k in kernels
+            if k.narrow is not None
+        }
+        return {"device": None if self._driver is None else self._driver.title, "device_kernels": rows}
+
+    def __repr__(self) -> str:
+        ports = ", ".join(f"{p.name}: {p.type}" for p in self.inputs)
+        return f"<GpuExecutable {self.manifest.name}({ports}) for {self.manifest.target.name}>"
+
+    @property
+    def driver(self) -> Driver:
+        """The GPU. ``ARTIFACT_TARGET`` where there is none for the code."""
+        if self._driver is None:
+            self._driver = open_driver(self.manifest.target)
+        return self._driver
+
+    def prepare(self) -> Resident:
+        """Uploads the weights, unless that is done. ``ARTIFACT_TARGET`` when there is no such GPU."""
+        with self._preparing:
+            if self._resident is None:
+                self._resident = Resident(self.driver, self.compiled, self.device)
+            return self._resident
+
+    def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
+        message = "calls on a GPU are not profiled yet"
+        raise CompilerError.of(Code.NOT_BUILT, message, help="the maker's profiler sees the kernels by their names in exe.report()")
+
+    def save(self, path: str | os.PathLike[str], *, embed_weights: bool = False, durable: bool = True) -> None:
+        if os.path.splitext(path)[1] in (".so", ".o"):
+            message = "shared libraries and object files are of code for CPUs alone"
+            raise CompilerError.of(Code.USAGE, message, Where(file=os.fspath(path)), "name it *.tfc")
+        super().save(path, embed_weights=embed_weights, durable=durable)
+
+    def synchronize(self) -> None:
+        """Waits for all calls, and raises what calls that did not wait found out of range."""
+        if self._resident is None:
+            return
+        driver = self.driver
+        problem: CompilerError | None = None
+        with driver.current():
+            for lane in self._resident.lanes.all():
+                with lane.lock:
+                    lane.ask_status()
+                    driver.wait(lane.stream)
+                    site, index = lane.status()
+                if site:
+                    problem = problem or self._first.out_of_range(site, index, {})
+        if problem is not None:
+            raise problem
+
+    def close(self) -> None:
+        """Gives back what lies on the GPU. The next call uploads the weights again."""
+        with self.entered(), self._preparing:
+            if self._resident is not None:
+                self._resident.close()
+                self._resident = None
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Notes that this thread is inside; ``CALL_IN_CALL`` when it is already, in what it interrupts: it would wait for itself."""
+        me = threading.get_ident()
+        if me in self._inside:
+            raise CompilerError.of(Code.CALL_IN_CALL, f"'{self.manifest.name}' is called by what interrupts a call of it on the same thread")
+        self._inside.add(me)
+        try:
+            yield
+        finally:
+            self._inside.discard(me)
+
+
+def device_module(section: bytes, manifest: Manifest, where: Where | None = None) -> DeviceModule:
+    """The plan and kernels in a code section. ``ARTIFACT_CODE``."""
+    try:
+        return code.decode(section, manifest)
+    except Broken as error:
+        place = where or Where()
+        shown = Where(file=place.file, offset=None if place.offset is None else place.offset + error.offset)
+        raise CompilerError.of(Code.ARTIFACT_CODE, f"the code cannot be used: {error}", shown, "compile the model again") from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from the shapes of a call."""
+
+    bound: Bound
+    steps: Steps
+    inputs: tuple[int, ...]  # bytes of each
+    outputs: tuple[int, ...]
+
+
+class _GpuCall(EntryCall[_Plan]):
+    """One entry of an executable."""
+
+    def __init__(self, executable: GpuExecutable, entry: Entry) -> None:
+        super().__init__(executable.manifest, entry)
+        self.executable = weakref.proxy(executable)
+        self.function = next(f for f in executable.device.functions if f.name == entry.name)
+
+    def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        exe = self.executable
+        with exe.entered():
+            resident = exe.prepare()
+            self.devices = ("cpu", resident.driver.torch_device)
+            plan, arrays = self.prepared(given, named)
+            started = time.perf_counter_ns()
+            if any(is_tensor(a) and resident.driver.owns(a) for a in arrays):
+                results, status = self.on_torch(resident, plan, arrays)
+            else:
+                results, status = self.on_host(resident, plan, arrays)
+            exe._lasted[self.entry.name] = time.perf_counter_ns() - started
+        if status[0]:
+            raise self.out_of_range(*status, plan.bound.env)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def plan(self, arrays: Sequence[Array]) -> _Plan:
+        bound = self.bound(arrays, (self.entry.arena_bytes,))
+        inputs = tuple(bytes_of(a.shape, p.type.dtype) for a, p in zip(arrays, self.entry.inputs, strict=True))
+        outputs = tuple(bytes_of(shape, dtype) for shape, dtype in bound.results)
+        exe = self.executable
+        sizes = Sizes(inputs, outputs)
+        steps = steps_of(self.function, exe.device.kernels, self.manifest.weights, self.entry, bound.env, sizes)
+        return _Plan(bound, steps, inputs, outputs)
+
+    # -- where arrays are --------------------------------------------------------------------------------------------
+
+    def on_host(self, resident: Resident, plan: _Plan, arrays: Sequence[Array]) -> tuple[list[Array], tuple[int, int]]:
+        """Results as arrays of the CPU."""
+        driver = resident.driver
+        self.check_outputs(plan.bound)
+        results = self.host_outputs(plan.bound)
+        with driver.current(), _borrowed(resident.lanes, resident.lanes.own()) as lane:
+            inputs = [self.staged(driver, lane, n, a, size) for n, (a, size) in enumerate(zip(arrays, plan.inputs, strict=True))]
+            outputs = [lane.buffer("output", n, size) for n, size in enumerate(plan.outputs)]
+            lane.run(plan.steps, resident.weights.address, inputs, outputs, resident.function)
+            if plan.steps.checks:
+                lane.ask_status()
+            for result, source, size in zip(results, outputs, plan.outputs, strict=True):
+                if size:
+                    driver.copy_out(_address(result), source, size, lane.stream)
+            driver.wait(lane.stream)
+            return results, lane.status() if plan.steps.checks else (0, 0)
+
+    def on_torch(self, resident: Resident, plan: _Plan, arrays: Sequence[Array]) -> tuple[list[Array], tuple[int, int]]:
+        """Results as tensors on the GPU, in the order of the stream on which torch works."""
+        driver = resident.driver
+        device = next(a.device for a in arrays if is_tensor(a) and driver.owns(a))
+        wait = plan.steps.checks and self.executable.wait_for_checks
+        with driver.current(), _borrowed(resident.lanes, resident.lanes.of_torch(driver.torch_stream(), device)) as lane:
+            inputs = [
+                self.tensor_place(driver, lane, n, a, size) if is_tensor(a) and driver.owns(a) else self.staged(driver, lane, n, a, size)
+                for n, (a, size) in enumerate(zip(arrays, plan.inputs, strict=True))
+            ]
+            results = self.device_outputs(plan.bound, device)
+            lane.run(plan.steps, resident.weights.address, inputs, [t.data_ptr() for t in results], resident.function)
+            if wait:
+                lane.ask_status()
+                driver.wait(lane.stream)
+            return results, lane.status() if wait else (0, 0)
+
+    def staged(self, driver: Driver, lane: Lane, number: int, array: Array, size: int) -> int:
+        """An array of the CPU, copied into a buffer of the lane."""
+        place = lane.buffer("input", number, size)
+        if size:
+            driver.copy_in(place, _address(array), size, lane.stream)
+        return place
+
+    def tensor_place(self, driver: Driver, lane: Lane, number: int, tensor: Any, size: int) -> int:
+        """Where a tensor on the GPU lies; where a copy lies, if it begins at an address that kernels do not take."""
+        address = int(tensor.data_ptr())
+        if address % POINTER_ALIGNMENT == 0:
+            return address
+        place = lane.buffer("input", number, size)
+        if size:
+            driver.copy(place, address, size, lane.stream)
+        return place
+
+    def device_outputs(self, bound: Bound, device: Any) -> list[Array]:
+        """Fresh tensors on the GPU. ``OUT_OF_MEMORY``."""
+        torch = sys.modules["torch"]
+        try:
+            return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in bound.arrays]
+        except (MemoryError, RuntimeError):
+            raise self.no_outputs(bound) from None
+
+
+@contextlib.contextmanager
+def _borrowed(lanes: Lanes, lane: Lane) -> Iterator[Lane]:
+    try:
+        yield lane
+    finally:
+        lanes.give_back(lane)
+
+
+def _address(array: Array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
