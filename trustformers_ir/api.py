@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,9 @@ def compile(
 
 
 def _triton() -> str | None:
-    """The version of Triton, which makes the code for GPUs."""
-    try:
-        return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Which Triton makes the code for GPUs: place and time of its first file."""
+    found = importlib.util.find_spec("triton")
+    return None if found is None or found.origin is None else f"{found.origin} {os.stat(found.origin).st_mtime_ns}"
 
 
 def quantization_error(

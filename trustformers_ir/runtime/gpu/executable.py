@@ -48,6 +48,8 @@ class Resident:
         self.lanes = Lanes(driver)
         self._functions: dict[tuple[int, bool], Function] = {}
         self._lock = threading.Lock()
+        self._users = 0
+        self._left = threading.Condition()
         with driver.current():
             self.weights = _uploaded(driver, compiled)
 
@@ -62,7 +64,20 @@ class Resident:
                 found = self._functions[number, wide] = self.driver.kernel(kernel, binary, machine, self.device.text, wide)
             return found
 
+    def enter(self) -> None:
+        """Somebody uses it, until ``leave``."""
+        with self._left:
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._left:
+            self._users -= 1
+            self._left.notify_all()
+
     def close(self) -> None:
+        """Gives everything back when the last user has left."""
+        with self._left:
+            self._left.wait_for(lambda: not self._users)
         with self.driver.current():
             self.lanes.close()
             self.weights.release()
@@ -136,10 +151,21 @@ class GpuExecutable(Runnable):
 
     def prepare(self) -> Resident:
         """Uploads the weights, unless that is done. ``ARTIFACT_TARGET`` when there is no such GPU."""
+        with self.used() as resident:
+            return resident
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[Resident]:
+        """What lies on the GPU, uploaded now unless it is there, and there at least as long as the context lasts."""
         with self._preparing:
-            if self._resident is None:
-                self._resident = Resident(self.driver, self.compiled, self.device)
-            return self._resident
+            resident = self._resident
+            if resident is None:
+                resident = self._resident = Resident(self.driver, self.compiled, self.device)
+            resident.enter()
+        try:
+            yield resident
+        finally:
+            resident.leave()
 
     def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
         message = "calls on a GPU are not profiled yet"
@@ -157,8 +183,8 @@ class GpuExecutable(Runnable):
             return
         driver = self.driver
         problem: CompilerError | None = None
-        with driver.current():
-            for lane in self._resident.lanes.all():
+        with self.used() as resident, driver.current():
+            for lane in resident.lanes.all():
                 with lane.lock:
                     lane.ask_status()
                     driver.wait(lane.stream)
@@ -170,10 +196,11 @@ class GpuExecutable(Runnable):
 
     def close(self) -> None:
         """Gives back what lies on the GPU. The next call uploads the weights again."""
-        with self.entered(), self._preparing:
-            if self._resident is not None:
-                self._resident.close()
-                self._resident = None
+        with self.entered():
+            with self._preparing:
+                resident, self._resident = self._resident, None
+            if resident is not None:
+                resident.close()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -218,8 +245,7 @@ class _GpuCall(EntryCall[_Plan]):
 
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         exe = self.executable
-        with exe.entered():
-            resident = exe.prepare()
+        with exe.entered(), exe.used() as resident:
             self.devices = ("cpu", resident.driver.torch_device)
             plan, arrays = self.prepared(given, named)
             started = time.perf_counter_ns()

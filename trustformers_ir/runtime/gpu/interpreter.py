@@ -1,8 +1,8 @@
 """A GPU that is none: plans run as they do on a GPU, through the same arena, streams and graphs, and each kernel through Triton's interpreter on the
 memory of the CPU. For debugging and for tests: a kernel takes seconds where a GPU takes microseconds.
 
-Nothing is done when it is asked for, but when a stream is waited for: who forgets to wait gets what was there before. Fresh memory holds the bytes
-``ff``, which are NaN, and lies between guards that are looked at when it goes.
+For tests it can be ``lazy``: who forgets to wait for a stream then gets what was there before. Fresh memory holds the bytes ``ff``, which are NaN,
+and lies between guards that are looked at when it goes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Interpreter:
     title = "Triton's interpreter"
     torch_device = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, lazy: bool = False) -> None:
+        """``lazy``: nothing is done when it is asked for, but when its stream is waited for."""
+        self.lazy = lazy
         self._blocks: dict[int, np.ndarray] = {}
         self._streams: dict[int, list[Callable[[], object]]] = {0: []}
         self._numbers = itertools.count(1)
@@ -120,6 +122,8 @@ class Interpreter:
             if stream not in self._streams:
                 raise failed("work for a stream", f"there is no stream {stream}")
             self._streams[stream].append(what)
+        if not self.lazy:
+            self.wait(stream)
 
     def wait(self, stream: int) -> None:
         with _one:
