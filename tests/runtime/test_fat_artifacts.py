@@ -160,7 +160,7 @@ def test_requests_that_make_no_sense() -> None:
         with pytest.raises(CompilerError, match=text):
             tfir.compile(module(), target=target)
     with pytest.raises(CompilerError, match="not built yet"):
-        tfir.compile(module(), target="cuda,cpu")
+        tfir.compile(module(), target="cuda:sm_90,cpu")
 
 
 def test_command_line(fat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
