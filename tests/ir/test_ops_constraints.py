@@ -206,6 +206,17 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.Attention(window=0), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
     (ops.Attention(softcap=0.0), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
     (ops.Attention(scale=math.inf), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
+    (ops.PackedAttention(), 1, [f32[3, 2, 4], f32[3, 2, 4], f64[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(), 1, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], DType.i32[2]]),
+    (ops.PackedAttention(), 2, [f32[1, 3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(), 2, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2, 1], i64[2]]),
+    (ops.PackedAttention(), 3, [f32[3, 2, 4], f32[3, 2, 4], f32[5, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(), 3, [f32[3, 2, 5], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(), 3, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64["n"], i64["m"]]),
+    (ops.PackedAttention(), 4, [f32[3, 3, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(window=0), 5, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(softcap=0.0), 5, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
+    (ops.PackedAttention(scale=math.inf), 5, [f32[3, 2, 4], f32[3, 2, 4], f32[3, 2, 4], i64[2], i64[2]]),
     (ops.Dropout(1.5), 1, [f32[3]]),
 ]  # fmt: skip
 

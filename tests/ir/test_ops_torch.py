@@ -48,6 +48,26 @@ def conv(o: Any, case: Case, x: T, w: T, b: T | None = None) -> T:
     return run(x.double(), w.double(), None if b is None else b.double(), stride, 0, dilation, o.groups).to(x.dtype)
 
 
+def packed_attention(o: ops.PackedAttention, case: Case, q: T, k: T, v: T, q_starts: T, k_starts: T) -> T:
+    """One query and head at a time, over the keys of its sequence."""
+    out = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype)
+    scale = 1 / math.sqrt(q.shape[2]) if o.scale is None else o.scale
+    pairs = list(zip(q_starts.tolist(), k_starts.tolist(), strict=True))
+    for i, h in itertools.product(*map(range, q.shape[:2])):
+        begun, to_come = [p for p in pairs if p[0] <= i], [p for p in pairs if p[0] > i]
+        if not begun or not to_come:
+            continue
+        end = min(key for _, key in to_come)
+        at = i + end - min(query for query, _ in to_come)
+        first = max(0, *(key for _, key in begun), *([] if o.window is None else [at - o.window + 1]))
+        keys = slice(first, max(first, min(k.shape[0], end, at + 1 if o.causal else end)))
+        g = h // (q.shape[1] // k.shape[1])
+        s = scale * (k[keys, g] @ q[i, h])
+        s = s if o.softcap is None else o.softcap * torch.tanh(s / o.softcap)
+        out[i, h] = torch.softmax(s, 0) @ v[keys, g] if len(s) else 0
+    return out
+
+
 def attention(o: ops.Attention, case: Case, q: T, k: T, v: T, mask: T | None, bias: T | None) -> T:
     """Row by row, as the definition reads."""
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
@@ -269,6 +289,7 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.RmsNorm: rms_norm,
     ops.Rope: rope,
     ops.Attention: attention,
+    ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),
 }  # fmt: skip
 WITHOUT_TWIN = {"constant", "weight", "iota", "dim", "return", "yield", "fused", "pack"}  # nothing to compare, or tested by their inverse

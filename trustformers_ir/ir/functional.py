@@ -61,6 +61,7 @@ __all__ = [
     "ones",
     "ones_like",
     "outer",
+    "packed_attention",
     "pad",
     "relu",
     "rms_norm",
@@ -373,6 +374,29 @@ def attention(
     mask = None if mask is None else as_tensor(mask, DType.bool)
     bias = None if bias is None else as_tensor(bias, q.dtype)
     return q._emit(ops.Attention(causal, scale, window, softcap), k, v, mask, bias)  # type: ignore[no-any-return]
+
+
+def packed_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    q_starts: Any,
+    k_starts: Any = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """``attention`` of sequences of any lengths in ``[tokens, heads, features]``, one behind the other.
+
+    ``q_starts[n]`` is the first query of sequence n, ``k_starts[n]`` its first key; one more stands behind the last. Without ``k_starts`` they
+    are the same.
+    """
+    q, k, v = aligned(q, k, v)
+    starts = as_tensor(q_starts)
+    others = starts if k_starts is None else as_tensor(k_starts, starts.dtype)
+    return q._emit(ops.PackedAttention(causal, scale, window, softcap), k, v, starts, others)  # type: ignore[no-any-return]
 
 
 def _layer(op: Op, x: Any, *parameters: Any) -> Tensor:

@@ -9,7 +9,8 @@ K5  an UNROLL axis has a constant extent of at most 256.
 K6  below a VECTOR loop there are only UNROLL loops and stores whose index depends on it, and at most one VECTOR loop on any path.
 K7  a Reduce has at least one axis, at most one VECTOR axis, which is its last; argmax and argmin have exactly one axis.
 K8  a VECTOR or UNROLL tile does not load what it stores, other than at the very index that it stores.
-K9  extents, shapes and strides are i64; shapes, strides and extents are made of symbols, constants and outer axes only.
+K9  extents, shapes and strides are i64; shapes, strides and extents are made of symbols, constants and outer axes only. The extent of a SEQ
+    loop beside TILE loops may also read scratch buffers of one element: what a program has found out before it.
 K10 the iterations of PARALLEL loops are independent: every global store's index depends on each of them, and a global buffer both
     stored and loaded below them is loaded where, for each parallel axis, some index entry holding that axis equals the store's.
 K11 no loop is DOT. A DOT axis has extent 4 and is the last of at most two axes of a sum in i32 of products of an element of u8 and one of i8.
@@ -26,6 +27,8 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     DOT,
     GLOBAL,
     PARALLEL,
+    SCRATCH,
+    SEQ,
     TILE,
     UNROLL,
     VECTOR,
@@ -63,6 +66,7 @@ class _Verifier:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.names: dict[str, Buffer] = {}
+        self.blocks = any(isinstance(s, For) and s.axis.kind is TILE for s in walk_statements(kernel.body))
 
     def fail(self, rule: str, message: str) -> KernelError:
         return KernelError(rule, self.kernel, message)
@@ -90,7 +94,8 @@ class _Verifier:
     def axis(self, a: Axis, bound: frozenset[Axis]) -> None:
         if a in bound:
             raise self.fail("K1", f"axis {a.name} is bound twice")
-        if a.extent.dtype is not DType.i64 or a.extent.loads:
+        known = a.kind is SEQ and all(b.space is SCRATCH and not b.shape for b in a.extent.loads) and self.blocks
+        if a.extent.dtype is not DType.i64 or (a.extent.loads and not known):
             raise self.fail("K9", f"extent {a.extent!r} of {a.name} is not an i64 made of symbols and outer axes")
         self.bound(a.extent, bound, f"the extent of {a.name}")
         size = a.static_extent

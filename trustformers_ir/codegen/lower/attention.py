@@ -65,7 +65,7 @@ _ALL = -1
 def has_template(o: Operation) -> bool:
     """Whether the loops below can be written: head sizes are constants (the naive definition serves the rest)."""
     q, v = o.inputs[0], o.inputs[2]
-    return isinstance(q.type.shape[3], int) and isinstance(v.type.shape[3], int)
+    return isinstance(q.type.shape[-1], int) and isinstance(v.type.shape[-1], int)
 
 
 def attention_nest(d: Definer, o: Operation, emit: Callable[[Index, Expr], Store], choice: AttentionChoice) -> tuple[Stmt, ...]:

@@ -28,16 +28,10 @@ LEAST = 16  # of each side of a product of blocks
 
 @dataclass(frozen=True)
 class BlockMachine:
-    """What the heuristics know of a GPU: the tile of a matrix product (rows, columns, terms) and of attention (queries, keys)."""
+    """What the heuristics know of a GPU: its kind, which decides the blocks of attention, and the tile of a matrix product (rows, columns, terms)."""
 
     product: tuple[int, int, int] = (64, 64, 32)
-    attention: tuple[int, int] = (64, 64)
-
-    def attention_tile(self, dtype: DType) -> tuple[int, int]:
-        """The tile of attention. Products of f32 have no matrix instruction that is exact: their blocks are spread over plain registers, and larger
-        ones would not fit there."""
-        most = {DType.f32: 32, DType.f64: LEAST}.get(dtype, max(self.attention))
-        return min(self.attention[0], most), min(self.attention[1], most)
+    kind: str = "ampere"
 
     def product_tile(self, dtype: DType, rows: Dim, columns: Dim, terms: Dim) -> tuple[int, int, int]:
         """The tile of a product of that size. Blocks that matrix instructions do not take are products of three dimensions, which are kept small."""

@@ -20,6 +20,9 @@ from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.blocks import BlockMachine, BlockProduct, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
+from trustformers_ir.codegen.lower.flash_packed import packed_nest
+from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nest
+from trustformers_ir.codegen.lower.flash_tiles import FlashTile, flash_tile
 from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
@@ -32,7 +35,7 @@ from trustformers_ir.ir.core import Block, Operation, Value
 from trustformers_ir.ir.dims import Dim, Facts, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import AttentionChoice, Choice, Chosen, ScheduleKey, TileChoice
-from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.ir.schema import FusionKind, Op
 from trustformers_ir.ir.types import Panels
 
 assert definitions  # imported for its rules
@@ -141,7 +144,7 @@ def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[Lower
     if anchor is None and _is_summary(*groups):
         first, second = groups.values()
         return [_lower_summary(body, first, second, ctx)]
-    return [_lower_group(body, anchor, group, ctx) for group in groups.values()]
+    return [kernel for group in groups.values() for kernel in _lower_group(body, anchor, group, ctx)]
 
 
 def _is_summary(*shapes: tuple[Dim, ...]) -> bool:
@@ -245,24 +248,24 @@ class _Group:
 
         return store
 
-    def finish(self, statements: tuple[Stmt, ...], blocks: bool = True) -> LoweredKernel:
-        return _finish(self.d, statements, self.label, self.ctx, blocks=blocks)
+    def finish(self, statements: tuple[Stmt, ...], blocks: bool = True, temporaries: Mapping[Temporary, Buffer] | None = None) -> LoweredKernel:
+        return _finish(self.d, statements, self.label, self.ctx, blocks=blocks, temporaries=temporaries)
 
-    def attention(self, anchor: Operation | None) -> Operation | None:
+    def attention(self, anchor: Operation | None, *kinds: type[Op]) -> Operation | None:
         """The anchor where it is an attention that has a nest of its own, which is all that the region computes."""
-        fits = anchor is not None and isinstance(anchor.op, ops.Attention) and has_template(anchor) and self.shape == anchor.result.type.shape
+        fits = anchor is not None and isinstance(anchor.op, kinds) and has_template(anchor) and self.shape == anchor.result.type.shape
         return anchor if fits and len(self.outputs) == 1 else None
 
 
-def _lower_group(body: Block, anchor: Operation | None, outputs: list[_Output], ctx: LoweringContext) -> LoweredKernel:
+def _lower_group(body: Block, anchor: Operation | None, outputs: list[_Output], ctx: LoweringContext) -> list[LoweredKernel]:
     g = _Group(body, outputs, ctx)
-    return _in_blocks(g, anchor, ctx.machine) if isinstance(ctx.machine, BlockMachine) else _in_lanes(g, anchor, ctx.machine)
+    return _in_blocks(g, anchor, ctx.machine) if isinstance(ctx.machine, BlockMachine) else [_in_lanes(g, anchor, ctx.machine)]
 
 
 def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> LoweredKernel:
     """The nest for a CPU."""
     ctx, shape = g.ctx, g.shape
-    attention = g.attention(anchor)
+    attention = g.attention(anchor, ops.Attention)
     if attention is not None:
         chosen = choose(machine, ctx.table, attention_key(attention))
         assert isinstance(chosen.choice, AttentionChoice)
@@ -287,28 +290,40 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
     return g.finish(row_nest(shape, g.emit))
 
 
-def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> LoweredKernel:
-    """The nest for a GPU."""
+def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> list[LoweredKernel]:
+    """The nests for a GPU."""
     facts, shape = g.ctx.symbol_facts, g.shape
-    attention = g.attention(anchor)
+    attention = g.attention(anchor, ops.Attention, ops.PackedAttention)
     if attention is not None:
-        tile = machine.attention_tile(attention.result.type.dtype)
         try:
-            return g.finish(flash_nest(g.d, attention, g.emit_at(attention.result), *tile))
+            return _flash(g, attention, flash_tile(machine.kind, attention, g.ctx.facts))
         except _ReadElsewhere:
             g.again()
     matrix = GroupedProduct.of(anchor, shape) or BlockProduct.of(anchor, shape)
     if matrix is not None:
         lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
         if _is_product(lowered.kernel):
-            return replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))
+            return [replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))]
         g.again()
     rows = row_nest(shape, g.emit)
     if folds(rows):
-        return g.finish(rows)
+        return [g.finish(rows)]
     g.again()
     lowered = g.finish(line_nest(g.d, shape, g.emit))
-    return replace(lowered, kernel=tiled_line(lowered.kernel, facts))
+    return [replace(lowered, kernel=tiled_line(lowered.kernel, facts))]
+
+
+def _flash(g: _Group, o: Operation, tile: FlashTile) -> list[LoweredKernel]:
+    """The kernels of an attention on blocks; ``_ReadElsewhere``."""
+    if not tile.chunk:
+        whole = packed_nest if isinstance(o.op, ops.PackedAttention) else flash_nest
+        return [replace(g.finish(whole(g.d, o, g.emit_at(o.result), tile)), launch=tile.launch)]
+    parts = Parts.of(o, tile)
+    written, read = parts.buffers(readonly=False), parts.buffers(readonly=True)
+    joined = g.finish(join_nest(o, g.emit_at(o.result), parts, read), temporaries=read)
+    g.again()
+    first = g.finish(part_nest(g.d, o, parts, written, tile), temporaries=written)
+    return [replace(first, launch=tile.launch), joined]
 
 
 def _is_product(kernel: Kernel, products: int = 1) -> bool:
@@ -439,13 +454,20 @@ def _known(size: Dim) -> int | None:
 
 
 def _finish(
-    d: Definer, statements: tuple[Stmt, ...], label: str, ctx: LoweringContext, renamed: dict[Value, Value] | None = None, blocks: bool = True
+    d: Definer,
+    statements: tuple[Stmt, ...],
+    label: str,
+    ctx: LoweringContext,
+    renamed: dict[Value, Value] | None = None,
+    blocks: bool = True,
+    temporaries: Mapping[Temporary, Buffer] | None = None,
 ) -> LoweredKernel:
-    """``blocks``: on a GPU vectors become blocks."""
+    """``blocks``: on a GPU vectors become blocks. ``temporaries``: what it shares with other kernels of the region, read-only or written."""
     values = [v for v in d.names if v in d.buffers]
-    params = tuple(d.buffers[v] for v in values)
+    shared = temporaries or {}
+    params = (*(d.buffers[v] for v in values), *shared.values())
     kernel = simplify_kernel(Kernel("kernel", params, statements), ctx.symbol_facts)
     if blocks and isinstance(ctx.machine, BlockMachine):
         kernel = in_blocks(kernel, ctx.symbol_facts)
-    writes = tuple(v in d.written for v in values)  # even where a loop without turns was dropped with its stores
-    return LoweredKernel(kernel, tuple((renamed or {}).get(v, v) for v in values), writes, label)
+    writes = (*(v in d.written for v in values), *(not b.readonly for b in shared.values()))  # even where a loop was dropped with its stores
+    return LoweredKernel(kernel, (*((renamed or {}).get(v, v) for v in values), *shared), writes, label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import GLOBAL, TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
 from trustformers_ir.ir.dtypes import HALVES, DType
 
 
@@ -88,9 +88,11 @@ def _names_whole(buffer: Buffer, index: tuple[Expr, ...]) -> bool:
 
 
 def dimensions(kernel: Kernel) -> dict[Axis, int]:
-    """A dimension for each TILE axis: different ones for axes that meet in one expression, the lowest there is, loops first."""
+    """A dimension for each TILE axis: different ones for axes that meet in one expression, the lowest there is, loops first. The columns of the right
+    side of a product come behind the axis of the sum where its rows lie in memory: it is then loaded as it lies."""
     meets: dict[Axis, set[Axis]] = {}
     order: dict[Axis, None] = {}
+    behind: dict[Axis, Axis] = {}
 
     def together(axes: Sequence[Axis]) -> None:
         for a in axes:
@@ -111,11 +113,21 @@ def dimensions(kernel: Kernel) -> dict[Axis, int]:
         for root in roots(s):
             for e in walk(root, seen):
                 if isinstance(e, Reduce):
+                    behind |= {columns: k for k in e.axes if k.kind is TILE for columns in _columns(e, k)}
                     together(tile_axes(e.body, *(() if e.guard is None else (e.guard,)), *e.axes))
                 elif e.free_axes:
                     together(tile_axes(e))
     found: dict[Axis, int] = {}
-    for a in order:
+    for a in [*(a for a in order if a not in behind), *(a for a in order if a in behind)]:
         used = {found[x] for x in meets[a] if x in found}
         found[a] = next(d for d in range(len(used) + 1) if d not in used)
     return found
+
+
+def _columns(e: Reduce, k: Axis) -> list[Axis]:
+    """The axes along which factors of a sum of products over ``k`` lie in memory."""
+    if e.kind != "sum" or not isinstance(e.body, Binary) or e.body.op != "mul":
+        return []
+    loads = [x.x if isinstance(x, Cast) else x for x in (e.body.a, e.body.b)]
+    last = [x.index[-1] for x in loads if isinstance(x, Load) and x.buffer.space is GLOBAL and x.index and k in x.free_axes]
+    return [i for i in last if isinstance(i, Axis) and i.kind is TILE and i is not k]

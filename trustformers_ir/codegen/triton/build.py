@@ -90,8 +90,6 @@ def lower(
     module: Module, target: GpuTarget, machine: BlockMachine | None = None, names: Mapping[str, Sequence[str]] | None = None
 ) -> GpuCode:
     """Every function of the module. The module is changed: what is left outside regions is put into some. ``names`` are those of the outputs."""
-    sites, known = Sites(), names or {}
-    programs = [
-        lower_function(module, f, machine or BlockMachine(), tuple(known.get(f.name, ())), sites=sites) for f in module.functions.values()
-    ]
+    sites, known, shape = Sites(), names or {}, machine or BlockMachine(kind=target.kind)
+    programs = [lower_function(module, f, shape, tuple(known.get(f.name, ())), sites=sites) for f in module.functions.values()]
     return GpuCode(module, target, tuple(programs))

@@ -34,6 +34,13 @@ class GpuTarget:
         return {"cuda": CUDA_TRIPLE, "hip": ROCM_TRIPLE}.get(self.backend, INTERPRETER_TRIPLE)
 
     @property
+    def kind(self) -> str:
+        """Chips of one kind have one form of matrix instructions: ``mma.sync`` with loads into shared memory that run ahead, wgmma, or MFMA."""
+        if self.backend == "hip":
+            return "cdna"
+        return "hopper" if self.arch == 90 else "ampere"
+
+    @property
     def native(self) -> str:
         """The form that the driver loads."""
         return "cubin" if self.backend == "cuda" else "hsaco"

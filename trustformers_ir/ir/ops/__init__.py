@@ -61,6 +61,7 @@ from trustformers_ir.ir.ops.nn import (
     Attention,
     Dropout,
     LayerNorm,
+    PackedAttention,
     RmsNorm,
     Rope,
 )
@@ -251,6 +252,7 @@ __all__ = [
     "OneHot",
     "Or",
     "Pack",
+    "PackedAttention",
     "Pad",
     "PadMode",
     "Pow",

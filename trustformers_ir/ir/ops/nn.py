@@ -15,6 +15,8 @@ from trustformers_ir.ir.ops.broadcast import require_equal, require_expands, req
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 
+STARTS = frozenset({DType.i32, DType.i64})
+
 
 def normalised_axes(*parameters: TensorType | np.ndarray | None) -> int:
     """How many trailing axes a norm covers: as many as its weight (or bias) has, one without."""
@@ -229,11 +231,7 @@ class Attention(Op):
             scores = self.softcap * np.tanh(scores / self.softcap)
         if bias is not None:
             scores = scores + bias
-        scores = np.where(self.visible(q.shape[2], k.shape[2], mask), scores, -np.inf)
-        top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
-        weights = np.exp(scores - np.where(top == -np.inf, 0.0, top))
-        total = np.sum(weights, axis=-1, keepdims=True)
-        return np.matmul(weights / np.where(total == 0, 1.0, total), v)
+        return _averaged(np.where(self.visible(q.shape[2], k.shape[2], mask), scores, -np.inf), v)
 
     def visible(self, queries: int, keys: int, mask: np.ndarray | None) -> np.ndarray:
         """Which key each query may see, broadcastable to the scores."""
@@ -265,6 +263,106 @@ class Attention(Op):
             cls(causal=True), (DType.f16[1, 4, 6, 8], DType.f16[1, 2, 3, 8], DType.f16[1, 2, 3, 8], DType.bool[6, 3], DType.f16[1, 4, 1, 3])
         )
         yield Sample(cls(window=2), (f32[1, 1, 5, 4], f32[1, 1, 5, 4], f32[1, 1, 5, 6], None, None))
+
+
+def _averaged(scores: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """``softmax(scores) @ v`` along the last axis of the scores; zeros where every score is -inf."""
+    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(scores - np.where(top == -np.inf, 0.0, top))
+    total = np.sum(weights, axis=-1, keepdims=True)
+    return np.asarray(np.matmul(weights / np.where(total == 0, 1.0, total), v))
+
+
+@dataclass(frozen=True)
+class PackedAttention(Op):
+    """``attention`` of sequences of any lengths that lie one behind the other, without padding.
+
+    q is ``[Tq, Hq, D]``, k ``[Tk, Hk, D]``, v ``[Tk, Hk, Dv]``; sequence n has the queries ``q_starts[n] <= i < q_starts[n + 1]`` and the keys
+    ``k_starts[n] <= j < k_starts[n + 1]``, so the starts rise and one more stands behind the last sequence (``cu_seqlens`` elsewhere). A sequence may
+    be empty on either side. ``causal`` and ``window`` count from its last query and its last key, as in ``attention``.
+
+    For any starts, also such as do not rise: query i sees key j when ``max{k_starts[n]: q_starts[n] <= i} <= j < e`` with
+    ``e = min{k_starts[n]: q_starts[n] > i}``; if ``causal``, when ``j <= p`` with ``p = i + e - min{q_starts[n]: q_starts[n] > i}``; and when
+    ``j > p - window`` if there is a window. Where such a set is empty, and for a query that sees no key, the result is zeros.
+    """
+
+    causal: bool = False
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+    mnemonic = "packed_attention"
+    operands = (
+        Operand("q", FLOATS),
+        Operand("k", FLOATS),
+        Operand("v", FLOATS),
+        Operand("q_starts", STARTS),
+        Operand("k_starts", STARTS),
+    )
+    constraints = {
+        1: "q, k and v have one dtype, the starts another",
+        2: "q, k and v have three axes, the starts one",
+        3: "tokens and heads of k and v, features of q and k, and both numbers of starts provably agree",
+        4: "the heads of k provably divide the heads of q",
+        5: "window is at least 1, softcap is positive, scale is finite",
+    }
+    fusion = FusionKind.ATTENTION
+
+    def infer(
+        self, ctx: InferContext, q: TensorType, k: TensorType, v: TensorType, q_starts: TensorType, k_starts: TensorType
+    ) -> tuple[TensorType, ...]:
+        require_same_dtype(self, 1, (q, k, v))
+        require_same_dtype(self, 1, (q_starts, k_starts))
+        self.require(2, q.rank == k.rank == v.rank == 3 and q_starts.rank == k_starts.rank == 1, f"{q}, {k}, {v}, {q_starts}, {k_starts}")
+        require_same_shape(self, 3, ctx, k.shape[:2], v.shape[:2], "k and v")
+        require_equal(self, 3, ctx, q.shape[2], k.shape[2], "features of q and k")
+        require_equal(self, 3, ctx, q_starts.shape[0], k_starts.shape[0], "starts")
+        heads, key_heads = q.shape[1], k.shape[1]
+        grouped = isinstance(key_heads, int) and key_heads > 0 and ctx.facts.divisible(heads, key_heads)
+        self.require(4, grouped or ctx.facts.is_equal(heads, key_heads), f"{heads} heads of q, {key_heads} heads of k")
+        positive = (self.window is None or self.window >= 1) and (self.softcap is None or 0 < self.softcap < math.inf)
+        self.require(5, positive and (self.scale is None or math.isfinite(self.scale)), str(self))
+        return (TensorType((*q.shape[:2], v.shape[2]), q.dtype),)
+
+    def reference(
+        self, ctx: EvalContext, q: np.ndarray, k: np.ndarray, v: np.ndarray, q_starts: np.ndarray, k_starts: np.ndarray
+    ) -> Any:
+        group = q.shape[1] // k.shape[1] if k.shape[1] else 1
+        k, v = (np.swapaxes(np.repeat(x, group, axis=1), 0, 1) for x in (k, v))
+        scale = 1 / math.sqrt(q.shape[2]) if self.scale is None else self.scale
+        scores = np.matmul(np.swapaxes(q, 0, 1), np.swapaxes(k, -1, -2)) * scale
+        if self.softcap is not None:
+            scores = self.softcap * np.tanh(scores / self.softcap)
+        seen = np.zeros((q.shape[0], k.shape[1]), bool)
+        j = np.arange(k.shape[1])
+        for i in range(q.shape[0]):
+            before, behind = q_starts <= i, q_starts > i
+            if before.any() and behind.any():
+                first, end = int(k_starts[before].max()), int(k_starts[behind].min())
+                position = i + end - int(q_starts[behind].min())
+                seen[i] = (first <= j) & (j < end)
+                if self.causal:
+                    seen[i] &= j <= position
+                if self.window is not None:
+                    seen[i] &= j > position - self.window
+        return np.swapaxes(_averaged(np.where(seen, scores, -np.inf), v), 0, 1)
+
+    def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
+        """Of one sequence: how long each is is not known before a call."""
+        q, k, v = types[:3]
+        assert q is not None and k is not None and v is not None
+        rows = q.shape[0] * q.shape[1]
+        return 2 * rows * k.shape[0] * (q.shape[2] + v.shape[2]) + 5 * rows * k.shape[0]
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        f32, bf16, i32, i64 = DType.f32, DType.bf16, DType.i32, DType.i64
+        low, high = {"q_starts": 0.0, "k_starts": 0.0}, {"q_starts": 9.0, "k_starts": 7.0}
+        yield Sample(cls(), (f32[9, 3, 8], f32[7, 3, 8], f32[7, 3, 4], i32[2], i32[2]), low, high)
+        yield Sample(cls(causal=True), (f32["s", 4, 8], f32["s", 2, 8], f32["s", 2, 8], i32["n"], i32["n"]), low, high)
+        yield Sample(cls(causal=True, window=2), (bf16["s", 2, 16], bf16["t", 1, 16], bf16["t", 1, 16], i64[3], i64[3]), low, high)
+        yield Sample(cls(scale=0.5, softcap=2.0), (DType.f64[5, 1, 4], DType.f64[6, 1, 4], DType.f64[6, 1, 4], i64[2], i64[2]), low, high)
+        yield Sample(cls(window=3), (DType.f16[8, 2, 16], DType.f16[8, 2, 16], DType.f16[8, 2, 24], i32[3], i32[3]), low, high)
 
 
 @dataclass(frozen=True)

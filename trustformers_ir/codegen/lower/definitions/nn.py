@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Const, Expr, Reduce, binary, cast, const, eq, select, unary
-from trustformers_ir.codegen.lower.definer import Definer, define
+from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Const, Expr, Fma, Reduce, binary, cast, const, eq, select, unary
+from trustformers_ir.codegen.lower.definer import Definer, compute_dtype, define
 from trustformers_ir.codegen.lower.indexing import Index, broadcast_index, dim_expr
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.core import Operation
+from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.dtypes import DType
 
 
 @define(ops.Rope)
@@ -40,24 +43,22 @@ def _rope(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     return d.finish(o, result, select(inside, turned, here))
 
 
-class AttentionMath:
-    """What both forms of attention share: the score of one query and key, and who may see whom.
+class ScoreMath:
+    """What every attention shares: the score of one query and key. ``rows`` is the axis of queries and of keys."""
 
-    Causal masks are aligned to the bottom right: query i of Sq stands at position ``i + Sk - Sq`` among the Sk keys.
-    """
-
-    def __init__(self, d: Definer, o: Operation) -> None:
-        assert isinstance(o.op, ops.Attention)
+    def __init__(self, d: Definer, o: Operation, rows: int) -> None:
+        assert isinstance(o.op, (ops.Attention, ops.PackedAttention))
         self.d, self.o, self.op = d, o, o.op
-        self.q, self.k, self.v, self.mask, self.bias = o.operands  # mask and bias may be absent
-        assert self.q is not None and self.k is not None and self.v is not None
-        self.queries: Dim = self.q.type.shape[2]
-        self.keys: Dim = self.k.type.shape[2]
-        self.features: Dim = self.q.type.shape[3]
-        self.value_features: Dim = self.v.type.shape[3]
+        self.q, self.k, self.v = o.inputs[:3]
+        self.mask: Value | None = None
+        self.bias: Value | None = None
+        self.queries: Dim = self.q.type.shape[rows]
+        self.keys: Dim = self.k.type.shape[rows]
+        self.features: Dim = self.q.type.shape[-1]
+        self.value_features: Dim = self.v.type.shape[-1]
         heads, kv_heads = self.q.type.shape[1], self.k.type.shape[1]
         self.group: Dim = heads // kv_heads
-        self.score_shape = (*self.q.type.shape[:3], self.keys)
+        self.score_shape = (*self.q.type.shape[:-1], self.keys)
 
     @property
     def scale(self) -> Expr | float:
@@ -65,40 +66,98 @@ class AttentionMath:
             return self.op.scale
         if isinstance(self.features, int):
             return 1.0 / math.sqrt(self.features)
-        return unary("rsqrt", self.d.count((self.features,), self.d.lifted(self.q, [const(0)] * 4).dtype))  # type: ignore[arg-type]
+        return unary("rsqrt", self.d.count((self.features,), compute_dtype(self.q.type.dtype)))
 
     def kv_head(self, head: Expr) -> Expr:
         return head if self.group == 1 else head // dim_expr(self.group)
-
-    def score(self, dot: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
-        """The masked score from the plain dot product of query i and key j; -inf where the key may not be seen."""
-        value = self.biased(dot, b, h, i, j)
-        visible = self.visible(b, h, i, j)
-        return value if visible is None else select(visible, value, Const(-math.inf, value.dtype))
 
     def biased(self, dot: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
         """The score from the plain dot product of query i and key j, whether the key may be seen or not."""
         value = dot * self.scale
         if self.op.softcap is not None:
             value = unary("tanh", value / self.op.softcap) * self.op.softcap
-        at = (b, h, i, j)
         if self.bias is not None:
-            value = value + cast(self.d.lifted(self.bias, broadcast_index(at, self.bias.type.shape, self.score_shape)), value.dtype)
+            value = value + self._bias(value.dtype, b, h, i, j)
         return value
 
+    def biased_times(self, factor: float, dot: Expr, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
+        """``factor`` times that, with as few operations as may be: constants are multiplied beforehand."""
+        if self.op.softcap is not None:
+            value = unary("tanh", dot * (self.scale * (1 / self.op.softcap))) * (self.op.softcap * factor)
+        else:
+            value = dot * (self.scale * factor)
+        return value if self.bias is None else Fma(self._bias(value.dtype, b, h, i, j), Const(factor, value.dtype), value)
+
+    def _bias(self, dtype: DType, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr:
+        assert self.bias is not None
+        return cast(self.d.lifted(self.bias, broadcast_index((b, h, i, j), self.bias.type.shape, self.score_shape)), dtype)
+
+
+class AttentionMath(ScoreMath):
+    """``attention``: who may see whom.
+
+    Causal masks are aligned to the bottom right: query i of Sq stands at position ``i + Sk - Sq`` among the Sk keys.
+    """
+
+    def __init__(self, d: Definer, o: Operation) -> None:
+        super().__init__(d, o, rows=2)
+        self.mask, self.bias = o.operands[3:]
+
     def visible(self, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr | None:
-        conditions: list[Expr] = []
+        """Whether query i may see key j; None where every query sees every key."""
+        masked = self.masked(b, h, i, j)
+        return all_of(*self.in_sight(i, j), *([] if masked is None else [masked]))
+
+    def in_sight(self, i: Expr, j: Expr) -> list[Expr]:
+        """What the positions of query i and key j must fulfil."""
         position = i + (dim_expr(self.keys) - dim_expr(self.queries))
-        if self.op.causal:
-            conditions.append(j <= position)
+        conditions = [j <= position] if self.op.causal else []
+        return conditions if self.op.window is None else [*conditions, j > position - self.op.window]
+
+    def masked(self, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr | None:
+        """What the mask says; None without one."""
+        return None if self.mask is None else self.d.at(self.mask, broadcast_index((b, h, i, j), self.mask.type.shape, self.score_shape))
+
+
+class PackedMath(ScoreMath):
+    """``packed_attention``: each query sees a range of keys."""
+
+    def __init__(self, d: Definer, o: Operation) -> None:
+        super().__init__(d, o, rows=0)
+
+    @property
+    def word(self) -> DType:
+        """The dtype of the starts."""
+        return self.o.inputs[3].type.dtype
+
+    def seen(self, i: Expr, fold: Callable[[str, Callable[[Expr], Expr]], Expr]) -> tuple[Expr, Expr]:
+        """The first key that query i sees and the one behind the last, none of them outside the array. ``fold(kind, body)`` folds over the starts."""
+        q_starts, k_starts = self.o.inputs[3:]
+        zero, word = Const(0, self.word), self.word
+        row = cast(i, word)
+
+        def chosen(of: Value, behind: bool, otherwise: int) -> Callable[[Expr], Expr]:
+            def body(n: Expr) -> Expr:
+                start = self.d.at(q_starts, (n,))
+                return select(row < start if behind else start <= row, self.d.at(of, (n,)), Const(otherwise, word))
+
+            return body
+
+        first = fold("max", chosen(k_starts, False, word.min))
+        end, next_start = (fold("min", chosen(of, True, word.max)) for of in (k_starts, q_starts))
+        inside = fold("any", lambda n: self.d.at(q_starts, (n,)) <= row) & fold("any", lambda n: row < self.d.at(q_starts, (n,)))
+        position = row + (end - next_start)
         if self.op.window is not None:
-            conditions.append(j > position - self.op.window)
-        if self.mask is not None:
-            conditions.append(self.d.at(self.mask, broadcast_index((b, h, i, j), self.mask.type.shape, self.score_shape)))
-        out: Expr | None = None
-        for condition in conditions:
-            out = condition if out is None else binary("and", out, condition)
-        return out
+            first = binary("max", first, position - (self.op.window - 1))
+        if self.op.causal:
+            end = binary("min", end, position + 1)
+        size = dim_expr(self.keys)
+        return binary("max", first, zero), select(inside, binary("min", end, cast(size, word)), zero)
+
+
+def all_of(*conditions: Expr) -> Expr | None:
+    """That all of them hold; None for none."""
+    return functools.reduce(lambda a, b: binary("and", a, b), conditions) if conditions else None
 
 
 def score_shift(top: Expr) -> Expr:
@@ -116,15 +175,39 @@ def _attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     m = AttentionMath(d, o)
     b, h, i, e = index
     head = m.kv_head(h)
-    assert m.q is not None and m.k is not None and m.v is not None
 
     def score(j: Expr) -> Expr:
         x = Axis("d", dim_expr(m.features), SEQ)
-        return m.score(Reduce("sum", (x,), d.lifted(m.q, (b, h, i, x)) * d.lifted(m.k, (b, head, j, x))), b, h, i, j)  # type: ignore[arg-type]
+        value = m.biased(Reduce("sum", (x,), d.lifted(m.q, (b, h, i, x)) * d.lifted(m.k, (b, head, j, x))), b, h, i, j)
+        visible = m.visible(b, h, i, j)
+        return value if visible is None else select(visible, value, Const(-math.inf, value.dtype))
 
-    j_top, j_sum, j_out = Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), VECTOR), Axis("j", dim_expr(m.keys), SEQ)
-    top: Expr = Reduce("max", (j_top,), score(j_top))
-    top = score_shift(top)
+    return d.finish(o, result, _averaged(m, score, lambda j: d.lifted(m.v, (b, head, j, e))))
+
+
+@define(ops.PackedAttention)
+def _packed_attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    m = PackedMath(d, o)
+    i, h, e = index
+    head = m.kv_head(h)
+
+    def fold(kind: str, body: Callable[[Expr], Expr]) -> Expr:
+        n = Axis("n", dim_expr(o.inputs[3].type.shape[0]), SEQ)
+        return Reduce(kind, (n,), body(n))
+
+    first, end = m.seen(i, fold)
+
+    def score(j: Expr) -> Expr:
+        x, key = Axis("d", dim_expr(m.features), SEQ), cast(j, m.word)
+        value = m.biased(Reduce("sum", (x,), d.lifted(m.q, (i, h, x)) * d.lifted(m.k, (j, head, x))), const(0), h, i, j)
+        return select((first <= key) & (key < end), value, Const(-math.inf, value.dtype))
+
+    return d.finish(o, result, _averaged(m, score, lambda j: d.lifted(m.v, (j, head, e))))
+
+
+def _averaged(m: ScoreMath, score: Callable[[Expr], Expr], value: Callable[[Expr], Expr]) -> Expr:
+    """The average of the values of all keys, weighted by the exponentials of their scores: three folds over the keys."""
+    j_top, j_sum, j_out = (Axis("j", dim_expr(m.keys), kind) for kind in (VECTOR, VECTOR, SEQ))
+    top = score_shift(Reduce("max", (j_top,), score(j_top)))
     total = Reduce("sum", (j_sum,), unary("exp", score(j_sum) - top))
-    value = Reduce("sum", (j_out,), unary("exp", score(j_out) - top) * d.lifted(m.v, (b, head, j_out, e)))
-    return d.finish(o, result, normalised(value, total))
+    return normalised(Reduce("sum", (j_out,), unary("exp", score(j_out) - top) * value(j_out)), total)
