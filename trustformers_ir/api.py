@@ -193,7 +193,7 @@ def emit_gpu(model: Any, target: str, stage: str, dtype: Any = None, quantize: A
     """The text of a stage for a GPU, which need not be here: ``"graph"``, ``"kernels"``, ``"triton"``, ``"ptx"`` or ``"amdgcn"``."""
     from trustformers_ir import compiler
 
-    return compiler.emit_gpu(model, compiler.Request.of(target, dtype, dynamic, None, quantize, calibration), stage)
+    return compiler.emit_gpu(model, compiler.Request.of(devices.resolved(target), dtype, dynamic, None, quantize, calibration), stage)
 
 
 def emit(executable: Runnable, stage: str) -> str:

@@ -62,7 +62,7 @@ class GpuCode:
             return module_text(self.emitted)
         if stage != self.target.assembly:
             message = f"'{self.target.name}' has no {stage}"
-            raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton and {self.target.assembly}")
+            raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton {self.target.assembly}".rstrip())
         labels = {name: label for name, (label, _) in self.kernels.items()}
         return "\n\n".join(f"// {b.name}: {labels[b.name]}\n{b.assembly.strip()}" for b in self.binaries())
 

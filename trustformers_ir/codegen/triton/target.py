@@ -47,8 +47,8 @@ class GpuTarget:
 
     @property
     def assembly(self) -> str:
-        """The readable form of it."""
-        return "ptx" if self.backend == "cuda" else "amdgcn"
+        """The readable form of it; empty for the interpreter."""
+        return {"cuda": "ptx", "hip": "amdgcn"}.get(self.backend, "")
 
 
 def _cuda(major: int, minor: int, shared: int) -> GpuTarget:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 
 from trustformers_ir.ir import env
@@ -101,6 +102,15 @@ def this_gpu(kind: str) -> str:
     return driver.chip
 
 
-def here() -> dict[str, str]:
-    """What executes code for GPUs here: names of targets, and what they are."""
-    return {d.chip: d.title for d in map(_vendor, _TABLES) if not isinstance(d, NoDevice)}
+def told(name: str) -> tuple[bool, str]:
+    """Whether code for the GPU target of that name is executed here, and by what, or why not."""
+    kind = name.partition(":")[0]
+    if kind not in KINDS or env.GPU.get() is not None:
+        there = importlib.util.find_spec("triton") is not None
+        return there, f"by {Interpreter.title}" if there else "Triton's interpreter needs Triton: pip install triton"
+    driver = _vendor(KINDS[kind])
+    if isinstance(driver, NoDevice):
+        return False, str(driver)
+    if runs(driver.chip, name):
+        return True, f"this machine: {driver.title}"
+    return False, f"the GPU of this machine is {driver.chip}, {driver.title}"

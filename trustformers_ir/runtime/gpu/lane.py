@@ -81,7 +81,11 @@ class Lane:
         self._recordings: OrderedDict[int, tuple[Steps, Recording]] = OrderedDict()
         self._status = memory.take(STATUS_BYTES)
         self._words = (ctypes.c_int64 * 2)()
-        driver.clear(self._status.address, STATUS_BYTES, stream)
+        try:
+            driver.clear(self._status.address, STATUS_BYTES, stream)
+        except BaseException:
+            self._status.release()
+            raise
 
     def run(self, steps: Steps, weights: int, inputs: Sequence[int], outputs: Sequence[int], function: Callable[[int, bool], Function]) -> None:
         """Puts the work of a call on the stream."""
@@ -166,7 +170,7 @@ class Lanes:
                 return lane
             self._made += 1
         try:
-            lane = Lane(self.driver, self.driver.stream(), DriverMemory(self.driver), own=True)
+            lane = self._new()
         except BaseException:
             with self._changed:
                 self._made -= 1
@@ -174,6 +178,14 @@ class Lanes:
             raise
         lane.lock.acquire()
         return lane
+
+    def _new(self) -> Lane:
+        stream = self.driver.stream()
+        try:
+            return Lane(self.driver, stream, DriverMemory(self.driver), own=True)
+        except BaseException:
+            self.driver.end_stream(stream)
+            raise
 
     def of_torch(self, stream: int, device: Any) -> Lane:
         """The lane of a stream of torch, locked."""

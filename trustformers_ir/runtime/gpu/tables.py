@@ -84,11 +84,12 @@ class HipNode(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Table:
-    """One maker's driver. ``names``: an entry point by what it does; of several, newest first, the first that there is."""
+    """One maker's driver. ``names``: an entry point by what it does; of several, newest first, the first that there is. So it is
+    with ``libraries``."""
 
     kind: str
     maker: str
-    library: str
+    libraries: tuple[str, ...]
     names: Mapping[str, tuple[str, ...]]
     node: type[ctypes.Structure]
     warp: int
@@ -102,7 +103,7 @@ class Table:
 CUDA = Table(
     "cuda",
     "NVIDIA",
-    "libcuda.so.1",
+    ("libcuda.so.1",),
     {
         "init": ("cuInit",),
         "device_count": ("cuDeviceGetCount",),
@@ -143,7 +144,7 @@ CUDA = Table(
 HIP = Table(
     "rocm",
     "AMD",
-    "libamdhip64.so",
+    ("libamdhip64.so", "libamdhip64.so.7", "libamdhip64.so.6"),
     {
         "init": ("hipInit",),
         "device_count": ("hipGetDeviceCount",),

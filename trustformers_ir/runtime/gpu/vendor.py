@@ -35,10 +35,9 @@ class Library:
 
     def __init__(self, table: Table, path: str | None = None) -> None:
         self.table = table
-        try:
-            library = ctypes.CDLL(path or table.library)
-        except OSError:
-            raise NoDevice(f"this machine has no driver of {table.maker} ({table.library} cannot be loaded)") from None
+        library = next((found for name in ([path] if path else table.libraries) if (found := _opened(name)) is not None), None)
+        if library is None:
+            raise NoDevice(f"this machine has no driver of {table.maker} ({table.libraries[0]} cannot be loaded)")
         self._functions: dict[str, Any] = {}
         for role, names in table.names.items():
             found = next((getattr(library, name) for name in names if hasattr(library, name)), None)
@@ -70,6 +69,13 @@ class Library:
             out = ctypes.c_char_p()
             text = out.value if self._functions["cuda_error"](status, ctypes.addressof(out)) == 0 else None
         return f"{text.decode(errors='replace') if text else 'an unknown error'} (error {status})"
+
+
+def _opened(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
 
 
 class VendorDriver:

@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import trustformers_ir as tfir
+from trustformers_ir.codegen.triton.target import is_gpu
+from trustformers_ir.runtime.gpu.executable import GpuExecutable
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench import limits, table
 from trustformers_ir.tools.bench.bars import HEAD, WIDEST, Figure, Line
+from trustformers_ir.tools.bench.device import measure
 from trustformers_ir.tools.bench.latency import Entrant, Result, Settings, race
-from trustformers_ir.tools.bench.models import executable
+from trustformers_ir.tools.bench.models import draw_sets, executable
 from trustformers_ir.tools.bench.rivals.job import Job
 from trustformers_ir.tools.bench.rivals.table import F32, INT8, OURS, RIVALS
 from trustformers_ir.tools.commands.options import Dtype, Json, Quantize, Target, Threads, check_options_of_artifact
@@ -67,6 +71,11 @@ def bench(
         raise console.usage(f"rivals run checkpoint folders, and '{model}' is none", "leave out --against")
     if model.endswith(".tfc"):
         check_options_of_artifact(model, quantize, dtype)
+    if is_gpu(target):
+        if rivals or gate is not None:
+            raise console.not_built("comparing with rivals on a GPU", "the scripts in tools/bench/gpu do")
+        _on_gpu(model, target, {"batch": batch, "seq": seq}, quantize, dtype, seconds, repeat or 0, json)
+        return
     with console.progress("benchmark"):
         started = time.perf_counter()
         reference = executable(model, threads, target, dtype)
@@ -83,6 +92,30 @@ def bench(
             console.say(f"gate: {e.name} {'did not run' if e.failure else f'takes {e.ratio:.2f} times our time'}, the bar is {gate:g}")
         if slow:
             raise typer.Exit(1)
+
+
+def _on_gpu(
+    model: str, target: str, dims: Mapping[str, int], quantize: str | None, dtype: str | None, seconds: float, calls: int, json: bool
+) -> None:
+    """Times calls on a GPU; says so where there is none."""
+    with console.progress("benchmark"):
+        started = time.perf_counter()
+        if model.endswith(".tfc"):
+            exe = tfir.load(model, target=target if ":" in target else None)
+        else:
+            exe = tfir.compile(model, target=target, dtype=dtype, quantize=quantize)
+        if not isinstance(exe, GpuExecutable):
+            raise console.usage(f"'{model}' has no code for a GPU", "tfc compile MODEL -o m.tfc --target cuda:sm_90")
+        exe.prepare()
+        compiled = time.perf_counter() - started
+        dims, (inputs,) = draw_sets(exe, dims, 1)
+        times = measure(exe, inputs, seconds, calls)
+    row = {"model": model, "target": exe.manifest.target.name, "device": times.device, "compile_s": compiled, "dims": dict(dims)}
+    row |= {"calls": len(times.seconds), "median_ms": times.median * 1e3, "best_ms": min(times.seconds) * 1e3, "resident": times.resident}
+    if json:
+        console.print_json(row)
+    else:
+        console.print_fields({name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()})
 
 
 def _rivals(against: str | None) -> list[str]:

@@ -62,6 +62,8 @@ def compile(
     if json and emit is not None and output is None:
         raise console.usage("--json and the text of --emit cannot both go to stdout", "give the text an output: -o FILE")
     gpu = emit is not None and is_gpu(target)
+    if emit is None and is_gpu(target) and output is not None and output.endswith((".so", ".o")):
+        raise console.usage("shared libraries and object files are of code for CPUs alone", "-o OUT.tfc")
     _check_stage(emit, target, gpu)
     if output is not None:
         check_writable(output)

@@ -11,11 +11,13 @@ import typer
 import trustformers_ir as tfir
 from trustformers_ir.ir.abi import RECIPE_KEY, Manifest
 from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.container import Artifact
+from trustformers_ir.runtime.gpu.executable import device_module
 from trustformers_ir.runtime.manifest import quantization, recipe_name
 from trustformers_ir.runtime.prediction import known_rates, predict
 from trustformers_ir.runtime.workers import thread_count
@@ -73,10 +75,26 @@ def _of_artifact(found: Artifact) -> dict[str, object]:
         "outputs": {p.name: str(p.type) for p in main.outputs},
         "weights": len(found.stored),
         "weight bytes": sum(w.bytes for w in found.stored),
+        **_of_device(found),
         "kernels": {e.name: len(e.kernels) for e in manifest.entries},
         "arena bytes": {e.name: str(e.arena_bytes) for e in manifest.entries},
         "sections": {name: f"{section.length} B" for name, section in found.sections.items()},
     }
+
+
+def _of_device(found: Artifact) -> dict[str, object]:
+    """What there is for each GPU: kernels, how many of them have code for indices of 64 bits as well, and the most that one wants."""
+    rows: dict[str, object] = {}
+    for variant in found.variants:
+        target = variant.manifest.target
+        if target.triple in TRIPLES:
+            kernels = device_module(found.code_of(variant), variant.manifest, Where(file=found.path)).kernels
+            codes = [k.narrow for k in kernels if k.narrow is not None]
+            registers, shared = max((c.registers for c in codes), default=0), max((c.shared for c in codes), default=0)
+            most = f", at most {registers} registers and {shared} B shared" if codes else ", as text alone"
+            wide = sum(k.wide is not None for k in kernels)
+            rows[target.name] = f"{len(kernels)} kernels, {wide} of them with 64-bit indices as well{most}"
+    return {"device": rows} if rows else {}
 
 
 def _quantized(manifest: Manifest) -> dict[str, object]:
@@ -88,6 +106,7 @@ def _quantized(manifest: Manifest) -> dict[str, object]:
 def predictions(manifest: Manifest, threads: int) -> list[dict[str, object]]:
     """What calls of a few usual sizes need, as ``report(batch=…, seq=…)`` says it; none for a model with other dims."""
     facts, main, rates = dict(manifest.symbols), manifest.entries[0], known_rates(threads)
+    gpu = manifest.target.triple in TRIPLES  # what a GPU takes is not predicted yet
     if not set(facts) <= {"batch", "seq"}:
         return []
     rows: list[dict[str, object]] = []
@@ -95,7 +114,7 @@ def predictions(manifest: Manifest, threads: int) -> list[dict[str, object]]:
         dims = {name: size for name, size in (("batch", batch), ("seq", seq)) if name in facts}
         if any(not facts[name].admits(size) for name, size in dims.items()) or any(row["dims"] == dims for row in rows):
             continue
-        time = None if rates is None else sum(r.seconds for r in predict(main, dims, rates)) * 1e3
+        time = None if rates is None or gpu else sum(r.seconds for r in predict(main, dims, rates)) * 1e3
         rows.append({"dims": dims, "threads": threads, "arena_bytes": evaluate(main.arena_bytes, dims), "predicted_ms": time})
     return rows
 

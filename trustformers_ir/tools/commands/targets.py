@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 
 from trustformers_ir.codegen.llvm import target as cpu
 from trustformers_ir.codegen.triton.build import has_triton
+from trustformers_ir.codegen.triton.target import INTERPRETER
 from trustformers_ir.codegen.triton.target import TARGETS as GPUS
+from trustformers_ir.runtime.gpu import devices
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Json
 
@@ -46,10 +48,14 @@ def _rows() -> list[Row]:
         executes = not missing and platform.machine().lower() in ("x86_64", "amd64")
         added = [f for f in ("avxvnni", "avx512vnni") if f in level.features]
         rows.append(Row(name, True, executes, " + ".join([level.cpu, *added]) + (f"; lacks {', '.join(missing)}" if missing else "")))
-    here = has_triton()
-    note = "texts and machine code (--emit); no runtime yet" if here else "texts (--emit triton); machine code needs Triton: pip install triton"
-    rows += [Row(name, here, False, note) for name in GPUS]
+    rows += [_gpu(name) for name in (*GPUS, INTERPRETER.name)]
     return rows + [Row(name, False, False, "not built yet") for name in ("metal", "vulkan")]
+
+
+def _gpu(name: str) -> Row:
+    executes, note = devices.told(name)
+    compiles = has_triton()
+    return Row(name, compiles, executes, note if compiles else f"texts alone: machine code needs Triton (pip install triton); {note}")
 
 
 def _yes(value: bool) -> str:
