@@ -24,6 +24,9 @@ from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
+from trustformers_ir.frontend.gguf.container import open_gguf
+from trustformers_ir.frontend.gguf.model import load_gguf
+from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
@@ -63,7 +66,7 @@ from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tuner import Search, Tuned
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
-_LATER = {".onnx": "reading ONNX", ".gguf": "reading GGUF"}
+_LATER = {".onnx": "reading ONNX"}
 _LATER_TARGETS = ("metal", "vulkan")
 
 
@@ -152,8 +155,8 @@ def _from_path(name: str, dtype: DType | None) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype)
     path = Path(name)
-    if dtype is not None and not path.is_dir():
-        raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint folder", help="leave it out")
+    if dtype is not None and not path.is_dir() and path.suffix != ".gguf":
+        raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint", help="leave it out")
     if not path.exists():
         if ":" in name and "/" not in name.rpartition(":")[2]:
             raise CompilerError.of(Code.NOT_BUILT, "module.path:factory is not built yet", Where(file=name), "compile a checkpoint folder")
@@ -161,6 +164,9 @@ def _from_path(name: str, dtype: DType | None) -> Module:
     if path.is_dir():
         note("reading the checkpoint")
         return load_checkpoint(path, dtype=dtype)
+    if path.suffix == ".gguf":
+        note("reading the model")
+        return load_gguf(path, dtype=dtype)
     if path.suffix == ".tfir":
         return read_module(path, resolve=_beside(path))
     if path.suffix == ".tfc":
@@ -168,7 +174,7 @@ def _from_path(name: str, dtype: DType | None) -> Module:
         return parse_module(found.graph, file=name, resolve=found.resolve)
     if path.suffix in _LATER:
         raise CompilerError.of(Code.NOT_BUILT, f"{_LATER[path.suffix]} is not built yet", Where(file=name), "compile a checkpoint folder")
-    help = "a checkpoint folder, a .tfir or a .tfc file"
+    help = "a checkpoint folder, a .gguf, .tfir or .tfc file"
     raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
 
 
@@ -391,9 +397,11 @@ def _check_weights(module: Module, file: str | None) -> None:
 def _tokenizer(model: Any) -> dict[str, str]:
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         text = tokenizer_text(model)
-        if text is not None:
-            return {TOKENIZER_KEY: text}
-    return {}
+    elif isinstance(model, (str, Path)) and Path(model).suffix == ".gguf":
+        text = tokenizer_json(open_gguf(model))
+    else:
+        text = None
+    return {} if text is None else {TOKENIZER_KEY: text}
 
 
 # --- quantizing --------------------------------------------------------------------------------------------------------------------

@@ -7,20 +7,20 @@ that is missing, unexpected or of a wrong shape or dtype is reported together.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from trustformers_ir.frontend.folder import Folder, place_of_key
-from trustformers_ir.frontend.safetensors import Entry, SafetensorsFile, open_safetensors
+from trustformers_ir.frontend.safetensors import SafetensorsFile, open_safetensors
 from trustformers_ir.frontend.sentence import sentence_settings
-from trustformers_ir.frontend.trace import trace
+from trustformers_ir.frontend.stored import MAX_REPORTED, Stored, compare, described, traced
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.parameters import Parameter, Parameters, Scope
+from trustformers_ir.ir.parameters import Parameters, Scope
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.family import Family, Model
 from trustformers_ir.models.registry import find_family
@@ -30,7 +30,6 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_INDEX = 32 << 20
-MAX_REPORTED = 100  # problems of one kind; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class Checkpoint:
 
     def module(self) -> Module:
         """The traced model."""
-        module = trace(self.model, facts=self.model.facts, weights=self.weights, name=_module_name(self.folder), **self.model.inputs)
-        module.metadata.update(self.metadata)
-        return module
+        return traced(self.model, self.weights, self.folder.resolve().name, self.metadata)
 
 
 def load_checkpoint(folder: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None) -> Module:
@@ -80,23 +77,17 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
     problems.check()
     parameters = Parameters(available=stored)
     model = family.architectures[chosen](config, Scope(parameters, dtype=dtype or DType.f32))
-    ignored = _compare(parameters, stored, family, folder, problems)
+    ignored = compare(parameters, stored, family, folder.path, _FITS, problems)
     if settings is not None and "attention_mask" not in model.inputs:
         message = f"a {family.model_type} reads no tokens, so there are none to pool into a sentence embedding"
         problems.add(Code.UNSUPPORTED_CONFIG, message, Where(file=folder.shown("modules.json")), "load it with sentence=False")
     problems.check()
-    weights = {p.name: Weight(p.name, stored[p.name].entry.type, stored[p.name].array()) for p in parameters}
-    metadata = {"model_type": family.model_type, "architecture": chosen}
-    metadata |= {f"default.{name}": str(value) for name, value in model.defaults.items()}
+    weights = {p.name: Weight(p.name, stored[p.name].type, stored[p.name].array()) for p in parameters}
+    metadata = described(family, chosen, model)
     if settings is not None:
         model = SentenceEncoder(model, settings.poolings, settings.normalize)
         metadata |= {} if settings.max_length is None else {"max_seq_length": str(settings.max_length)}
     return Checkpoint(folder.path, raw, chosen, model, weights, ignored, metadata)
-
-
-def _module_name(folder: Path) -> str:
-    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in folder.resolve().name).strip("_")
-    return name if name and not name[0].isdigit() else f"model_{name}".rstrip("_")
 
 
 # --- config.json -------------------------------------------------------------------------------------------------------------------
@@ -156,23 +147,6 @@ def _architecture(raw: Mapping[str, Any], family: Family, asked: str | None, sen
 
 
 # --- the files ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file, under the name that it has there."""
-
-    name: str
-    file: SafetensorsFile
-    shown: str
-    entry: Entry
-
-    def array(self) -> Any:
-        return self.file.array(self.name)
-
-    @property
-    def where(self) -> Where:
-        return Where(file=self.shown, tensor=self.name)
 
 
 def _files(folder: Folder) -> list[tuple[str, SafetensorsFile]]:
@@ -235,6 +209,7 @@ def _shards(folder: Folder) -> list[tuple[str, SafetensorsFile]]:
     return list(files.items())
 
 
+_FITS = "is config.json the one of this checkpoint?"
 _INDEX_HELP = "index and shards belong together: fetch the checkpoint again"
 
 
@@ -242,62 +217,14 @@ def _first(table: Mapping[str, str], file: str) -> str:
     return next(tensor for tensor, name in table.items() if name == file)
 
 
-def _stored(files: list[tuple[str, SafetensorsFile]], family: Family, problems: Collector) -> dict[str, _Stored]:
+def _stored(files: list[tuple[str, SafetensorsFile]], family: Family, problems: Collector) -> dict[str, Stored]:
     """All tensors by canonical name."""
-    out: dict[str, _Stored] = {}
+    out: dict[str, Stored] = {}
     for _, file in files:
-        shown = str(file.path)
         for name, entry in file.items():
-            found = _Stored(name, file, shown, entry)
+            found = Stored(name, entry.type, str(file.path), functools.partial(file.array, name))
             other = out.setdefault(family.canonical(name), found)
             if other is not found:
-                message = f"'{name}' in '{file.path.name}' and '{other.name}' in '{other.file.path.name}' are the same weight"
+                message = f"'{name}' in '{file.path.name}' and '{other.name}' in '{Path(other.file).name}' are the same weight"
                 problems.add(Code.WEIGHT_UNEXPECTED, message, found.where, "keep one of them")
     return out
-
-
-# --- the comparison ----------------------------------------------------------------------------------------------------------------
-
-
-def _compare(parameters: Parameters, stored: Mapping[str, _Stored], family: Family, folder: Folder, problems: Collector) -> tuple[str, ...]:
-    """Reports all that does not fit; the names that may be ignored."""
-    extra = [name for name in stored if name not in parameters]
-    ignored = tuple(sorted(stored[n].name for n in extra if family.is_ignorable(n, parameters)))
-    unexpected = [n for n in extra if not family.is_ignorable(n, parameters)]
-    missing = [p for p in parameters if p.name not in stored]
-    prefix = f"{family.prefix}." if any(s.name.startswith(f"{family.prefix}.") for s in stored.values()) else ""
-    found = sorted({s.shown for s in stored.values()})
-    place = Where(file=found[0] if len(found) == 1 else str(folder.path))
-    for p in missing[:MAX_REPORTED]:
-        _report_missing(p, prefix, unexpected, stored, place, problems)
-    _report_rest(Code.WEIGHT_MISSING, len(missing), place, problems)
-    for name in unexpected[:MAX_REPORTED]:
-        s = stored[name]
-        message = f"the weight '{s.name}', {s.entry.type}, has no place in the architecture"
-        problems.add(Code.WEIGHT_UNEXPECTED, message, s.where, "is config.json the one of this checkpoint?")
-    _report_rest(Code.WEIGHT_UNEXPECTED, len(unexpected), place, problems)
-    shapes = [p for p in parameters if p.name in stored and stored[p.name].entry.type.shape != p.shape]
-    for p in shapes[:MAX_REPORTED]:
-        s = stored[p.name]
-        message = f"the weight '{s.name}' has shape {list(s.entry.type.shape)}, the config implies {list(p.shape)}"
-        problems.add(Code.WEIGHT_SHAPE, message, s.where, "is config.json the one of this checkpoint?")
-    _report_rest(Code.WEIGHT_SHAPE, len(shapes), place, problems)
-    dtypes = [p for p in parameters if p.name in stored and not stored[p.name].entry.type.dtype.is_float]
-    for p in dtypes[:MAX_REPORTED]:
-        s = stored[p.name]
-        message = f"the weight '{s.name}' is stored as {s.entry.type.dtype}, which cannot stand for {p.dtype}"
-        problems.add(Code.WEIGHT_DTYPE, message, s.where, "quantized checkpoints are not read yet: give f16, bf16, f32 or f64 weights")
-    _report_rest(Code.WEIGHT_DTYPE, len(dtypes), place, problems)
-    return ignored
-
-
-def _report_missing(p: Parameter, prefix: str, unexpected: list[str], stored: Mapping[str, _Stored], place: Where, problems: Collector) -> None:
-    near = get_close_matches(p.name, unexpected[:MAX_REPORTED], 1, 0.85)
-    help = f"'{stored[near[0]].name}' is there: was it renamed?" if near else "is config.json the one of this checkpoint?"
-    where = Where(file=place.file, tensor=prefix + p.name)
-    problems.add(Code.WEIGHT_MISSING, f"the weight '{prefix}{p.name}', {p.type}, is missing", where, help)
-
-
-def _report_rest(code: Code, count: int, place: Where, problems: Collector) -> None:
-    if count > MAX_REPORTED:
-        problems.add(code, f"… and {count - MAX_REPORTED} more: {code.title}", place)

@@ -95,6 +95,21 @@ class FormatRow:
         return sum(p.dtype.bits / (p.per or self.group or group) for p in self.planes.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A matrix ``[n, k]`` that is known in a format: ``planes`` reads them. ``turned``: what it stands for is the transpose."""
+
+    format: Format
+    shape: tuple[int, int]
+    planes: Callable[[], dict[str, np.ndarray]]
+    group: int = 0
+    turned: bool = False
+
+    def values(self) -> np.ndarray:
+        """``f32[n, k]``, whatever ``turned`` says."""
+        return dequantize(self.format, self.planes(), self.group)
+
+
 # -- between codes and bytes -----------------------------------------------------------------------------------------------
 
 

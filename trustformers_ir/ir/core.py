@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trustformers_ir.ir.block_formats import Blocks
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.mapped import MappedFile, backing
@@ -302,7 +303,7 @@ class Weight:
     """A named constant tensor known by the digest of its bytes. The bytes may be a view of a mapped file, loaded when first needed.
 
     They never change: an array that its owner could still write to is copied. ``origin`` says what a weight that is made of others is made of, and
-    how, so that there is one of each (``passes/weights.py``).
+    how, so that there is one of each (``passes/weights.py``). ``blocks`` are the codes of which it is the numbers, where a file holds codes.
     """
 
     def __init__(
@@ -312,9 +313,11 @@ class Weight:
         data: np.ndarray | Callable[[], np.ndarray] | None = None,
         digest: str | None = None,
         origin: tuple[object, ...] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self.name = name
         self.origin = origin
+        self.blocks = blocks
         self.type = type
         if isinstance(data, np.ndarray) and data.flags.writeable:
             data = data.copy()

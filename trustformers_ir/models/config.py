@@ -125,12 +125,16 @@ class Fields:
     def unsupported(self, name: str, what: str, help: str = "") -> None:
         """Report a variant that is valid and not written yet."""
         self.wrong.add(name)
-        self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{self.prefix}{name}' {what}", self.where(name), help)
+        self.problems.add(Code.UNSUPPORTED_CONFIG, f"'{self.shown(name)}' {what}", self.where(name), help)
+
+    def shown(self, name: str) -> str:
+        """How messages name a field."""
+        return f"{self.prefix}{name}"
 
     def fail(self, name: str, what: str, help: str = "") -> None:
         """Report a value that cannot be."""
         self.wrong.add(name)
-        self.problems.add(self.code, f"'{self.prefix}{name}' {what}", self.where(name), help)
+        self.problems.add(self.code, f"'{self.shown(name)}' {what}", self.where(name), help)
 
     def _take(self, name: str, default: Any) -> Any:
         self.asked.add(name)
@@ -139,7 +143,7 @@ class Fields:
             self.wrong.add(name)
             near = get_close_matches(name, [k for k in self.raw if isinstance(k, str)], 1, 0.8)
             help = f"'{near[0]}' is there: is it misspelt?" if near else "the field has no default"
-            self.problems.add(self.code, f"'{self.prefix}{name}' is missing", self.where(None), help)
+            self.problems.add(self.code, f"'{self.shown(name)}' is missing", self.where(None), help)
         return default if value is None else value
 
 

@@ -28,7 +28,8 @@ class Rotary:
     """``features`` of each head turn. ``kind`` says how frequencies are changed: not at all (default), divided by ``factor`` (linear: Chen et al.,
     "Extending Context Window of Large Language Models via Positional Interpolation", 2023), or so for long waves only (llama3: Dubey et al., "The
     Llama 3 Herd of Models", 2024): waves that fit ``high`` times into a text of ``original`` tokens stay, those that fit ``low`` times or less
-    are divided, and between the two it goes linearly from one to the other."""
+    are divided, and between the two it goes linearly from one to the other. ``divided``, which files with numbers in place of a rule have: by
+    ``divisors``, one for each pair."""
 
     features: int
     theta: float = THETA
@@ -37,6 +38,7 @@ class Rotary:
     low: float = 1.0
     high: float = 4.0
     original: int = 8192
+    divisors: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, fields: Fields, features: int, longest: int) -> Rotary:
@@ -73,6 +75,8 @@ class Rotary:
             return frequency / factor
         if self.kind == "default":
             return frequency
+        if self.kind == "divided":
+            return frequency / np.array(self.divisors, np.float32)
         wave = np.float32(2 * math.pi) / frequency
         smooth = (np.float32(self.original) / wave - np.float32(self.low)) / np.float32(self.high - self.low)
         between = (one - smooth) * frequency / factor + smooth * frequency

@@ -13,6 +13,7 @@ from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.passes.read_blocks import ReadBlocks
 
 #: Bytes of a panel of gate and a panel of up that stay in L2 together while the rows go by; beyond, two kernels are faster. Measured for
 #: silu(x W) * (x V) in f32 with panels of 48 on 2 threads, two kernels / one in turn, medians (bests), ms, with 128 rows and with 512:
@@ -25,6 +26,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
     """From any front end's module to regions for the CPU. ``panel`` is the width of packed weights that the target's micro-kernel reads;
     ``quantize`` is the pass of a recipe, or one that looks at what such a pass would do."""
     return [
+        ReadBlocks(),
         Canonicalize(),
         ConstantFold(),
         Cse(),

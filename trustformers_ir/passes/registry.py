@@ -17,9 +17,11 @@ from trustformers_ir.passes.observe_activations import ObserveActivations
 from trustformers_ir.passes.pack_weights import PackWeights
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
+from trustformers_ir.passes.read_blocks import ReadBlocks
 
 ALL: tuple[type[Pass], ...] = (
     *(Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, MergeLinears, QuantizeInt8, QuantizeBlocks, NarrowWeights, PackWeights, Fuse),
+    ReadBlocks,
     *(ObserveActivations, CompareInt8, CompareNarrow, CompareBlocks),  # to look at a quantized model
 )
 

@@ -1,6 +1,6 @@
 """Every op declaration. Importing this package fills ``trustformers_ir.ir.schema.OPS``."""
 
-from trustformers_ir.ir.ops.blocks import LinearBlocks
+from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
 from trustformers_ir.ir.ops.contract import (
     Conv1d,
     Conv2d,
@@ -202,6 +202,7 @@ __all__ = [
     "Einsum",
     "Elu",
     "Embedding",
+    "EmbeddingBlocks",
     "Eq",
     "Erf",
     "Exp",

@@ -12,15 +12,47 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, FormatRow, values
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, FormatRow, dequantize, values
 from trustformers_ir.ir.dims import Dim
-from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.dtypes import HALVES, INTS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype, require_same_shape
+from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 
 _ACTIVATIONS = frozenset({DType.f32}) | HALVES
 _CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
+
+
+def require_planes(op: Op, ctx: InferContext, row: FormatRow, group: int, sizes: tuple[Dim, int], types: Sequence[TensorType | None]) -> None:
+    """Constraints 4 and 5: the planes of a matrix of those sizes are there, with the dtypes and shapes that the format gives them."""
+    given = dict(zip(PLANES, types, strict=True))
+    for name, type in given.items():
+        wanted = row.planes[name].dtype if name in row.planes else None
+        have = None if type is None else type.dtype
+        op.require(4, have is wanted, f"{name} of {row.format.value} is {wanted or 'absent'}, not {have or 'absent'}")
+    n, k = sizes
+    for name, (_, columns) in row.shapes(0, k, group).items():
+        type = given[name]
+        assert type is not None
+        require_same_shape(op, 5, ctx, type.shape, (n, columns), name)
+
+
+def _planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
+    """Types of the planes of a matrix, and between which values they lie where not everything is sensible."""
+    row = FORMATS[format]
+    shapes = row.shapes(0, k, group)
+    planes = [TensorType((n, shapes[p][1]), row.planes[p].dtype) if p in shapes else None for p in PLANES]
+    low, high = _RANGES.get(format, ({}, {}))
+    return planes, {"codes": 0, "low_steps": 0.0, **low}, {"codes": 255, "low_steps": 63.0, **high}
+
+
+_RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
+    Format.Q8_0: ({"codes": -128}, {"codes": 127}),
+    Format.Q4_K: ({"steps": 0}, {"steps": 63}),
+    Format.Q6_K: ({"codes": -32, "steps": -128}, {"codes": 31, "steps": 127}),
+    Format.INT4_ZERO: ({"low": 0}, {"low": 15}),
+}
 
 
 @dataclass(frozen=True)
@@ -71,16 +103,8 @@ class LinearBlocks(Op):
         self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
         k, n = x.shape[-1], codes.shape[0]
         self.require(3, isinstance(k, int) and k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
-        given = dict(zip(PLANES, (codes, scale, low, steps, low_steps), strict=True))
-        for name, type in given.items():
-            wanted = row.planes[name].dtype if name in row.planes else None
-            have = None if type is None else type.dtype
-            self.require(4, have is wanted, f"{name} of {self.format.value} is {wanted or 'absent'}, not {have or 'absent'}")
         assert isinstance(k, int)
-        for name, (_, columns) in row.shapes(0, k, self.group).items():
-            type = given[name]
-            assert type is not None
-            require_same_shape(self, 5, ctx, type.shape, (n, columns), name)
+        require_planes(self, ctx, row, self.group, (n, k), (codes, scale, low, steps, low_steps))
         if bias is not None:
             require_same_dtype(self, 6, (x, bias))
             self.require(6, bias.rank == 1, str(bias))
@@ -109,23 +133,11 @@ class LinearBlocks(Op):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        bytes_low, bytes_high = {"low_steps": 0.0}, {"low_steps": 63.0}
-        ranges: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
-            Format.Q8_0: ({"codes": -128}, {"codes": 127}),
-            Format.Q4_K: ({"steps": 0}, {"steps": 63}),
-            Format.Q6_K: ({"codes": -32, "steps": -128}, {"codes": 31, "steps": 127}),
-            Format.INT4_ZERO: ({"low": 0}, {"low": 15}),
-        }
-
         def sample(format: Format, x: TensorType, n: int, bias: bool, group: int = 0) -> Sample:
-            row = FORMATS[format]
-            group = row.group or group
+            group = FORMATS[format].group or group
             k = x.shape[-1]
             assert isinstance(k, int)
-            shapes = row.shapes(n, k, group)
-            planes = [TensorType(shapes[p], row.planes[p].dtype) if p in shapes else None for p in PLANES]
-            low, high = ranges.get(format, ({}, {}))
-            low, high = {"codes": 0, **bytes_low, **low}, {"codes": 255, **bytes_high, **high}
+            planes, low, high = _planes_sample(format, n, k, group)
             return Sample(cls(format, group), (x, *planes, TensorType((n,), x.dtype) if bias else None), low, high)
 
         f32, f16, bf16 = DType.f32, DType.f16, DType.bf16
@@ -144,3 +156,87 @@ class LinearBlocks(Op):
         yield sample(Format.INT4, f32[2, 12], 3, False, group=6)
         yield sample(Format.INT4_ZERO, f16["n", 128], 24, False, group=64)
         yield sample(Format.INT4_ZERO, f32["b", "s", 64], 9, True, group=32)
+
+
+@dataclass(frozen=True)
+class EmbeddingBlocks(Op):
+    """``y[i] = w[ids[i]]`` in f32, rows of a table in blocks: ``w = scale * steps * (code - zero) + low`` in the given format, computed in f32 as
+    ``ir/block_formats.py: dequantize`` does, to the bit.
+
+    ``group`` is the number of elements that share a scale. Absent planes are 1 or 0.
+    """
+
+    format: Format
+    group: int
+
+    mnemonic = "embedding_blocks"
+    operands = (
+        *(Operand("codes", _CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True), Operand("steps", _BYTES, optional=True)),
+        *(Operand("low_steps", _BYTES, optional=True), Operand("ids", INTS)),
+    )
+    constraints = {
+        1: "codes is a matrix with a constant number of columns",
+        2: "group is that of the format, or an even number where it has none",
+        3: "the elements of a row are a multiple of the format's blocks",
+        4: "the planes are those of the format, with its dtypes",
+        5: "the planes provably have the shapes that the format gives them",
+    }
+    fusion = FusionKind.INJECTIVE
+    exact = True
+
+    @property
+    def row(self) -> FormatRow:
+        """The format."""
+        return FORMATS[self.format]
+
+    def infer(
+        self,
+        ctx: InferContext,
+        codes: TensorType,
+        scale: TensorType,
+        low: TensorType | None,
+        steps: TensorType | None,
+        low_steps: TensorType | None,
+        ids: TensorType,
+    ) -> tuple[TensorType, ...]:
+        row = self.row
+        columns = codes.shape[-1] if codes.rank == 2 else None
+        self.require(1, isinstance(columns, int), str(codes))
+        self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
+        assert isinstance(columns, int)
+        k = columns * row.planes["codes"].per
+        self.require(3, k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
+        require_planes(self, ctx, row, self.group, (codes.shape[0], k), (codes, scale, low, steps, low_steps))
+        return (TensorType((*ids.shape, k), DType.f32),)
+
+    def reference(
+        self,
+        ctx: EvalContext,
+        codes: np.ndarray,
+        scale: np.ndarray,
+        low: np.ndarray | None,
+        steps: np.ndarray | None,
+        low_steps: np.ndarray | None,
+        ids: np.ndarray,
+    ) -> Any:
+        given = dict(zip(PLANES, (codes, scale, low, steps, low_steps), strict=True))
+        picked = resolve_indices(self, ids, codes.shape[0]).reshape(-1)
+        rows = {name: p[picked].astype(self.row.planes[name].dtype.numpy) for name, p in given.items() if p is not None}
+        found = dequantize(self.format, rows, self.group)
+        return found.reshape(*ids.shape, found.shape[1])
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        def sample(format: Format, rows: Dim, k: int, ids: TensorType, group: int = 0) -> Sample:
+            group = FORMATS[format].group or group
+            planes, low, high = _planes_sample(format, rows, k, group)
+            return Sample(cls(format, group), (*planes, ids), {**low, "ids": -5}, {**high, "ids": 4})
+
+        i64, i32 = DType.i64, DType.i32
+        yield sample(Format.Q8_0, 5, 64, i64["b", "s"])
+        yield sample(Format.Q4_0, 5, 96, i64[3])
+        yield sample(Format.Q4_1, 7, 32, i32["n"])
+        yield sample(Format.Q4_K, 5, 512, i64["n"])
+        yield sample(Format.Q6_K, 6, 256, i64[2, 3])
+        yield sample(Format.INT4, 5, 12, i64[()], group=6)
+        yield sample(Format.INT4_ZERO, 5, 64, i32["n", 2], group=32)

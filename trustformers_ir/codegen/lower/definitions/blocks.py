@@ -52,7 +52,37 @@ def _linear_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     return d.finish(o, result, y if bias is None else y + d.lifted(bias, (n,)))
 
 
-def _at(d: Definer, plane: Value, n: Expr, g: Axis, groups: int) -> Expr:
+@define(ops.EmbeddingBlocks)
+def _embedding_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.EmbeddingBlocks)
+    codes, scale, low, steps, low_steps, ids = o.operands
+    assert codes is not None and scale is not None and ids is not None
+    row, size, (*lead, j) = o.op.row, o.op.group, index
+    groups = o.result.type.shape[-1]
+    assert isinstance(groups, int)
+    groups //= size
+    n = d.checked(o, d.at(ids, tuple(lead)), codes.type.shape[0], "token id")
+    g, within = j // size, j % size
+    if row.paired:
+        code = (d.at(codes, (n, g * (size // 2) + within % (size // 2))) >> cast(within // (size // 2) * 4, DType.u8)) & 15
+    else:
+        code = d.at(codes, (n, j))
+    signed = cast(cast(code, DType.i32) - row.zero, DType.f32)
+    if low is not None and low.type.dtype is DType.u8:
+        signed, low = signed - cast(_at(d, low, n, g, groups), DType.f32), None
+
+    def of_group(plane: Value, factor: Value | None) -> Expr:
+        found = cast(_at(d, plane, n, g, groups), DType.f32)
+        return found if factor is None else found * cast(_at(d, factor, n, g, groups), DType.f32)
+
+    y = of_group(scale, steps) * signed
+    if low is None:
+        return y
+    moved = of_group(low, low_steps)
+    return y - moved if row.subtracts else y + moved
+
+
+def _at(d: Definer, plane: Value, n: Expr, g: Expr, groups: int) -> Expr:
     """The entry of a plane for a group, of which several may share one."""
     columns = plane.type.shape[1]
     assert isinstance(columns, int)

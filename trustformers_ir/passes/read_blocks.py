@@ -1,0 +1,115 @@
+"""Weights that a file holds in blocks of a few bits are read as they are: products and tables of vectors take codes in place of numbers.
+
+Before, with a weight that a front end read from blocks (``Weight.blocks``)::
+
+    %w = weight {name = "mlp.up_proj.weight"} : f32[1536, 576]
+    %y = linear(%x, %w, none) : f32[batch, seq, 1536]
+
+After::
+
+    %c = weight {name = "mlp.up_proj.weight.q4_1.codes"} : u8[1536, 288]
+    %s = weight {name = "mlp.up_proj.weight.q4_1.scale"} : f16[1536, 18]
+    %l = weight {name = "mlp.up_proj.weight.q4_1.low"} : f16[1536, 18]
+    %y = linear_blocks(%x, %c, %s, %l, none, none, none) {format = q4_1, group = 32} : f32[batch, seq, 1536]
+
+No number changes but by the order of sums: the weights of ``linear_blocks`` are exactly those that the blocks stand for, and
+``embedding_blocks`` gives the very bits. A weight that something else uses stays numbers there.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Blocks
+from trustformers_ir.ir.builder import Builder
+from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes.manager import Pass, PassLog
+from trustformers_ir.passes.weights import derived, weight_of
+
+ACTIVATIONS = HALVES | {DType.f32}
+
+
+@dataclass(frozen=True)
+class ReadBlocks(Pass):
+    """No options."""
+
+    name = "read_blocks"
+    summary = "weights that a file holds in blocks are read as blocks"
+    requires = frozenset({"flat"})
+
+    def run(self, module: Module, log: PassLog) -> None:
+        if not any(w.blocks for w in module.weights.values()):
+            return
+        for function in module.functions.values():
+            for operation in list(function.body):
+                if isinstance(operation.op, (ops.Linear, ops.MatMul)):
+                    made = self.product(module, operation)
+                elif isinstance(operation.op, ops.Embedding):
+                    made = self.table(module, operation)
+                else:
+                    continue
+                if made is not None:
+                    operation.replace_with([made])
+                    log.count(f"{operation.op.mnemonic} in blocks")
+
+    def product(self, module: Module, o: Operation) -> Value | None:
+        """The product by blocks, or None where it is none."""
+        x, right = o.inputs[:2]
+        found = _source(module, right)
+        if found is None or x.type.dtype not in ACTIVATIONS or o.result.type.dtype is not x.type.dtype:
+            return None
+        weight, blocks = found
+        if blocks.turned is not isinstance(o.op, ops.MatMul) or not isinstance(x.type.shape[-1], int) or not rewriting.allowed():
+            return None
+        bias = o.operands[2] if isinstance(o.op, ops.Linear) else None
+        builder = Builder.before(module, o)
+        planes = _planes(module, builder, weight, blocks)
+        return builder(ops.LinearBlocks(blocks.format, _group(blocks)), x, *planes, bias)
+
+    def table(self, module: Module, o: Operation) -> Value | None:
+        """The rows of a table in blocks, or None where it is none."""
+        table, ids = o.inputs
+        found = _source(module, table)
+        if found is None or found[1].turned or not rewriting.allowed():
+            return None
+        weight, blocks = found
+        builder = Builder.before(module, o)
+        rows = builder(ops.EmbeddingBlocks(blocks.format, _group(blocks)), *_planes(module, builder, weight, blocks), ids)
+        return rows if o.result.type.dtype is DType.f32 else builder(ops.Cast(o.result.type.dtype), rows)
+
+
+def _group(blocks: Blocks) -> int:
+    return FORMATS[blocks.format].group or blocks.group
+
+
+def _source(module: Module, value: Value) -> tuple[Weight, Blocks] | None:
+    """The weight in blocks that a value is, if need be in another dtype."""
+    while value.producer is not None and isinstance(value.producer.op, ops.Cast):
+        value = value.producer.inputs[0]
+    weight = weight_of(module, value)
+    return None if weight is None or weight.blocks is None else (weight, weight.blocks)
+
+
+def _planes(module: Module, builder: Builder, weight: Weight, blocks: Blocks) -> list[Value | None]:
+    """The planes as values, those that the format does not have as None. They are made together when the first is asked for."""
+    row = FORMATS[blocks.format]
+    waiting: dict[str, np.ndarray] = {}
+
+    def plane(name: str) -> np.ndarray:
+        if name not in waiting:
+            waiting.update(blocks.planes())
+        return waiting.pop(name)
+
+    found: dict[str, Value] = {}
+    for name, shape in row.shapes(*blocks.shape, blocks.group).items():
+        type = TensorType(shape, row.planes[name].dtype)
+        origin = ("blocks", weight, name)
+        made = derived(module, f"{weight.name}.{blocks.format.value}.{name}", type, functools.partial(plane, name), origin)
+        found[name] = builder(ops.WeightOp(made.name))
+    return [found.get(name) for name in PLANES]
