@@ -305,3 +305,16 @@ def test_the_interpreter_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     monkeypatch.setenv("TFIR_GPU", "abacus")
     assert main(["run", out, "--input", f"input_ids={ids}"]) == 2
     assert "TFIR_GPU takes interpreter" in capsys.readouterr().err
+
+
+def test_the_plan_of_many_layers_is_one_of_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What single launches need behind the arena repeats from layer to layer. (A maximum over all launches once took longer than anybody waited.)"""
+
+    def greedy(kernels: Any, *rest: Any, **named: Any) -> list[aot.Binary]:
+        return [replace(b, work=64 * n, work_alignment=64) for n, b in enumerate(code_of_kernels(kernels, *rest, **named))]
+
+    monkeypatch.setattr(device, "compile_kernels", greedy)
+    one, twelve = (tfir.compile(TINY.replace("layers=1", f"layers={n}"), target="cuda:sm_90") for n in (1, 12))
+    sizes = [exe.manifest.entries[0].arena_bytes for exe in (one, twelve)]
+    assert isinstance(twelve, GpuExecutable) and len(twelve.device.functions[0].launches) > 60
+    assert sizes[0] == sizes[1] and len(str(sizes[1])) < 2000

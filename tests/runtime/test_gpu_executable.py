@@ -167,6 +167,25 @@ def test_streams(exe: GpuExecutable) -> None:
         right([y.numpy() for y in outputs], arrays)
 
 
+def test_streams_that_come_and_go(exe: GpuExecutable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More streams than lanes are kept for, by several threads: the lane used longest ago goes, and its memory."""
+    monkeypatch.setattr(lane, "TORCH_LANES", 2)
+    gpu = exe.driver
+    assert isinstance(gpu, Interpreter)
+    streams = [gpu.stream() for _ in range(5)]
+
+    def work(n: int) -> None:
+        gpu.use_stream(streams[n % 5])
+        inputs = encoder_inputs(1, 2, n)
+        right([y.numpy() for y in exe(*map(torch.as_tensor, inputs))], inputs)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(15)))
+    assert len(exe.prepare().lanes._of_torch) <= 4  # one more for each thread that found no lane free to go
+    exe.close()
+    assert gpu.blocks == 0
+
+
 def test_threads(exe: GpuExecutable) -> None:
     """Many threads with shapes of their own, with arrays and with tensors."""
     wrong: list[object] = []

@@ -174,29 +174,35 @@ class _Planner:
     def function(self, program: Program, kernels: Sequence[DeviceKernel]) -> DeviceFunction:
         plan = plan_arena(program, self.facts)
         verify_plan(program, plan, self.facts)
-        total = plan.arena_bytes
-        launches: list[DeviceLaunch] = []
-        for c in program.calls:
-            launch, end = self.launch(c, plan, kernels[self.kernels[_key(c)]])
-            launches.append(launch)
-            total = end if self.facts.is_less_equal(total, end) else maximum(total, end)
-        return DeviceFunction(program.name, total, tuple(launches))
+        base = aligned(plan.arena_bytes, self.facts)
+        made = [self.launch(c, plan, base, kernels[self.kernels[_key(c)]]) for c in program.calls]
+        return DeviceFunction(program.name, base + self.largest([extra for _, extra in made]), tuple(launch for launch, _ in made))
 
-    def launch(self, c: KernelCall, plan: Plan, kernel: DeviceKernel) -> tuple[DeviceLaunch, Dim]:
-        """A call, and where what it uses of the arena ends."""
+    def largest(self, sizes: Sequence[Dim]) -> Dim:
+        """The maximum of some sizes. Layers repeat them, and what another one covers is left out: proofs about maxima of many would take for ever."""
+        kept: list[Dim] = []
+        for size in dict.fromkeys(sizes):
+            if not any(self.facts.is_less_equal(size, other) for other in kept):
+                kept = [other for other in kept if not self.facts.is_less_equal(other, size)] + [size]
+        total: Dim = 0
+        for size in kept:
+            total = maximum(total, size) if total != 0 else size
+        return total
+
+    def launch(self, c: KernelCall, plan: Plan, base: Dim, kernel: DeviceKernel) -> tuple[DeviceLaunch, Dim]:
+        """A call, and the bytes that it uses behind the planned arena, which ends at ``base``."""
         programs = expr_dim(self.emitted(c).programs)
-        end = aligned(plan.arena_bytes, self.facts)
+        extra: Dim = 0
         memory: list[Dim] = []
         for m in kernel.memory:
-            memory.append(end)
-            end = end + aligned(m.elements * programs * DType[m.dtype].itemsize, self.facts)
-        work = end
+            memory.append(base + extra)
+            extra = extra + aligned(m.elements * programs * DType[m.dtype].itemsize, self.facts)
+        work = base + extra
         needs = [b.work for b in (kernel.narrow, kernel.wide) if b is not None]
         if any(needs):
-            end = end + aligned(programs * max(needs), self.facts)
-        used = end if memory or any(needs) else plan.arena_bytes
+            extra = extra + aligned(programs * max(needs), self.facts)
         buffers = tuple(self.buffer(r, plan) for r in c.arguments)
-        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work), used
+        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work if any(needs) else 0), extra
 
     def buffer(self, r: BufferRef, plan: Plan) -> DeviceBuffer:
         if r.storage is Storage.ARENA:

@@ -76,6 +76,7 @@ class Lane:
     def __init__(self, driver: Driver, stream: int, memory: Allocator, own: bool) -> None:
         self.driver, self.stream, self.memory, self.own = driver, stream, memory, own
         self.lock = threading.Lock()
+        self.closed = False
         self._arena: Block | None = None
         self._buffers: dict[tuple[str, int], Block] = {}
         self._recordings: OrderedDict[int, tuple[Steps, Recording]] = OrderedDict()
@@ -144,7 +145,7 @@ class Lane:
         self._forget()
         for block in (*self._buffers.values(), *([] if self._arena is None else [self._arena]), self._status):
             block.release()
-        self._buffers, self._arena = {}, None
+        self._buffers, self._arena, self.closed = {}, None, True
         if self.own:
             self.driver.end_stream(self.stream)
 
@@ -189,22 +190,28 @@ class Lanes:
 
     def of_torch(self, stream: int, device: Any) -> Lane:
         """The lane of a stream of torch, locked."""
-        with self._changed:
-            lane = self._of_torch.get(stream)
-            if lane is None:
-                if len(self._of_torch) >= TORCH_LANES:
-                    self._drop_one()
-                lane = self._of_torch[stream] = Lane(self.driver, stream, TorchMemory(device), own=False)
-            self._of_torch.move_to_end(stream)
-        lane.lock.acquire()
-        return lane
+        while True:
+            with self._changed:
+                lane = self._of_torch.get(stream)
+                if lane is None:
+                    if len(self._of_torch) >= TORCH_LANES:
+                        self._drop_one()
+                    lane = self._of_torch[stream] = Lane(self.driver, stream, TorchMemory(device), own=False)
+                self._of_torch.move_to_end(stream)
+            lane.lock.acquire()
+            if not lane.closed:
+                return lane
+            lane.lock.release()  # it was dropped before we had its lock
 
     def _drop_one(self) -> None:
         """Closes the lane that was used longest ago and is free now."""
         for stream, lane in self._of_torch.items():
             if lane.lock.acquire(blocking=False):
                 del self._of_torch[stream]
-                lane.close()
+                try:
+                    lane.close()
+                finally:
+                    lane.lock.release()
                 return
 
     def give_back(self, lane: Lane) -> None:
