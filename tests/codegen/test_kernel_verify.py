@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     PARALLEL,
     SCRATCH,
     SEQ,
+    TILE,
     UNROLL,
     VECTOR,
     Axis,
@@ -155,6 +157,17 @@ def test_each_rule_refuses(rule: str, build: Callable[[], Kernel]) -> None:
     with pytest.raises(KernelError) as caught:
         verify(build())
     assert caught.value.rule == rule
+
+
+@pytest.mark.parametrize("kind", [SEQ, TILE])
+def test_a_loop_beside_blocks_may_run_as_long_as_was_found_out_before(kind: AxisKind) -> None:
+    """The longest of what the rows need, in a scratch buffer of one element (K9)."""
+    longest, i, x = Buffer("longest", DType.i64, (), space=SCRATCH), Axis("i", 8, TILE), Axis("x", 8, kind)
+    found = store(longest, (), reduce("max", (i,), I64[i]))
+    step = Axis("step", longest[()], SEQ)
+    loops = For(step, (For(x, (store(Y, (step, x), X[step, x]),)),))
+    with contextlib.nullcontext() if kind is TILE else pytest.raises(KernelError, match="K9"):
+        verify(Kernel("k", (X, Y, I64), (found, loops)))
 
 
 def test_types_are_checked_when_a_node_is_built() -> None:

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 from accuracy import differs
 from random_graphs import wrap
+from test_attention import FEATURES, KEYS, QUERIES, SPECIAL
+from test_attention import arrays as special_arrays
+from test_attention import module as special_module
 from triton_harness import interpret_modules
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.conformance import random_array
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.ir.tensor import Tensor
+from trustformers_ir.passes import pipelines
+from trustformers_ir.passes.manager import PassManager
 
 #: largest difference from the reference: weights of attention are rounded to the dtype of v, values lie in [-2, 2]
 BOUND = {DType.f16: 4e-3, DType.bf16: 3e-2, DType.f32: 5e-6, DType.f64: 1e-13}
@@ -39,6 +45,7 @@ class Form:
     mask: str = ""  # padding: of keys; full: of queries and keys
     bias: str = ""  # full, or alibi: a slope for each head times the distance
     lengths: tuple[int | str, int | str] = ("s", "t")
+    edges: bool = False  # more sizes are tried
 
     def module(self) -> Module:
         def f(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
@@ -61,8 +68,10 @@ class Form:
     def sizes(self) -> list[tuple[int, int, int]]:
         """Batch, queries and keys to try; what is constant is what it is."""
         s, t = self.lengths
+        if isinstance(s, str) and self.dtype in (DType.f32, DType.f64):
+            return [(3, 1, 70), (1, 37, 50), (1, 50, 37)]  # their blocks are small
         if isinstance(s, str):
-            return list(SIZES)
+            return [*SIZES, *(EDGES if self.edges else ())]
         return [(batch, s, t if isinstance(t, int) else keys) for batch, keys in ((3, 1), (3, 256), (1, 255), (1, 1025))]
 
     def inputs(self, batch: int, s: int, t: int) -> list[np.ndarray]:
@@ -81,12 +90,12 @@ class Form:
 
 FORMS = {
     "plain": Form(),
-    "causal": Form(causal=True),
+    "causal": Form(causal=True, edges=True),
     "window": Form(window=70),
     "narrow window": Form(window=3),
-    "causal, window": Form(causal=True, window=70),
+    "causal, window": Form(causal=True, window=70, edges=True),
     "causal, narrow window": Form(causal=True, window=1),
-    "grouped": Form(heads=(6, 2), causal=True),
+    "grouped": Form(heads=(6, 2), edges=True),
     "padding": Form(mask="padding"),
     "mask": Form(mask="full", causal=True),
     "bias": Form(bias="full", causal=True),
@@ -106,7 +115,8 @@ FORMS = {
     "f32": Form(DType.f32, causal=True, window=40),
     "f64": Form(DType.f64, causal=True),
 }
-SIZES = ((1, 1, 1), (3, 1, 200), (1, 131, 131), (1, 5, 129), (1, 150, 40))
+SIZES = ((3, 1, 200), (1, 131, 131), (1, 150, 40))
+EDGES = ((1, 1, 1), (1, 5, 129), (1, 64, 192))
 
 
 @pytest.mark.parametrize("kind", ["ampere", "hopper"])
@@ -157,3 +167,41 @@ def test_a_real_size_agrees_with_torch(causal: bool) -> None:
     given = [torch.from_numpy(x.astype(np.float32)) for x in (q, k, v)]
     want = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=causal, enable_gqa=True).numpy()
     assert not differs(got, want, BOUND[DType.bf16]).any()
+
+
+@pytest.mark.parametrize("queries", ["s", 1])
+def test_rotary_queries_and_alibi_are_computed_where_they_are_read(queries: int | str) -> None:
+    """One kernel (two where keys are cut), nothing of the size of the scores in memory."""
+
+    def f(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        length, others = q.shape[2], k.shape[2]
+        distance = F.arange(others, dtype=DType.f16).reshape(1, others) - F.arange(length, dtype=DType.f16).reshape(length, 1)
+        return F.attention(F.rope(q, cos, sin), k, v, None, slopes.reshape(4, 1, 1) * distance, causal=True)
+
+    f16 = DType.f16
+    specs = [f16["b", 4, queries, 16], f16["b", 2, "t", 16], f16["b", 2, "t", 16], f16[4], f16[queries, 8], f16[queries, 8]]
+    source, module = tfir.trace(f, *specs), tfir.trace(f, *specs)
+    PassManager(pipelines.gpu()).run(module)
+    (run,) = interpret_modules([module])
+    assert len(run.program.calls) == (2 if queries == 1 else 1)
+    assert all({"rope", "mul", "attention"} <= set(c.label.split("+")) for c in run.program.calls)
+    for s, t in ((1, 300), (70, 150), (131, 131)):
+        dims = {"b": 2, "s": s, "t": t} if queries == "s" else {"b": 2, "t": t}
+        given = [random_array(x, dims, np.random.default_rng(t)) for x in source.main.input_types]
+        given[3] = np.array([0.5, 0.25, 0.125, 0.0625], np.float16)
+        want = evaluate(source, *given, dims=dims)
+        assert isinstance(want, np.ndarray)
+        assert not differs(run(given, dims)[0], want, BOUND[f16]).any()
+
+
+@pytest.mark.parametrize("dtype", [DType.f16, DType.f32], ids=str)
+def test_special_values(dtype: DType) -> None:
+    """NaN, infinities and rows that see nothing: as on the CPU."""
+    (run,) = interpret_modules([special_module(dtype, str(FEATURES))])
+    for name, change in SPECIAL.items():
+        given = special_arrays(dtype)
+        change(given)
+        inputs, dims = list(given.values()), {"s": QUERIES, "t": KEYS}
+        want = evaluate(special_module(dtype, str(FEATURES)), *inputs, dims={**dims, "d": FEATURES})
+        assert isinstance(want, np.ndarray)
+        assert not differs(run(inputs, dims)[0], want, BOUND[dtype]).any(), name

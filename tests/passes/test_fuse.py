@@ -19,6 +19,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops.data import Literal
 from trustformers_ir.ir.ops.region import RegionKind
+from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.verifier import check_module
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import PassLog, PassManager
@@ -28,10 +29,10 @@ from trustformers_ir.tools.probes import draw_dims, draw_inputs
 f32 = DType.f32
 
 
-def fused(module: Module, max_ops: int = 24, twin_bytes: int = 0) -> PassLog:
+def fused(module: Module, max_ops: int = 24, twin_bytes: int = 0, scores: bool = False) -> PassLog:
     """Fuse in place, check the module and that every output keeps its bits."""
     before = clone_module(module)
-    log = PassManager([Fuse(max_ops=max_ops, twin_bytes=twin_bytes)], verify=True).run(module).passes[0].log
+    log = PassManager([Fuse(max_ops=max_ops, twin_bytes=twin_bytes, scores=scores)], verify=True).run(module).passes[0].log
     check_module(module)
     random = np.random.default_rng(0)
     for _ in range(2):
@@ -232,6 +233,21 @@ def test_attention_reads_and_writes_through_views() -> None:
     fused(m)
     kinds = dict(regions(m))
     assert kinds["attention"] == ["reshape", "transpose", "attention", "transpose", "reshape"]
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_attention_computes_what_its_scores_are_made_of_where_asked(scores: bool) -> None:
+    """The rotary embedding of queries, not that of keys, which each block of queries would compute again; bias and mask, unless others read them."""
+
+    def model(q: Tensor, k: Tensor, bias: Tensor, cos: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        seen = (ids > 0).reshape(2, 1, 1, 5)
+        return F.attention(F.rope(q, cos, cos), F.rope(k, cos, cos), k, seen, bias * 0.5), seen
+
+    m = trace(model, f32[2, 2, 5, 8], f32[2, 2, 5, 8], f32[2, 5, 5], f32[5, 4], DType.i64[2, 5])
+    fused(m, scores=scores)
+    (attention,) = [names for kind, names in regions(m) if kind == "attention"]
+    assert attention == (["rope", "mul", "attention"] if scores else ["attention"])
+    assert sum("rope" in names for _, names in regions(m)) == 2
 
 
 def test_a_transpose_of_the_last_axis_is_not_stored_by_a_product() -> None:

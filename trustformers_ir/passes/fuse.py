@@ -16,7 +16,9 @@ After::
 
 Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen et al. 2018, section 3) with the kinds of ``ir/schema.py``:
 
-1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result;
+1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result; with ``scores`` also
+   the rotary embedding of its queries, which it reads once, and cheap operations that make its mask and its bias (ALiBi is
+   ``slope * (j - i)``), which then never lie in memory as a square of the length;
 2. *contractions* take in the elementwise operations after them that have their shape, and views of the result. A product by a packed weight
    takes in a second one of the same activation, when these operations alone read it and panels are small (``twin_bytes``): gate and up of a
    gated feed-forward network, ``silu(x W) * (x V)``, are one kernel, and neither goes to memory;
@@ -73,10 +75,12 @@ class _Group:
 @dataclass(frozen=True)
 class Fuse(Pass):
     """``max_ops`` bounds the operations of one region: compile time grows with it faster than speed. Two products of one activation share a region
-    where a panel of each weight, together, has at most ``twin_bytes``; 0: never."""
+    where a panel of each weight, together, has at most ``twin_bytes``; 0: never. ``scores``: attention computes what its scores are made of where it
+    reads it, which suits GPUs."""
 
     max_ops: int = 24
     twin_bytes: int = 0
+    scores: bool = False
 
     def __post_init__(self) -> None:
         if self.max_ops < 1:
@@ -93,12 +97,13 @@ class Fuse(Pass):
     def run(self, module: Module, log: PassLog) -> None:
         """Puts every operation of every function into a region; weights stay outside."""
         for function in module.functions.values():
-            _Fusion(function, self.max_ops, self.twin_bytes, log).run()
+            _Fusion(function, self, log).run()
 
 
 class _Fusion:
-    def __init__(self, function: Function, max_ops: int, twin_bytes: int, log: PassLog) -> None:
-        self.function, self.max_ops, self.twin_bytes, self.log = function, max_ops, twin_bytes, log
+    def __init__(self, function: Function, options: Fuse, log: PassLog) -> None:
+        self.function, self.log = function, log
+        self.max_ops, self.twin_bytes, self.scores = options.max_ops, options.twin_bytes, options.scores
         self.group_of: dict[Operation, _Group] = {}
         self.groups: list[_Group] = []
 
@@ -143,6 +148,8 @@ class _Fusion:
 
     def grow(self, group: _Group) -> None:
         if group.kind is RegionKind.ATTENTION:
+            if self.scores:
+                self.scores_before(group)
             self.views_before(group, group.anchor)
         elif group.kind is RegionKind.REDUCTION:
             self.grow_up(group)
@@ -263,6 +270,18 @@ class _Fusion:
             o = value.producer
             if o is not None and isinstance(o.op, (*VIEWS, ops.Slice)) and self.only_here(o, group) and self.add(group, o):
                 self.views_before(group, o)
+
+    def scores_before(self, group: _Group) -> None:
+        """Takes in the rotary embedding of the queries, and what the mask and the bias are computed by."""
+        attention = group.anchor
+        rope = attention.inputs[0].producer
+        if rope is not None and isinstance(rope.op, ops.Rope) and self.only_here(rope, group) and self.add(group, rope):
+            self.views_before(group, rope)
+        waiting = [v for v in attention.operands[3:] if v is not None] if isinstance(attention.op, ops.Attention) else []
+        while waiting:
+            o = waiting.pop().producer
+            if o is not None and isinstance(o.op, (*CHEAP, *VIEWS, ops.Expand)) and self.only_here(o, group) and self.add(group, o):
+                waiting += o.inputs
 
     def grow_up(self, group: _Group) -> None:
         """Takes in producers, nearest first."""

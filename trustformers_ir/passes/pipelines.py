@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trustformers_ir.passes.canonicalize import Canonicalize
 from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
@@ -43,5 +45,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
 
 
 def gpu(quantize: Pass | None = None) -> list[Pass]:
-    """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are."""
-    return [p for p in cpu(quantize=quantize) if not isinstance(p, (PackWeights, NarrowWeights))]
+    """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are. What scores are made of is computed where
+    attention reads it: arithmetic is cheap beside memory there."""
+    passes = [p for p in cpu(quantize=quantize) if not isinstance(p, (PackWeights, NarrowWeights))]
+    return [replace(p, scores=True) if isinstance(p, Fuse) else p for p in passes]

@@ -39,6 +39,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Const,
     Expr,
     Fma,
+    Load,
     Reduce,
     binary,
     cast,
@@ -121,6 +122,7 @@ class Flash:
         plain = a.op.softcap is None and a.bias is None and isinstance(a.scale, float) and a.scale > 0
         self.factor = a.scale * LOG2_E if plain and isinstance(a.scale, float) else None
         self.columns = covering(self.value_features)
+        self.queries: Buffer | None = None
         names = ("top", "best", "total", "shift", "rescale")
         self.top, self.best, self.total, self.shift, self.rescale = (self.block(n, self.height) for n in names)
         self.s, self.acc = self.block("s", self.height, self.width), self.block("acc", self.height, self.columns)
@@ -169,13 +171,29 @@ class Flash:
         zero, minus_infinity = Const(0, self.dtype), Const(-math.inf, self.dtype)
         i, e = self.i(), self.e()
         first = self.each(lambda i: [store(self.top, i, minus_infinity), store(self.total, i, zero)])
-        return [*first, *nest([i, e], store(self.acc, (i, e), zero))]
+        return [*self.computed(), *first, *nest([i, e], store(self.acc, (i, e), zero))]
+
+    def query(self, i: Axis, x: Axis) -> Expr:
+        """An element of q in its dtype."""
+        row = self.rows.first + i
+        return self.d.at(self.q, self.place(self.rows.head_of(row), self.rows.query(row), x))
+
+    def computed(self) -> list[Stmt]:
+        """Queries that do not lie in memory (rotary embeddings of some) are computed once."""
+        i, x = self.i(), Axis("x", covering(self.features), TILE)
+        value, dtype = self.query(i, x), self.q.type.dtype
+        if isinstance(value, Load):
+            return []
+        self.queries = Buffer("q", dtype, (self.height, covering(self.features)), space=SCRATCH)
+        there = within((self.rows.first + i, self.rows.count), (x, const(self.features)))
+        inside = store(self.queries, (i, x), value if there is None else select(there, value, Const(0, dtype)))
+        return [For(i, (For(x, (inside,)),))]
 
     def scores(self, start: Expr, checked: bool) -> tuple[Stmt, ...]:
         i, j, x = self.i(), self.j(), Axis("x", covering(self.features), TILE)
         rows, row, key = self.rows, self.rows.first + i, start + j
         head, at = rows.head_of(row), rows.query(row)
-        q = self.d.lifted(self.q, self.place(head, at, x))
+        q = cast(self.query(i, x) if self.queries is None else self.queries[i, x], self.dtype)
         k = self.d.lifted(self.k, self.place(rows.kv_head, key, x))
         exists = [(key, self.keys)] if checked else []
         dot = Reduce("sum", (x,), q * k, within((row, rows.count), *exists, (x, const(self.features))))

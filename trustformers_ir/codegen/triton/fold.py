@@ -208,8 +208,9 @@ class Folds(Blocks):
             inner = x.x if (half or e.dtype is DType.i32) and isinstance(x, Cast) else x
             v = self.value(inner, conditions) if half is None else self.in_half(x, half, conditions)
             bare = inner.x if isinstance(inner, Cast) else inner
-            if guard and not isinstance(bare, Load):
-                mask = self.mask(guard)
+            mine = [g for g in guard if g.free_axes <= x.free_axes or not tile_axes(g)]  # what concerns the other factor is its matter
+            if mine and not isinstance(bare, Load):
+                mask = self.mask(mine)
                 assert mask is not None
                 v = self.apply("tl.where({0}, {1}, {2})", mask, v, Val("0.0"))
             if position == dot.unsigned:
