@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from runtime_harness import encoder as cpu_encoder
 from runtime_harness import encoder_inputs, encoder_reference, f32, i64, same
 
 from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.device import Condition
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dims import symbol
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.gpu import lane, steps
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
@@ -345,6 +348,17 @@ def test_a_plan_that_does_not_fit_is_refused(exe: GpuExecutable) -> None:
     for sizes in (steps.Sizes((3 * 11 * 8 - 1, 4), good.outputs), steps.Sizes(good.inputs, (8, 3 * 40 * 4))):
         with pytest.raises(CompilerError, match="does not fit these shapes"):
             steps.steps_of(function, kernels, m.weights, entry, env, sizes)
+
+
+@pytest.mark.parametrize(("above", "most", "made"), [(0, None, True), (32, 33, True), (33, None, False), (0, 32, False)])
+def test_launches_that_depend_on_sizes(exe: GpuExecutable, above: int, most: int | None, made: bool) -> None:
+    """Of kernels that compute the same, the size chooses: here ``batch * seq`` is 33."""
+    function, m = exe.device.functions[0], exe.manifest
+    first = replace(function.launches[0], conditions=(Condition(symbol("batch") * symbol("seq"), above, most),))
+    changed = replace(function, launches=(first, *function.launches[1:]))
+    sizes = steps.Sizes((3 * 11 * 8, 4), (3 * 11 * 40 * 4, 3 * 40 * 4))
+    found = steps.steps_of(changed, exe.device.kernels, m.weights, m.entries[0], {"batch": 3, "seq": 11}, sizes)
+    assert len(found.steps) == len(function.launches) - (not made)
 
 
 def test_types_of_indices() -> None:

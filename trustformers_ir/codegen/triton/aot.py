@@ -101,7 +101,7 @@ def _compile_share(about: Sequence[tuple[Emitted, Launch]], target: GpuTarget, w
         ],
     }
     with tempfile.TemporaryDirectory(prefix="tfir-triton-") as work:
-        environment = ["env", "-u", "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION=0", f"TRITON_CACHE_DIR={work}"]
+        environment = ["env", "-u", "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION=0", "TRITON_DISABLE_LINE_INFO=1", f"TRITON_CACHE_DIR={work}"]
         command = [*environment, sys.executable, "-m", "trustformers_ir.codegen.triton.aot"]
         done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     if done.returncode:
