@@ -197,6 +197,31 @@ EXPORT int NAME(cuStreamDestroy_v2, hipStreamDestroy)(void *stream) {
 }
 EXPORT int NAME(cuStreamSynchronize, hipStreamSynchronize)(void *stream) { ENTER(1); return stream_known(stream) ? 0 : wrong("no stream"); }
 
+/* --- events: the n-th that is recorded is so many milliseconds late --- */
+
+EXPORT long fake_events;
+static float clock_ms;
+EXPORT int NAME(cuEventCreate, hipEventCreateWithFlags)(void **event, unsigned flags) {
+    ENTER(1);
+    if (flags) return wrong("flags of an event");
+    *event = calloc(1, sizeof(float));
+    fake_events++;
+    return 0;
+}
+EXPORT int NAME(cuEventRecord, hipEventRecord)(float *event, void *stream) {
+    ENTER(1);
+    if (!event || !stream_known(stream)) return wrong("an event on no stream");
+    *event = clock_ms += 2;
+    return 0;
+}
+EXPORT int NAME(cuEventElapsedTime, hipEventElapsedTime)(float *ms, const float *start, const float *end) {
+    ENTER(1);
+    if (!*start || !*end) return wrong("an event that was not recorded");
+    *ms = *end - *start;
+    return 0;
+}
+EXPORT int NAME(cuEventDestroy_v2, hipEventDestroy)(void *event) { ENTER(1); free(event); fake_events--; return 0; }
+
 /* --- launches --- */
 
 static int run(const char *function, const unsigned *grid, const unsigned *block, unsigned shared, void **parameters, void **extra) {

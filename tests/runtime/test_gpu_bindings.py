@@ -111,7 +111,7 @@ class Fake:
         assert not self.wrong and not (ctypes.c_char * 1024).in_dll(self.c, "fake_wrong").value
 
     def nothing_left(self) -> None:
-        counts = {name: self[name] for name in ("blocks", "modules", "streams", "graphs", "execs", "depth")}
+        counts = {name: self[name] for name in ("blocks", "modules", "streams", "events", "graphs", "execs", "depth")}
         assert not any(counts.values()), counts
 
 
@@ -154,6 +154,19 @@ def test_indices_out_of_range_are_told(fake: Fake) -> None:
             exe(ids, scale)
         right(exe(*encoder_inputs()), encoder_inputs())
     fake.check()
+
+
+def test_profiles(fake: Fake) -> None:
+    """The seconds between events: 2 ms each, by the clock of the fake."""
+    exe = GpuExecutable(fake.module, driver=fake.driver())
+    told = exe.profile(*encoder_inputs())
+    assert [r.kernel.label for r in told.rows] == [k.label for k in exe.manifest.entries[0].kernels]
+    assert [r.seconds for r in told.rows] == pytest.approx([0.002] * len(told.rows))
+    assert told.seconds == pytest.approx(0.002 * len(told.rows)) and dict(told.dims) == {"batch": 3, "seq": 11}
+    right(exe(*encoder_inputs()), encoder_inputs())
+    fake.check()
+    exe.close()
+    fake.nothing_left()
 
 
 def test_nodes_get_new_arguments(fake: Fake) -> None:

@@ -350,6 +350,13 @@ def test_a_plan_that_does_not_fit_is_refused(exe: GpuExecutable) -> None:
             steps.steps_of(function, kernels, m.weights, entry, env, sizes)
 
 
+def test_profile(exe: GpuExecutable) -> None:
+    told = exe.profile(*map(torch.as_tensor, encoder_inputs()))
+    assert len(told.rows) == len(exe.device.functions[0].launches) and all(r.seconds > 0 for r in told.rows)
+    assert told.seconds == pytest.approx(sum(r.seconds for r in told.rows)) and told.trace()
+    right(exe(*encoder_inputs()), encoder_inputs())
+
+
 @pytest.mark.parametrize(("above", "most", "made"), [(0, None, True), (32, 33, True), (33, None, False), (0, 32, False)])
 def test_launches_that_depend_on_sizes(exe: GpuExecutable, above: int, most: int | None, made: bool) -> None:
     """Of kernels that compute the same, the size chooses: here ``batch * seq`` is 33."""

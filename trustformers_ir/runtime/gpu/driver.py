@@ -89,6 +89,10 @@ class Driver(Protocol):
 
     def launch(self, work: Work, stream: int) -> None: ...
 
+    def timed(self, works: Sequence[Work], stream: int) -> list[float]:
+        """Launches one after the other and waits; the seconds that each took."""
+        ...
+
     def graph(self, works: Sequence[Work]) -> Graph: ...
 
     def owns(self, tensor: Any) -> bool:

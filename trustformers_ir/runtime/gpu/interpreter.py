@@ -16,6 +16,7 @@ import itertools
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -150,6 +151,16 @@ class Interpreter:
         with corrected():
             call[(programs,)](*arguments, tl.int64 if wide else tl.int32)
         self.launches += 1
+
+    def timed(self, works: Sequence[Work], stream: int) -> list[float]:
+        seconds = []
+        for work in works:
+            self.wait(stream)
+            started = time.perf_counter()
+            self.launch(work, stream)
+            self.wait(stream)
+            seconds.append(time.perf_counter() - started)
+        return seconds
 
     def graph(self, works: Sequence[Work]) -> _Graph:
         return _Graph(self, works)

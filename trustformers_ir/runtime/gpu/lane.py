@@ -90,6 +90,20 @@ class Lane:
 
     def run(self, steps: Steps, weights: int, inputs: Sequence[int], outputs: Sequence[int], function: Callable[[int, bool], Function]) -> None:
         """Puts the work of a call on the stream."""
+        recording, bases = self._recorded(steps, weights, inputs, outputs, function)
+        recording.run(self.driver, bases, self.stream, env.GPU_GRAPHS.get())
+
+    def timed(
+        self, steps: Steps, weights: int, inputs: Sequence[int], outputs: Sequence[int], function: Callable[[int, bool], Function]
+    ) -> list[float]:
+        """Does the work of a call and waits for it; the seconds that each launch took."""
+        recording, bases = self._recorded(steps, weights, inputs, outputs, function)
+        return recording.timed(self.driver, bases, self.stream)
+
+    def _recorded(
+        self, steps: Steps, weights: int, inputs: Sequence[int], outputs: Sequence[int], function: Callable[[int, bool], Function]
+    ) -> tuple[Recording, Bases]:
+        """The recording of a call, made now unless there is one, and where things lie."""
         arena = self._grown(steps.arena_bytes)
         bases = Bases(arena, weights, self._status.address, tuple(inputs), tuple(outputs))
         found = self._recordings.get(id(steps))
@@ -98,7 +112,7 @@ class Lane:
                 self._recordings.popitem(last=False)[1][1].close()
             found = self._recordings[id(steps)] = (steps, Recording(steps, bases, function))
         self._recordings.move_to_end(id(steps))
-        found[1].run(self.driver, bases, self.stream, env.GPU_GRAPHS.get())
+        return found[1], bases
 
     def buffer(self, kind: str, number: int, size: int) -> int:
         """A buffer for an array of the CPU: the address of at least ``size`` bytes."""

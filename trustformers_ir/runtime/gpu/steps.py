@@ -34,8 +34,9 @@ class Argument:
 
 @dataclass(frozen=True)
 class Step:
-    """A launch in numbers."""
+    """A launch in numbers; ``launch`` counts those of the entry."""
 
+    launch: int
     kernel: int
     wide: bool
     programs: int
@@ -81,7 +82,7 @@ class _Evaluator:
         self.arena = self.value(function.arena_bytes)
 
     def run(self) -> Steps:
-        steps = [s for launch in self.function.launches if self.wanted(launch) for s in self.step(launch)]
+        steps = [s for n, launch in enumerate(self.function.launches) if self.wanted(launch) for s in self.step(n, launch)]
         return Steps(tuple(steps), self.arena, any(self.kernels[s.kernel].checks for s in steps))
 
     def _value(self, dim: Dim) -> int:
@@ -91,7 +92,7 @@ class _Evaluator:
         sizes = [(self.value(c.size), c) for c in launch.conditions]
         return all(c.above < n and (c.most is None or n <= c.most) for n, c in sizes)
 
-    def step(self, launch: DeviceLaunch) -> list[Step]:
+    def step(self, number: int, launch: DeviceLaunch) -> list[Step]:
         """The launch, unless there is nothing to do."""
         kernel, programs = self.kernels[launch.kernel], self.value(launch.programs)
         if programs == 0:
@@ -116,7 +117,7 @@ class _Evaluator:
         if code is not None and code.reserved:
             work = self.inside(self.value(launch.work), code.work * programs) if code.work else Argument(NUMBER, 0, 0)
             arguments += [work, *[Argument(NUMBER, 0, 0)] * (code.reserved - 1)]
-        return [Step(launch.kernel, wide, programs, tuple(arguments))]
+        return [Step(number, launch.kernel, wide, programs, tuple(arguments))]
 
     def buffer(self, b: DeviceBuffer, dtype: str) -> Argument:
         size = self.value(b.bytes)
@@ -184,6 +185,11 @@ class Recording:
             for n in moved:
                 self._graph.update(n, self.works[n])
         self._graph.launch(stream)
+
+    def timed(self, driver: Driver, bases: Bases, stream: int) -> list[float]:
+        """Does the work of a call launch by launch; the seconds that each took."""
+        self._move(bases)
+        return driver.timed(self.works, stream)
 
     def _move(self, bases: Bases) -> list[int]:
         """Writes the addresses that are not those of the last call; the launches that have new ones."""
