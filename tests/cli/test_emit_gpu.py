@@ -26,7 +26,7 @@ def test_each_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = emitted(capsys, "cuda:sm_90", "triton", "--dtype", "bf16")
     assert "tl.dot(" in text and "@triton.jit\ndef kernel_0(" in text
     compile(text, "kernels.py", "exec")
-    assert text.count("tl.exp2(") == 2, "the attention of both layers is one kernel"
+    assert sum("tl.exp2(" in function for function in text.split("@triton.jit")) == 1, "the attention of both layers is one kernel"
     assert main(["compile", TINY, "--target", "rocm:gfx942", "--emit", "triton", "-o", str(tmp_path / "k.py")]) == 0
     assert "tl.dot(" in (tmp_path / "k.py").read_text()
 
