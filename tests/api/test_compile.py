@@ -218,7 +218,7 @@ def test_empty_tensors() -> None:
 
 
 REFUSED = {
-    "quantize": ({"quantize": "q4_0"}, "no quantization recipe 'q4_0'"),
+    "quantize": ({"quantize": "q4_9"}, "no quantization recipe 'q4_9'"),
     "partition": ({"partition": "tp2"}, "partition is not built yet"),
     "gpu": ({"target": "metal"}, "is not built yet"),
     "gpu of an unknown kind": ({"target": "cuda:sm_13"}, "there is no target 'cuda:sm_13'"),
