@@ -19,6 +19,7 @@ from trustformers_ir.codegen.triton.target import TARGETS
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import BlockChoice
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
@@ -65,26 +66,41 @@ def row(b: Binary) -> dict[str, Any]:
     return {"registers": b.registers, "shared": b.shared, "spilled": b.spilled, "matrix": b.matrix_instructions}
 
 
+def lowered(name: str, target: str, many: bool) -> GpuCode:
+    """``many``: there are at least 8192 rows, so that each product has one kernel, not one for each range of rows."""
+    source, dtype, quantize = MODELS[name]
+    module = random_model(source, dtype)
+    if many:
+        facts = module.facts.symbols
+        facts.update({s: replace(facts[s], low=low) for s, low in (("batch", 8192), ("seq", 128)) if s in facts})
+    PassManager(pipelines.gpu(quantize)).run(module)
+    return lower(module, TARGETS[target])
+
+
+def checked(name: str, target: str, many: bool) -> dict[str, Any]:
+    """The kernels of a model on a target: what can be said of every one is checked, the rest is for the golden table."""
+    code = lowered(name, target, many)
+    found: dict[str, Any] = {}
+    for call, binary in zip(code.calls.values(), compiled(code, target), strict=True):
+        place = f"{call.label} on {target}"
+        assert binary.code and binary.spilled == 0, place
+        assert binary.shared <= TARGETS[target].shared, place
+        assert binary.warps == call.launch.warps, place
+        vector = call.schedule is not None and isinstance(call.schedule.choice, BlockChoice) and call.schedule.choice.rows == 1
+        if ("linear" in call.label or "attention" in call.label) and not vector:
+            narrow = MODELS[name][1] is not None or "linear_int8" in call.label
+            assert binary.matrix_instructions or (not narrow and "cuda" in target), place
+        found[f"{name}: {binary.name} {call.label} on {target}"] = row(binary)
+    return found
+
+
 #: what other rows show already: the same products in another model
-AGAIN = ("minilm q4_0", "vit-b int8")
+AGAIN = ("minilm q4_0", "vit-b int8", "llama int8")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in AGAIN)) for n in MODELS])
 def test_kernels_compile_for_gpus_that_are_not_here(name: str, pytestconfig: pytest.Config) -> None:
-    source, dtype, quantize = MODELS[name]
-    module = random_model(source, dtype)
-    PassManager(pipelines.gpu(quantize)).run(module)
-    found: dict[str, Any] = {}
-    for target in NAMES:
-        code = lower(module, TARGETS[target])
-        for (label, _), binary in zip(code.kernels.values(), compiled(code, target), strict=True):
-            place = f"{label} on {target}"
-            assert binary.code and binary.spilled == 0, place
-            assert binary.shared <= TARGETS[target].shared, place
-            if "linear" in label or "attention" in label:
-                narrow = dtype is not None or "linear_int8" in label
-                assert binary.matrix_instructions or (not narrow and "cuda" in target), place
-            found[f"{name}: {binary.name} {label} on {target}"] = row(binary)
+    found = {k: v for target in NAMES for k, v in checked(name, target, many=True).items()}
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if pytestconfig.getoption("--refresh"):
         kept = {k: v for k, v in golden.items() if not k.startswith(f"{name}: ")}
@@ -92,3 +108,10 @@ def test_kernels_compile_for_gpus_that_are_not_here(name: str, pytestconfig: pyt
         GOLDEN.write_text(text + "\n")
     elif golden["triton"] == triton.__version__:
         assert {k: v for k, v in golden.items() if k.startswith(f"{name}: ")} == found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_for_every_number_of_rows_compile(name: str, target: str) -> None:
+    assert checked(name, target, many=False)

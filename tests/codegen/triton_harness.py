@@ -27,8 +27,10 @@ from trustformers_ir.codegen.triton.emit import Emitted, emit
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.optable import TYPES
 from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.device import Condition
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import Choice, ScheduleKey
 
 FOLDER = tempfile.TemporaryDirectory(prefix="tfir-triton-")  # Triton reads functions from files; gone when the process ends
 
@@ -98,6 +100,8 @@ class Runner:
         memory = Memory(self.module, inputs, dims)
         status = np.zeros(2, np.int64)
         for call, e, function in zip(self.program.calls, self.emitted, self.functions, strict=True):
+            if not holds(call.when, dims):
+                continue
             programs = evaluate(expr_dim(e.programs), dims)
             if not programs:
                 continue
@@ -113,11 +117,18 @@ class Runner:
         return memory.outputs(self.program)
 
 
-def interpret_modules(modules: Sequence[Module], machine: BlockMachine | None = None) -> list[Runner]:
+def holds(when: Condition | None, dims: Mapping[str, int]) -> bool:
+    """Whether a call is made with those dims."""
+    return when is None or (when.above < evaluate(when.size, dims) and (when.most is None or evaluate(when.size, dims) <= when.most))
+
+
+def interpret_modules(
+    modules: Sequence[Module], machine: BlockMachine | None = None, table: Mapping[ScheduleKey, Choice] | None = None
+) -> list[Runner]:
     """Each module's ``main``. The modules are changed (operations are wrapped into regions)."""
     programs, kernels = [], []
     for n, module in enumerate(modules):
-        program = lower_function(module, module.main, machine or BlockMachine())
+        program = lower_function(module, module.main, machine or BlockMachine(), table=table)
         facts = symbol_facts(module.facts)
         programs.append(program)
         kernels.append([emit(c.kernel, f"kernel_{n}_{k}", facts) for k, c in enumerate(program.calls)])

@@ -16,6 +16,7 @@ from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.build import find_gpu
 from trustformers_ir.frontend.trace import trace
 from trustformers_ir.ir.abi import CompiledModule
+from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import PassManager
@@ -53,3 +54,10 @@ def running(module: CompiledModule, driver: Driver | None = None) -> tuple[GpuEx
     """The module on a GPU of its own, and that GPU."""
     gpu = driver or Interpreter(lazy=True)
     return GpuExecutable(module, driver=gpu), gpu
+
+
+def launches(exe: GpuExecutable, batch: int = 3, seq: int = 11) -> int:
+    """How many kernels a call launches: those whose conditions hold."""
+    env = {"batch": batch, "seq": seq}
+    sizes = [[(evaluate(c.size, env), c) for c in launch.conditions] for launch in exe.device.functions[0].launches]
+    return sum(all(c.above < n and (c.most is None or n <= c.most) for n, c in conditions) for conditions in sizes)

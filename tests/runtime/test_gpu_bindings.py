@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from c_harness import needs_cc
-from gpu_harness import encoder_module
+from gpu_harness import encoder_module, launches
 from runtime_harness import encoder_inputs, encoder_reference, same
 
 from trustformers_ir.codegen.triton import aot, device
@@ -128,15 +128,15 @@ def right(outputs: Any, inputs: tuple[np.ndarray, np.ndarray]) -> None:
 def test_a_module_runs_through_the_bindings(fake: Fake) -> None:
     exe = GpuExecutable(fake.module, driver=fake.driver())
     assert exe.driver.chip == fake.target and exe.driver.title == "Fake GPU"
-    launches = len(exe.device.functions[0].launches)
+    count = launches(exe)
     first = exe(*encoder_inputs())
     right(first, encoder_inputs())
-    assert fake.gpu.launches == launches and fake["graph_launches"] == 0
+    assert fake.gpu.launches == count and fake["graph_launches"] == 0
     if fake.target.startswith("cuda"):
         assert ctypes.c_long.in_dll(fake.c, "fake_shared").value == SHARED
     for _ in range(2):
         assert same(exe(*encoder_inputs()), first)
-    assert fake["graph_launches"] == 2 and fake.gpu.launches == 3 * launches and fake["updates"] == 0  # nothing had moved
+    assert fake["graph_launches"] == 2 and fake.gpu.launches == 3 * count and fake["updates"] == 0  # nothing had moved
     outputs = exe(*map(torch.as_tensor, encoder_inputs(2, 5)))
     assert all(isinstance(y, torch.Tensor) and y.device.type == "cpu" for y in outputs)
     right([y.numpy() for y in outputs], encoder_inputs(2, 5))
@@ -161,8 +161,8 @@ def test_profiles(fake: Fake) -> None:
     exe = GpuExecutable(fake.module, driver=fake.driver())
     told = exe.profile(*encoder_inputs())
     assert [r.kernel.label for r in told.rows] == [k.label for k in exe.manifest.entries[0].kernels]
-    assert [r.seconds for r in told.rows] == pytest.approx([0.002] * len(told.rows))
-    assert told.seconds == pytest.approx(0.002 * len(told.rows)) and dict(told.dims) == {"batch": 3, "seq": 11}
+    assert [r.seconds for r in told.rows if r.seconds] == pytest.approx([0.002] * launches(exe))  # others compute the same for other sizes
+    assert told.seconds == pytest.approx(0.002 * launches(exe)) and dict(told.dims) == {"batch": 3, "seq": 11}
     right(exe(*encoder_inputs()), encoder_inputs())
     fake.check()
     exe.close()

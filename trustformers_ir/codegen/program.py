@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import Buffer, Expr, Load
 from trustformers_ir.ir.abi import Port, Site
+from trustformers_ir.ir.device import Condition
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.schedule_table import Chosen
 from trustformers_ir.ir.types import TensorType
@@ -52,7 +53,8 @@ LAUNCH = Launch()
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Run ``kernel`` on ``arguments`` (one per ``kernel.params``). ``writes[i]`` says whether argument i is written (it may be read too)."""
+    """Run ``kernel`` on ``arguments`` (one per ``kernel.params``). ``writes[i]`` says whether argument i is written (it may be read too).
+    ``launch`` and ``when`` are of GPUs, where kernels that compute the same in different tiles follow each other: ``when`` holds for one of them."""
 
     kernel: Kernel
     arguments: tuple[BufferRef, ...]
@@ -62,7 +64,8 @@ class KernelCall:
     flops: Dim = 0  # of the graph operations that the kernel stands for
     parallel: bool = True  # False: one worker does all of it, so no other worker touches its buffers
     schedule: Chosen | None = None  # of kernels that leave a choice
-    launch: Launch = LAUNCH  # on a GPU
+    launch: Launch = LAUNCH
+    when: Condition | None = None  # None: always
 
     @property
     def bytes(self) -> Dim:

@@ -121,14 +121,54 @@ class AttentionChoice:
         return tile_registers(self.rows, self.vectors)
 
 
-Choice = TileChoice | AttentionChoice
+@dataclass(frozen=True)
+class BlockChoice:
+    """How a matrix product runs on a GPU.
+
+    A program makes ``rows`` x ``columns`` elements, ``terms`` of their sums at a time (powers of two); with one row it is a product of a matrix and a
+    vector, without matrix instructions. The sums are cut into ``parts``, which a second kernel adds up in order. Programs take ``group`` blocks
+    of rows before they move to the next columns. ``warps`` work on a program, whose loop fetches ``stages`` - 1 turns ahead. ``ValueError``
+    when that fits no GPU.
+    """
+
+    rows: int
+    columns: int
+    terms: int
+    warps: int
+    stages: int
+    group: int = 8
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        for name, most in (("rows", 512), ("columns", 4096), ("terms", 4096), ("warps", 32)):
+            value = getattr(self, name)
+            _within(name, value, 1, most)
+            if value & (value - 1):
+                raise ValueError(f"{name} is {value}: it is a power of two")
+        _within("stages", self.stages, 1, 8)
+        _within("group", self.group, 1, 64)
+        _within("parts", self.parts, 1, 64)
+
+    def __str__(self) -> str:
+        parts = f" parts {self.parts}" if self.parts > 1 else ""
+        return f"{self.tile} warps {self.warps} stages {self.stages} group {self.group}{parts}"
+
+    @property
+    def tile(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.terms}"
+
+
+Choice = TileChoice | AttentionChoice | BlockChoice
 
 #: What can be chosen, by the op at the heart of a kernel.
-TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice]] = {
+TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockChoice]] = {
     "linear": TileChoice,
     "linear_int8": TileChoice,
     "matmul": TileChoice,
     "attention": AttentionChoice,
+    "gpu_linear": BlockChoice,
+    "gpu_linear_int8": BlockChoice,
+    "gpu_matmul": BlockChoice,
 }
 
 
@@ -137,7 +177,8 @@ class ScheduleKey:
     """What a choice is made for. Kernels of one key share it, whatever is fused to them.
 
     ``template`` is the op, ``dtype`` that of the right side (of q for attention). A product has ``n`` columns and sums ``k`` terms; attention has
-    ``n`` features of q and k, and ``k`` of v. ``rows`` are the rows of the product, the queries of attention. None: known only when it runs.
+    ``n`` features of q and k, and ``k`` of v. ``rows`` are the rows of the product, the queries of attention. None: known only when it runs. On a GPU
+    a product whose rows are known only then has several kernels, each for up to so many ``rows``, the last one for more (None).
     ``panel`` is the width of the panels that the right side is packed in, 0 where it is read as it lies.
     """
 

@@ -137,7 +137,23 @@ class Tile:
     size: int
 
 
-Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage | Tile
+@dataclass(frozen=True)
+class Group:
+    """Joins two nested loops into one called ``rows_columns`` whose turns go through ``size`` rows at a time, column after column: turns that follow
+    each other share the rows and the columns that they read.
+
+        for m < 5                       for m_n < 20                    m, n:  0,0 1,0 0,1 1,1 0,2 1,2 0,3 1,3   2,0 3,0 2,1 …   4,0 4,1 4,2 4,3
+          for n < 4                       first = m_n // 8 * 2
+            C[m, n] = …                   high = min(5 - first, 2)
+                                          C[first + m_n % 8 % high, m_n % 8 // high] = …
+    """
+
+    rows: str
+    columns: str
+    size: int
+
+
+Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage | Tile | Group
 
 
 @deep
@@ -172,6 +188,8 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
         if VECTOR in (axis.kind, move.kind):
             _check_lanes(kernel, axis)
         body = _replace(kernel, axis, axis.like(kind=move.kind))
+    elif isinstance(move, Group):
+        body = _group(kernel, move, facts)
     else:
         body = _collapse(kernel, move)
     return with_body(kernel, Simplifier(facts).statements(body))
@@ -415,7 +433,7 @@ def _check_idempotent(loop: For) -> None:
             written.add(s.buffer)
 
 
-# -- Reorder and Collapse ------------------------------------------------------------------------------------------------
+# -- Reorder, Collapse and Group ------------------------------------------------------------------------------------------
 
 
 def _chain(kernel: Kernel, names: tuple[str, ...]) -> list[For]:
@@ -483,23 +501,53 @@ def _check_independent(nest: For, moved: list[Axis]) -> None:
 def _collapse(kernel: Kernel, move: Collapse) -> tuple[Stmt, ...]:
     if len(move.axes) < 2:
         raise ScheduleError("Collapse needs two axes or more")
-    chain = _chain(kernel, move.axes)
-    if [f.axis.name for f in chain] != list(move.axes):
-        raise ScheduleError(f"{move.axes} are not directly nested in this order")
-    loops = {f.axis for f in chain}
-    for f in chain:
-        if f.axis.extent.free_axes & loops:
-            raise ScheduleError(f"the extent of {f.axis.name} depends on a loop that would be joined with it")
-    total: Expr = chain[0].axis.extent
-    for f in chain[1:]:
-        total = total * f.axis.extent
-    joined = Axis("_".join(move.axes), total, PARALLEL if all(f.axis.kind is PARALLEL for f in chain) else SEQ)
+    chain = _directly_nested(kernel, move.axes)
     mapping: dict[Expr, Expr] = {}
+    joined = _joined(chain)
     rest: Expr = joined
     for f in reversed(chain[1:]):
         mapping[f.axis] = rest % f.axis.extent
         rest = rest // f.axis.extent
     mapping[chain[0].axis] = rest
+    return _replace_chain(kernel, chain, joined, mapping)
+
+
+def _group(kernel: Kernel, move: Group, facts: SymbolFacts | None) -> tuple[Stmt, ...]:
+    if move.size < 1:
+        raise ScheduleError(f"cannot take {move.size} turns of {move.rows} at a time")
+    chain = _directly_nested(kernel, (move.rows, move.columns))
+    _check_independent(chain[0], [f.axis for f in chain])
+    rows, columns = (f.axis for f in chain)
+    joined = _joined(chain)
+    band = columns.extent * move.size
+    first = joined // band * move.size
+    whole = Simplifier(facts).divisor(rows.extent) % move.size == 0
+    high = const(move.size) if whole else maximum(minimum(rows.extent - first, const(move.size)), const(1))
+    return _replace_chain(kernel, chain, joined, {rows: first + joined % band % high, columns: joined % band // high})
+
+
+def _directly_nested(kernel: Kernel, names: tuple[str, ...]) -> list[For]:
+    """The loops of those axes, each directly inside the one before, none as long as another says."""
+    chain = _chain(kernel, names)
+    if [f.axis.name for f in chain] != list(names):
+        raise ScheduleError(f"{names} are not directly nested in this order")
+    loops = {f.axis for f in chain}
+    for f in chain:
+        if f.axis.extent.free_axes & loops:
+            raise ScheduleError(f"the extent of {f.axis.name} depends on a loop that would be joined with it")
+    return chain
+
+
+def _joined(chain: list[For]) -> Axis:
+    """One axis for all turns of the loops."""
+    total: Expr = chain[0].axis.extent
+    for f in chain[1:]:
+        total = total * f.axis.extent
+    return Axis("_".join(f.axis.name for f in chain), total, PARALLEL if all(f.axis.kind is PARALLEL for f in chain) else SEQ)
+
+
+def _replace_chain(kernel: Kernel, chain: list[For], joined: Axis, mapping: dict[Expr, Expr]) -> tuple[Stmt, ...]:
+    """The kernel with one loop in place of those."""
     sub = Substitution(mapping)
     guard: Expr | None = None
     for f in chain:

@@ -78,8 +78,9 @@ class _FunctionLowering:
         flops = region_flops(operation)
         temporaries: dict[Temporary, BufferRef] = {}
         for lowered in lower_region(operation, self.ctx):
-            self.call(lowered, operation, temporaries, flops)
-            flops = 0
+            fewer = lowered.when is not None and lowered.when.most is not None  # another kernel computes the same, for more rows
+            self.call(lowered, operation, temporaries, 0 if fewer else flops)
+            flops = flops if fewer else 0
 
     def place(self, result: Value, outputs: list[Value]) -> BufferRef:
         for i, v in enumerate(outputs):
@@ -121,7 +122,7 @@ class _FunctionLowering:
             arguments.append(self.refs[bound.get(v, v)] if literal is None else self.literal(literal))
         parallel = any(isinstance(s, For) and s.axis.kind is PARALLEL for s in walk_statements(lowered.kernel.body))
         location = next((str(o.loc) for o in reversed(body) if o.loc is not None), str(operation.loc or ""))
-        about = (lowered.label, location, flops, parallel, lowered.schedule, lowered.launch)
+        about = (lowered.label, location, flops, parallel, lowered.schedule, lowered.launch, lowered.when)
         self.calls.append(KernelCall(lowered.kernel, tuple(arguments), lowered.writes, *about))
 
     def literal(self, constant: Operation) -> BufferRef:

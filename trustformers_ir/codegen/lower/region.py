@@ -17,7 +17,8 @@ from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, 
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
-from trustformers_ir.codegen.lower.blocks import BlockMachine, BlockProduct, folds, in_blocks, line_nest, tiled_line
+from trustformers_ir.codegen.lower.block_products import BlockProduct, tiled
+from trustformers_ir.codegen.lower.blocks import BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
@@ -32,6 +33,7 @@ from trustformers_ir.codegen.math import expand
 from trustformers_ir.codegen.program import LAUNCH, Launch, Temporary
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Block, Operation, Value
+from trustformers_ir.ir.device import Condition
 from trustformers_ir.ir.dims import Dim, Facts, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import AttentionChoice, Choice, Chosen, ScheduleKey, TileChoice
@@ -45,7 +47,7 @@ LITERAL_LIMIT = 16  # inline constants with more elements are read from memory
 @dataclass(frozen=True)
 class LoweredKernel:
     """A kernel with what is behind each of its buffers: region arguments, results of the region, constants inside it, or buffers that only the
-    kernels of this region use."""
+    kernels of this region use. ``launch`` and ``when`` are of GPUs."""
 
     kernel: Kernel
     values: tuple[Value | Temporary, ...]
@@ -53,6 +55,7 @@ class LoweredKernel:
     label: str
     schedule: Chosen | None = None
     launch: Launch = LAUNCH
+    when: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,7 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
 
 
 def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> list[LoweredKernel]:
-    """The nests for a GPU."""
+    """The nests for a GPU: one, several after each other, or several of which one is launched."""
     facts, shape = g.ctx.symbol_facts, g.shape
     attention = g.attention(anchor, ops.Attention, ops.PackedAttention)
     if attention is not None:
@@ -303,7 +306,11 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> li
     if matrix is not None:
         lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
         if _is_product(lowered.kernel):
-            return [replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))]
+            if isinstance(matrix, GroupedProduct):
+                return [replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))]
+            variants = matrix.variants(machine, g.ctx.facts, g.ctx.table, lowered.kernel)
+            kernels = ((v, tiled(lowered.kernel, v.choice, facts)) for v in variants)
+            return [replace(lowered, kernel=k, schedule=v.chosen, launch=v.launch, when=v.when) for v, k in kernels]
         g.again()
     rows = row_nest(shape, g.emit)
     if folds(rows):

@@ -19,6 +19,7 @@ from trustformers_ir.ir.schedule_table import (
     HEURISTIC,
     TABLE,
     AttentionChoice,
+    BlockChoice,
     Choice,
     Chosen,
     ScheduleKey,
@@ -109,6 +110,8 @@ def choose(machine: MachineShape, table: Mapping[ScheduleKey, Choice], key: Sche
 
 def misfit(machine: MachineShape, key: ScheduleKey, choice: Choice) -> str | None:
     """Why a choice cannot be made on such a machine; None when it can."""
+    if isinstance(choice, BlockChoice):
+        return "it is a choice for GPUs"
     if choice.registers > machine.registers:
         return f"a tile of {choice.tile} holds {choice.registers} vector registers at once, and the target has {machine.registers}"
     if isinstance(choice, TileChoice):

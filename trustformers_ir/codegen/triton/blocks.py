@@ -46,6 +46,7 @@ class Blocks(Writer):
         self.entered: list[tuple[Scope, Scope]] = []
         self.guards: list[Expr] = []
         self.axes: dict[Axis, str] = {}
+        self.looping: dict[Expr, bool] = {}
 
     # -- loops
 
@@ -136,12 +137,19 @@ class Blocks(Writer):
             index, bound = self.value(e.index, conditions), self.value(e.bound)
             shown = f"{index.text} == {index.text}" if mask is None else mask.over(dims)
             return Val(f"checked({index.over(dims)}, {bound.text}, {shown}, status, {e.site + 1})", dims)
+        under = [conditions for _ in e.children]
         if isinstance(e, Select):
-            c = self.value(e.c, conditions)
-            a = self.value(e.a, self.also(conditions, e.c))
-            b = self.value(e.b, self.also(conditions, unary("not", e.c)))
-            return self.operation(e, self.operands(e, [c, a, b]))
-        return self.operation(e, self.operands(e, [self.value(c, conditions) for c in e.children]))
+            under = [conditions, self.also(conditions, e.c), self.also(conditions, unary("not", e.c))]
+        # what a loop adds up comes first: whatever else is loaded would lie in registers while it runs
+        order = sorted(range(len(under)), key=lambda n: not self.holds_loop(e.children[n]))
+        values = {n: self.value(e.children[n], under[n]) for n in order}
+        return self.operation(e, self.operands(e, [values[n] for n in range(len(under))]))
+
+    def holds_loop(self, e: Expr) -> bool:
+        """Whether a fold over a loop is among what an expression is made of."""
+        if e not in self.looping:
+            self.looping[e] = (isinstance(e, Reduce) and any(a.kind is not TILE for a in e.axes)) or any(map(self.holds_loop, e.children))
+        return self.looping[e]
 
     def also(self, conditions: tuple[Expr, ...], more: Expr) -> tuple[Expr, ...]:
         """The conditions with some more, but for those that guards around know."""

@@ -36,17 +36,20 @@ class GpuCode:
     @functools.cached_property
     def kernels(self) -> Mapping[str, tuple[str, Kernel]]:
         """Label and nest of each distinct kernel by its name, in order of first use."""
-        return {f"kernel_{n}": (c.label, c.kernel) for n, c in enumerate(self._distinct)}
+        return {name: (c.label, c.kernel) for name, c in self.calls.items()}
 
     @functools.cached_property
-    def _distinct(self) -> tuple[KernelCall, ...]:
-        """A call of each distinct kernel."""
-        return tuple({(c.kernel.key(), c.launch): c for p in self.programs for c in p.calls}.values())
+    def calls(self) -> Mapping[str, KernelCall]:
+        """The first call of each distinct kernel by its name. Kernels that are launched in different ways are distinct."""
+        distinct: dict[tuple[str, Launch], KernelCall] = {}
+        for c in (c for p in self.programs for c in p.calls):
+            distinct.setdefault((c.kernel.key(), c.launch), c)
+        return {f"kernel_{n}": c for n, c in enumerate(distinct.values())}
 
     @property
     def launches(self) -> tuple[Launch, ...]:
         """How each kernel is launched, in the order of ``kernels``."""
-        return tuple(c.launch for c in self._distinct)
+        return tuple(c.launch for c in self.calls.values())
 
     @functools.cached_property
     def emitted(self) -> tuple[Emitted, ...]:
@@ -86,10 +89,15 @@ def find_gpu(name: str) -> GpuTarget:
         raise CompilerError.of(Code.UNKNOWN_TARGET, str(error), help="`tfc targets` lists what this machine can compile for") from None
 
 
+def machine_of(target: GpuTarget) -> BlockMachine:
+    """What the heuristics know of a target."""
+    return BlockMachine(target.kind, target.shared, target.cores, target.warp)
+
+
 def lower(
     module: Module, target: GpuTarget, machine: BlockMachine | None = None, names: Mapping[str, Sequence[str]] | None = None
 ) -> GpuCode:
     """Every function of the module. The module is changed: what is left outside regions is put into some. ``names`` are those of the outputs."""
-    sites, known, shape = Sites(), names or {}, machine or BlockMachine(kind=target.kind)
+    sites, known, shape = Sites(), names or {}, machine or machine_of(target)
     programs = [lower_function(module, f, shape, tuple(known.get(f.name, ())), sites=sites) for f in module.functions.values()]
     return GpuCode(module, target, tuple(programs))

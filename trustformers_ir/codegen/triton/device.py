@@ -202,7 +202,8 @@ class _Planner:
         if any(needs):
             extra = extra + aligned(programs * max(needs), self.facts)
         buffers = tuple(self.buffer(r, plan) for r in c.arguments)
-        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work if any(needs) else 0), extra
+        conditions = () if c.when is None else (c.when,)
+        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work if any(needs) else 0, conditions), extra
 
     def buffer(self, r: BufferRef, plan: Plan) -> DeviceBuffer:
         if r.storage is Storage.ARENA:

@@ -15,13 +15,15 @@ class GpuTargetError(ValueError):
 @dataclass(frozen=True)
 class GpuTarget:
     """``backend`` and ``arch`` are Triton's; ``warp`` is the number of threads that run in step, ``shared`` the bytes of shared memory that a
-    program can have (CUDA C++ Programming Guide, table of technical specifications; AMD CDNA3 ISA, section on LDS)."""
+    program can have (CUDA C++ Programming Guide, table of technical specifications; AMD CDNA3 ISA, section on LDS), ``cores`` the multiprocessors or
+    compute units of the largest chip of that kind."""
 
     name: str
     backend: str
     arch: int | str
     warp: int
     shared: int
+    cores: int
 
     @property
     def executable(self) -> bool:
@@ -51,31 +53,31 @@ class GpuTarget:
         return {"cuda": "ptx", "hip": "amdgcn"}.get(self.backend, "")
 
 
-def _cuda(major: int, minor: int, shared: int) -> GpuTarget:
-    return GpuTarget(f"cuda:sm_{major}{minor}", "cuda", major * 10 + minor, 32, shared << 10)
+def _cuda(major: int, minor: int, shared: int, cores: int) -> GpuTarget:
+    return GpuTarget(f"cuda:sm_{major}{minor}", "cuda", major * 10 + minor, 32, shared << 10, cores)
 
 
-def _rocm(arch: str, warp: int = 64) -> GpuTarget:
-    return GpuTarget(f"rocm:{arch}", "hip", arch, warp, 64 << 10)
+def _rocm(arch: str, cores: int, warp: int = 64) -> GpuTarget:
+    return GpuTarget(f"rocm:{arch}", "hip", arch, warp, 64 << 10, cores)
 
 
 TARGETS: Mapping[str, GpuTarget] = {
     t.name: t
     for t in (
-        _cuda(8, 0, 163),
-        _cuda(8, 6, 99),
-        _cuda(8, 9, 99),
-        _cuda(9, 0, 227),
-        _cuda(10, 0, 227),
-        _cuda(12, 0, 99),
-        _rocm("gfx90a"),
-        _rocm("gfx942"),
+        _cuda(8, 0, 163, 108),
+        _cuda(8, 6, 99, 84),
+        _cuda(8, 9, 99, 142),
+        _cuda(9, 0, 227, 132),
+        _cuda(10, 0, 227, 148),
+        _cuda(12, 0, 99, 188),
+        _rocm("gfx90a", 110),
+        _rocm("gfx942", 304),
     )
 }
 
 
 #: No GPU at all: kernels as texts, for Triton's interpreter
-INTERPRETER = GpuTarget("triton:interpreter", "interpreter", "interpreter", 32, 227 << 10)
+INTERPRETER = GpuTarget("triton:interpreter", "interpreter", "interpreter", 32, 227 << 10, 132)
 
 
 def is_gpu(name: str) -> bool:

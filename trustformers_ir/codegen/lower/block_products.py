@@ -1,0 +1,223 @@
+"""Products of matrices in blocks: which tiles a GPU takes, for how many rows, and the moves that make them.
+
+A choice (``BlockChoice``) is data: the heuristic has one for every key, a tuned table better ones for some. A product whose rows are known only when
+it runs becomes several kernels of one nest, each for a range of rows; which one is launched is looked up then (``Condition``):
+
+* **one row** is a product of a matrix and a vector: memory decides, so no program waits for another's turn of matrix instructions. A block of
+  the matrix is multiplied by a piece of the vector, summed up at the end;
+* **few rows** (up to 32): the least that matrix instructions take, narrow columns so that all cores have some, deep turns of the loop;
+* **some rows**: tiles so small that there is one for each core;
+* **many rows**: the tiles of which the matrix units reach their rate. Hopper multiplies from shared memory (wgmma) 64 rows at a time by up to 256
+  columns. 128 x 256 moves least, 128 x 128 leaves room for two programs on a core, of which one computes while the other stores: that is
+  better for short sums. (Predicted, not measured: no GPU was there.)
+
+Programs run in the order of ``Group``: those of one moment share rows and columns in L2 (Triton's tutorial on products calls it super-grouping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Stmt, Store, nest, walk, walk_statements
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, Axis, Binary, Expr, Reduce, Unary
+from trustformers_ir.codegen.kernel_ir.schedule import Group, Move, Reorder, Tile, apply, axes_of
+from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
+from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering
+from trustformers_ir.codegen.lower.definer import Definer
+from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.math import expand
+from trustformers_ir.codegen.program import Launch
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Operation
+from trustformers_ir.ir.device import Condition
+from trustformers_ir.ir.dims import Dim, Facts, product
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import HEURISTIC, TABLE, BlockChoice, Choice, Chosen, ScheduleKey
+
+FEW = 32  # rows up to which a product reads a matrix once
+LONG_SUM = 2048  # terms from which on the largest tile pays for storing it alone
+MOST_SUMS = 128  # of a thread: what registers hold
+HEAVY = {"ampere": 16, "hopper": 32, "cdna": 32}  # where each of them is divided
+WASTE = 1.1  # how much more columns than there are tiles may cover
+NARROW = (DType.f16, DType.bf16, DType.i8, DType.u8)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel of a product: how it runs, and for how many rows (None: always)."""
+
+    chosen: Chosen
+    when: Condition | None
+
+    @property
+    def choice(self) -> BlockChoice:
+        assert isinstance(self.chosen.choice, BlockChoice)
+        return self.chosen.choice
+
+    @property
+    def launch(self) -> Launch:
+        return Launch(self.choice.warps, self.choice.stages)
+
+
+@dataclass(frozen=True)
+class BlockProduct:
+    """A product of matrices: dims along which the right one changes, those of the left one that share a right one, columns, terms of a sum."""
+
+    lead: tuple[Dim, ...]
+    rows: tuple[Dim, ...]
+    columns: Dim
+    terms: Dim
+    dtype: DType
+    template: str
+
+    @classmethod
+    def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> BlockProduct | None:
+        """The product when the region is one."""
+        if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.MatMul, ops.LinearInt8)) or anchor.result.type.shape != shape:
+            return None
+        if len(shape) < 2:
+            return None
+        left = anchor.inputs[0].type
+        if isinstance(anchor.op, ops.MatMul):
+            right = anchor.inputs[1].type
+            alone = all(size == 1 for size in right.shape[:-2])
+            lead, rows = ((), shape[:-1]) if alone else (shape[:-2], shape[-2:-1])
+        else:
+            lead, rows = (), shape[:-1]
+        return cls(lead, rows, shape[-1], left.shape[-1], left.dtype, f"gpu_{anchor.op.mnemonic}")
+
+    def nest(self, d: Definer, emit: Callable[[Index], list[Store]]) -> tuple[Stmt, ...]:
+        lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(self.lead)]
+        m, n = Axis("m", dim_expr(product(self.rows)), PARALLEL), Axis("n", dim_expr(self.columns), PARALLEL)
+        return nest([*lead, m, n], *emit((*lead, *d.flat.digits(m, self.rows), n)))
+
+    def variants(self, machine: BlockMachine, facts: Facts, table: Mapping[ScheduleKey, Choice], kernel: Kernel) -> list[Variant]:
+        """The kernels that ``kernel``, the plain nest, becomes, fewest rows first."""
+        rows, most_sums = product(self.rows), HEAVY[machine.kind] if divides(kernel) else MOST_SUMS
+        if isinstance(rows, int):
+            return [Variant(self.choose(machine, table, rows, most_sums), None)]
+        low, high = facts.bounds(rows)
+        found: list[Variant] = []
+        above = 0
+        for most in (*self.limits(machine), None):
+            if most is None or low <= most:
+                chosen = self.choose(machine, table, most, most_sums)
+                last = most is None or high <= most
+                found.append(Variant(chosen, Condition(rows, above, None if last else most) if above or not last else None))
+                above = 0 if most is None else most
+                if last:
+                    break
+        return found
+
+    def limits(self, machine: BlockMachine) -> list[int]:
+        """Rows up to which a kernel of its own serves. Products of batches of matrices have one for all, and so have those of sizes unknown."""
+        if self.lead or not isinstance(self.columns, int) or not matrix_units(self.dtype):
+            return []
+        some = min(machine.filled // max(self.columns, 1) // 64, machine.cores) * 64 if self.dtype in NARROW else 0
+        return [1, FEW, *([some] if some > 2 * FEW else [])]
+
+    def key(self, rows: int | None) -> ScheduleKey:
+        columns, terms = (size if isinstance(size, int) else None for size in (self.columns, self.terms))
+        return ScheduleKey(self.template, self.dtype, columns, terms, rows)
+
+    def choose(self, machine: BlockMachine, table: Mapping[ScheduleKey, Choice], rows: int | None, most_sums: int = MOST_SUMS) -> Chosen:
+        """The choice of the table, where it has one; else that of the heuristic."""
+        key = self.key(rows)
+        found = table.get(key)
+        if found is None:
+            return Chosen(key, lighter(fitted(heuristic(machine, key, bool(self.lead)), key), machine.warp * most_sums), HEURISTIC)
+        assert isinstance(found, BlockChoice)
+        return Chosen(key, fitted(found, key), TABLE)
+
+
+def matrix_units(dtype: DType) -> bool:
+    """Whether products of blocks of that dtype are ones of matrices; others are products of three dimensions."""
+    return dtype in (*NARROW, DType.f32)
+
+
+def heuristic(machine: BlockMachine, key: ScheduleKey, batched: bool = False) -> BlockChoice:
+    """The tile of a product of that size where no table knows better."""
+    if not matrix_units(key.dtype):
+        return BlockChoice(LEAST, LEAST, LEAST, warps=4, stages=2)
+    size = key.dtype.itemsize
+    turned = key.template == "gpu_matmul"  # columns of the right side lie next to each other
+    if key.rows == 1:
+        return BlockChoice(1, 32, 128, warps=4, stages=2, group=1) if turned else BlockChoice(1, 4, 2048 // size, warps=4, stages=2, group=1)
+    if key.dtype is DType.f32:
+        return BlockChoice(64, 64, 32, warps=4, stages=2)
+    deep = 128 // size  # terms of a line of memory
+    if key.rows is not None and key.rows <= FEW:
+        return BlockChoice(FEW, 64, 2 * deep, warps=4, stages=min(4, machine.stages(FEW, 64, 2 * deep, size)), group=1)
+    if batched or (key.rows is not None and key.n is not None and key.rows * key.n <= machine.filled):
+        return BlockChoice(64, wide(key.n, 128), deep, warps=4, stages=min(4, machine.stages(64, 128, deep, size)))
+    columns = wide(key.n, 256 if machine.wgmma and size == 2 and (key.k or 0) >= LONG_SUM else 128)  # sums of bytes lie beside those of products
+    terms = deep if machine.shared > 100 << 10 else deep // 2
+    return BlockChoice(128, columns, terms, machine.warps(128 * columns), min(4 if columns > 128 else 3, machine.stages(128, columns, terms, size)))
+
+
+def wide(columns: int | None, most: int) -> int:
+    """The widest tile that leaves little of its columns unused."""
+    while columns is not None and most > 64 and -(-columns // most) * most > WASTE * columns:
+        most //= 2
+    return most
+
+
+def fitted(choice: BlockChoice, key: ScheduleKey) -> BlockChoice:
+    """The choice for a product that may be smaller than its tile."""
+    rows = choice.rows if key.rows is None or choice.rows == 1 else min(choice.rows, covering(key.rows))
+    columns = choice.columns if key.n is None else min(choice.columns, covering(key.n))
+    terms = choice.terms if key.k is None else min(choice.terms, covering(key.k))
+    if key.dtype.bits == 8:
+        terms = max(terms, 2 * LEAST)  # matrix instructions take bytes 32 at a time
+    return replace(choice, rows=rows, columns=columns, terms=terms)
+
+
+def lighter(choice: BlockChoice, most: int) -> BlockChoice:
+    """The choice with at most so many sums to a warp: more warps, then fewer columns, then fewer rows."""
+    while choice.rows * choice.columns > most * choice.warps and choice.rows > LEAST:
+        if choice.warps < 8:
+            choice = replace(choice, warps=choice.warps * 2)
+        elif choice.columns > 64:
+            choice = replace(choice, columns=choice.columns // 2)
+        else:
+            choice = replace(choice, rows=choice.rows // 2)
+    return choice
+
+
+def divides(kernel: Kernel) -> bool:
+    """Whether each element is divided by another before it is stored (tanh, sigmoid). Divisions that are rounded right are calls, around which
+    registers are kept: with 64 of them at once Triton's code spills (3.9, sm_80)."""
+    m, n = (next((a for a in axes_of(kernel) if a.name == name), None) for name in ("m", "n"))
+    seen: set[Expr] = set()
+
+    def slow(e: Expr) -> bool:
+        if e in seen or isinstance(e, Reduce) or not {m, n} <= {*e.free_axes, None}:
+            return False
+        seen.add(e)
+        whole = expand(e) if isinstance(e, (Unary, Binary)) and e.dtype.is_float else None
+        parts = [e, *([] if whole is None else walk(whole))]
+        found = any(isinstance(x, (Unary, Binary)) and x.op in ("div", "recip") and x.dtype.is_float for x in parts)
+        return found or any(map(slow, e.children))
+
+    return any(slow(s.value) for s in walk_statements(kernel.body) if isinstance(s, Store))
+
+
+def moves(kernel: Kernel, choice: BlockChoice) -> tuple[Move, ...]:
+    """The schedule of the nest ``m, n``, as far as its loops were not dropped because they have one turn."""
+    axes = {a.name: a for a in axes_of(kernel)}
+    sizes = {name: size for name, size in (("m", choice.rows), ("n", choice.columns), ("k", choice.terms)) if name in axes and size > 1}
+    blocks = [name for name in ("m", "n") if name in axes and (name not in sizes or (axes[name].static_extent or sizes[name] + 1) > sizes[name])]
+    outer = tuple(f"{name}.o" if name in sizes else name for name in blocks)
+    order = (*outer, *(f"{name}.i" for name in ("m", "n") if name in sizes))
+    grouped = outer == ("m.o", "n.o") and choice.group > 1
+    return (
+        *(Tile(name, size) for name, size in sizes.items()),
+        *((Reorder(order),) if len(order) > 1 else ()),
+        *((Group(outer[0], outer[1], choice.group),) if grouped else ()),
+    )
+
+
+def tiled(kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
+    """The nest of a product in tiles."""
+    return apply(kernel, moves(kernel, choice), facts)
