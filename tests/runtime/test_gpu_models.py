@@ -57,13 +57,13 @@ def test_small_models_of_every_family(name: str) -> None:
         close(exe(**given), cpu(**given), 1e-5)
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_narrow_numbers(quantize: str | None) -> None:
-    """bf16, and products of bytes: the roundings are the same, what they are applied to differs in the last bits."""
+@pytest.mark.parametrize(("dtype", "quantize"), [("bf16", None), (None, "int8"), ("bf16", "q4_0"), ("f16", "int4{group=32,zeros=true}")])
+def test_narrow_numbers(dtype: str | None, quantize: str | None) -> None:
+    """16 bits, products of bytes, weights in blocks: the roundings are the same, what they are applied to differs in the last bits."""
     model = SMALL["bert"].replace("num_hidden_layers=2", "num_hidden_layers=1")
     options = {"quantize": quantize} if quantize else {}
-    if quantize is None:
-        model += "&dtype=bf16"
+    if dtype is not None:
+        model += f"&dtype={dtype}"
     exe, cpu = tfir.compile(model, target=INTERPRETER, **options), tfir.compile(model, **options)
     given = draw_inputs(exe.module, {"batch": 2, "seq": 9}, np.random.default_rng(0))
     close(exe(**given), cpu(**given), 0.05)

@@ -169,6 +169,7 @@ TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockCho
     "gpu_linear": BlockChoice,
     "gpu_linear_int8": BlockChoice,
     "gpu_matmul": BlockChoice,
+    "gpu_linear_blocks": BlockChoice,
 }
 
 

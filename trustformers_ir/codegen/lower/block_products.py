@@ -117,6 +117,10 @@ class BlockProduct:
         some = min(machine.filled // max(self.columns, 1) // 64, machine.cores) * 64 if self.dtype in NARROW else 0
         return [1, FEW, *([some] if some > 2 * FEW else [])]
 
+    def tiled(self, kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
+        """The nest of the product in tiles."""
+        return apply(kernel, moves(kernel, choice), facts)
+
     def key(self, rows: int | None) -> ScheduleKey:
         columns, terms = (size if isinstance(size, int) else None for size in (self.columns, self.terms))
         return ScheduleKey(self.template, self.dtype, columns, terms, rows)
@@ -216,8 +220,3 @@ def moves(kernel: Kernel, choice: BlockChoice) -> tuple[Move, ...]:
         *((Reorder(order),) if len(order) > 1 else ()),
         *((Group(outer[0], outer[1], choice.group),) if grouped else ()),
     )
-
-
-def tiled(kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
-    """The nest of a product in tiles."""
-    return apply(kernel, moves(kernel, choice), facts)

@@ -17,7 +17,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, 
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
-from trustformers_ir.codegen.lower.block_products import BlockProduct, tiled
+from trustformers_ir.codegen.lower.block_products import BlockProduct
 from trustformers_ir.codegen.lower.blocks import BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
@@ -306,10 +306,8 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> li
     if matrix is not None:
         lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
         if _is_product(lowered.kernel):
-            if isinstance(matrix, GroupedProduct):
-                return [replace(lowered, kernel=matrix.tiled(lowered.kernel, machine, facts))]
             variants = matrix.variants(machine, g.ctx.facts, g.ctx.table, lowered.kernel)
-            kernels = ((v, tiled(lowered.kernel, v.choice, facts)) for v in variants)
+            kernels = ((v, matrix.tiled(lowered.kernel, v.choice, facts)) for v in variants)
             return [replace(lowered, kernel=k, schedule=v.chosen, launch=v.launch, when=v.when) for v, k in kernels]
         g.again()
     rows = row_nest(shape, g.emit)

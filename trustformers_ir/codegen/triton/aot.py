@@ -92,7 +92,7 @@ def _cpus() -> int:
 def _compile_share(about: Sequence[tuple[Emitted, Launch]], target: GpuTarget, wide: bool) -> list[Binary]:
     """Some of the kernels, in a process of their own."""
     job = {
-        "text": module_text([e for e, _ in about]),
+        "text": module_text([e for e, _ in about], target.backend),
         "target": asdict(target) | {"native": target.native, "assembly": target.assembly},
         "index": "int64" if wide else "int32",
         "kernels": [

@@ -87,9 +87,23 @@ def _names_whole(buffer: Buffer, index: tuple[Expr, ...]) -> bool:
     return True
 
 
+def _batches(kernel: Kernel) -> list[Axis]:
+    """The TILE axes of folds around others that depend on them: to products of matrices they are a batch, which comes first."""
+    found: dict[Axis, None] = {}
+    seen: set[Expr] = set()
+    for s in walk_statements(kernel.body):
+        for root in roots(s):
+            for e in walk(root, seen):
+                tiles = [a for a in e.axes if a.kind is TILE] if isinstance(e, Reduce) else []
+                if isinstance(e, Reduce) and tiles:
+                    inner = [n for n in walk(e.body) if isinstance(n, Reduce)]
+                    found.update(dict.fromkeys(a for a in tiles if any(a in n.free_axes for n in inner)))
+    return list(found)
+
+
 def dimensions(kernel: Kernel) -> dict[Axis, int]:
-    """A dimension for each TILE axis: different ones for axes that meet in one expression, the lowest there is, loops first. The columns of the right
-    side of a product come behind the axis of the sum where its rows lie in memory: it is then loaded as it lies."""
+    """A dimension for each TILE axis: different ones for axes that meet in one expression, the lowest there is, batches first, then loops. The
+    columns of the right side of a product come behind the axis of the sum where its rows lie in memory: it is then loaded as it lies."""
     meets: dict[Axis, set[Axis]] = {}
     order: dict[Axis, None] = {}
     behind: dict[Axis, Axis] = {}
@@ -106,6 +120,8 @@ def dimensions(kernel: Kernel) -> dict[Axis, int]:
             for b in s.body:
                 statement(b, inner)
 
+    for a in _batches(kernel):
+        together([a])
     for s in kernel.body:
         statement(s, ())
     seen: set[Expr] = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
     TILE,
+    UNROLL,
     Axis,
     Buffer,
     CheckedIndex,
@@ -55,7 +56,8 @@ class Blocks(Writer):
         extent = self.value(axis.extent)
         name = self.axes[axis] = self.fresh(axis.name)
         inner = Scope(outside, axis, outside.indent + INDENT)
-        inner.lines.append(f"{outside.indent}for {name} in range(0, {extent.text}):")  # where it ends up when the loop is closed
+        turns = "tl.static_range" if axis.kind is UNROLL else "range"
+        inner.lines.append(f"{outside.indent}for {name} in {turns}(0, {extent.text}):")  # where it ends up when the loop is closed
         self.entered.append((self.scope, outside))
         self.scope = inner
 

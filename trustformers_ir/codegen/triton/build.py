@@ -62,7 +62,7 @@ class GpuCode:
         if stage == "kernels":
             return "\n\n".join(f"// {name}: {label}\n{print_kernel(kernel)}" for name, (label, kernel) in self.kernels.items())
         if stage == "triton":
-            return module_text(self.emitted)
+            return module_text(self.emitted, self.target.backend)
         if stage != self.target.assembly:
             message = f"'{self.target.name}' has no {stage}"
             raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton {self.target.assembly}".rstrip())

@@ -16,8 +16,8 @@ from trustformers_ir.ir.dtypes import DType
 
 @dataclass(frozen=True)
 class Dot:
-    """A fold that is a product of matrices: its factors, the one whose other dimension comes first first, the axis ``k`` that both have, and which of
-    them is made of unsigned bytes where the other is not."""
+    """A fold that is a product of matrices, or of a batch of them along the first dimension: its factors, the one whose other dimension comes first
+    first, the axis ``k`` that both have, and which of them is made of unsigned bytes where the other is not."""
 
     factors: tuple[Expr, Expr]
     k: Axis
@@ -186,8 +186,12 @@ class Folds(Blocks):
             return None
         (k,) = tiles
         a, b = e.body.a, e.body.b
-        left, right = (tile_axes(x) for x in (a, b))
-        if k not in left or k not in right or len(left) != 2 or len(right) != 2 or set(left) & set(right) != {k}:
+        sides = [tile_axes(x) for x in (a, b)]
+        batch = [x for x in sides[0] if x in sides[1] and x is not k]
+        left, right = ([x for x in side if x not in batch] for side in sides)
+        if k not in left or k not in right or len(left) != 2 or len(right) != 2 or len(batch) > 1:
+            return None
+        if any(self.dimension[x] < self.dimension[y] for x in (*left, *right) for y in batch):
             return None
         if any((x.static_extent or 0) < 16 for x in {*left, *right}):
             return None
@@ -216,7 +220,8 @@ class Folds(Blocks):
             if position == dot.unsigned:
                 v = self.apply("tl.cast({0}, tl.int8, bitcast=True)", self.apply("{0} ^ {1}", v, Val("128")))
             last = v.dims[-1] == self.dimension[dot.k]
-            texts.append(v.text if last == (position == 0) else f"tl.trans({v.text})")
+            turned = f"tl.trans({v.text})" if len(v.dims) == 2 else f"tl.trans({v.text}, 0, 2, 1)"
+            texts.append(v.text if last == (position == 0) else turned)
         if acc:
             texts.append(acc)
         exact = ', input_precision="ieee"' if e.dtype is DType.f32 and half is None else ""
@@ -239,7 +244,11 @@ class Folds(Blocks):
 
     def small(self, bits: int, one: float, code: Expr, half: DType, conditions: tuple[Expr, ...], less: float = 0.0) -> Val:
         """``code - less``."""
-        return self.apply(f"small({{0}}, {bits:#x}, {one + less}, {TYPES[half]})", self.value(code, conditions))
+        name = "small"
+        if isinstance(code, Binary) and isinstance(code.b, Const):  # half a byte
+            known = {("and", 15): "low_bits", ("shr", 4): "high_bits"}.get((code.op, int(code.b.value)))
+            name, code = (name, code) if known is None else (known, code.a)
+        return self.apply(f"{name}({{0}}, {bits:#x}, {one + less}, {TYPES[half]})", self.value(code, conditions))
 
     # Matrix instructions multiply bytes of one kind. Of u8 and i8, the first is moved by 128 (its highest bit is turned round): sum (a - 128) b
     # is sum a b less 128 times the sum of b, which is added up on the side.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.triton.emit import Emitted
-from trustformers_ir.codegen.triton.optable import FUNCTIONS, functions_in
+from trustformers_ir.codegen.triton.optable import FUNCTIONS, NVIDIA, functions_in
 from trustformers_ir.codegen.triton.write import function_text
 from trustformers_ir.ir.dtypes import DType
 
@@ -15,8 +15,9 @@ from triton.language.extra import libdevice
 """
 
 
-def module_text(kernels: Sequence[Emitted]) -> str:
-    """The file with those kernels."""
+def module_text(kernels: Sequence[Emitted], backend: str = "") -> str:
+    """The file with those kernels; ``backend`` is Triton's name of the kind of GPU, ``""`` for any."""
+    known = {**FUNCTIONS, **NVIDIA} if backend == "cuda" else FUNCTIONS
     expansions: dict[tuple[str, DType], str] = {}
     todo = [f for k in kernels for f in k.functions]
     while todo:
@@ -31,8 +32,8 @@ def module_text(kernels: Sequence[Emitted]) -> str:
         name = todo_names.pop()
         if name not in called:
             called[name] = None
-            todo_names += functions_in(FUNCTIONS[name])
-    texts = [*(FUNCTIONS[name] for name in sorted(called)), *bodies]
+            todo_names += functions_in(known[name])
+    texts = [*(known[name] for name in sorted(called)), *bodies]
     return "\n\n".join([HEAD, *(f"@triton.jit\n{text}\n" for text in texts)])
 
 

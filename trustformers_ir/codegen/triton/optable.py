@@ -136,6 +136,10 @@ FUNCTIONS: Mapping[str, str] = {
         "    # a small integer without a conversion: put into the last digits of a number (`bits`) from which on neighbours are 1 apart\n"
         "    return tl.cast(tl.cast(code, tl.int16) | bits, dtype, bitcast=True) - less"
     ),
+    **{
+        name: f"def {name}(codes, bits: tl.constexpr, less: tl.constexpr, dtype: tl.constexpr):\n    return small({half}, bits, less, dtype)"
+        for name, half in (("low_bits", "codes & 15"), ("high_bits", "codes >> 4"))
+    },
     "checked": (
         "def checked(index, bound, mask, status, site: tl.constexpr):\n"
         "    # a data-dependent index: negative ones count from the end; one out of range is reported and clamped\n"
@@ -146,6 +150,32 @@ FUNCTIONS: Mapping[str, str] = {
         "    tl.store(where + 1, tl.cast(index, tl.int64), mask=wrong)\n"
         "    return tl.maximum(tl.minimum(at, bound - 1), 0)"
     ),
+}
+
+
+def _four_at_a_time(name: str, take: str) -> str:
+    """``low_bits`` or ``high_bits`` for NVIDIA. Triton takes each byte apart by itself, some four instructions for a code. Four codes of four bytes
+    are one ``and``; ``prmt`` puts each below the byte 0x43 or 0x64, and two numbers of 16 bits are there: 1.25 instructions for a code, with the
+    subtraction (PTX ISA 8.5, 9.7.9.7)."""
+
+    def asm(ones: int, dtype: str) -> str:
+        pick = " ".join(f"prmt.b32 ${i}, c, {ones * 0x01010101:#x}, {pairs:#x};" for i, pairs in enumerate((0x4140, 0x4342)))
+        return f'tl.inline_asm_elementwise("{{ .reg .b32 c; {take} {pick} }}", "=r,=r,r", [codes], dtype={dtype}, is_pure=True, pack=4)'
+
+    return (
+        f"def {name}(codes, bits: tl.constexpr, less: tl.constexpr, dtype: tl.constexpr):\n"
+        "    if dtype == tl.bfloat16:\n"
+        f"        x = {asm(0x43, 'tl.bfloat16')}\n"
+        "    else:\n"
+        f"        x = {asm(0x64, 'tl.float16')}\n"
+        "    return x - less"
+    )
+
+
+#: What some of these functions are on a GPU of NVIDIA's.
+NVIDIA: Mapping[str, str] = {
+    "low_bits": _four_at_a_time("low_bits", "and.b32 c, $2, 0x0f0f0f0f;"),
+    "high_bits": _four_at_a_time("high_bits", "shr.b32 c, $2, 4; and.b32 c, c, 0x0f0f0f0f;"),
 }
 
 
