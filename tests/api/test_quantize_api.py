@@ -13,6 +13,7 @@ from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.passes import quantize_int8
+from trustformers_ir.runtime.executable import Executable
 
 f32 = tfir.f32
 SMALL = "random:bert?hidden_size=64&num_hidden_layers=2&num_attention_heads=4&intermediate_size=128&vocab_size=100&max_position_embeddings=64"
@@ -36,12 +37,12 @@ def relative(have: np.ndarray, want: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module", params=["int8", STATIC])
-def small(request: pytest.FixtureRequest) -> tfir.api.Executable:
+def small(request: pytest.FixtureRequest) -> Executable:
     examples = [tokens(4, n, n) for n in (5, 20)] if request.param == STATIC else None
     return tfir.compile(SMALL, quantize=request.param, calibration=examples, threads=2)
 
 
-def test_products_are_in_integers(small: tfir.api.Executable) -> None:
+def test_products_are_in_integers(small: Executable) -> None:
     told: Any = small.report()["quantization"]
     assert told["int8"] == 2 * PER_LAYER and len(told["products"]) == told["int8"] + 1
     (kept,) = (row for row in told["products"] if not row["int8"])
@@ -52,13 +53,13 @@ def test_products_are_in_integers(small: tfir.api.Executable) -> None:
     assert str(small.module).count("linear_int8") == told["int8"]
 
 
-def test_native_code_is_what_the_interpreter_says(small: tfir.api.Executable) -> None:
+def test_native_code_is_what_the_interpreter_says(small: Executable) -> None:
     fed = tokens(2, 9)
     for got, want in zip(small(**fed), evaluate(small.module, **fed), strict=True):
         assert relative(got, want) < 1e-3  # the sums are exact; an activation beside a step falls to one side or the other
 
 
-def test_bits_do_not_depend_on_batch_padding_and_threads(small: tfir.api.Executable, tmp_path: Path) -> None:
+def test_bits_do_not_depend_on_batch_padding_and_threads(small: Executable, tmp_path: Path) -> None:
     small.save(tmp_path / "q.tfc")
     one = tfir.load(str(tmp_path / "q.tfc"), threads=1)
     fed = tokens(5, 17)
@@ -70,7 +71,7 @@ def test_bits_do_not_depend_on_batch_padding_and_threads(small: tfir.api.Executa
     np.testing.assert_array_equal(small(**padded)[0][:, :17], hidden)
 
 
-def test_an_artifact_is_the_same_model(small: tfir.api.Executable, tmp_path: Path) -> None:
+def test_an_artifact_is_the_same_model(small: Executable, tmp_path: Path) -> None:
     small.save(tmp_path / "q.tfc")
     again = tfir.load(str(tmp_path / "q.tfc"))
     fed = tokens(3, 12)

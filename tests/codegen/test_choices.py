@@ -43,6 +43,7 @@ from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import PassManager
 from trustformers_ir.passes.recipes import find_recipe
+from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tuner import neighbours
 
 f32, bf16, i8, i32, u8 = DType.f32, DType.bf16, DType.i8, DType.i32, DType.u8
@@ -200,7 +201,7 @@ def test_a_whole_model_under_random_tables(isa: str, recipe: str | None) -> None
 
 
 def run(compiled: Any, ids: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(y) for y in tfir.api.Executable(compiled, 2)(ids))
+    return tuple(np.asarray(y) for y in Executable(compiled, 2)(ids))
 
 
 # --- the heuristic, its neighbours, and what does not fit ----------------------------------------------------------------------------------

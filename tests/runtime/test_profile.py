@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 import trustformers_ir as tfir
+from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.tools.cli import main
 
 SMALL = "random:bert?hidden_size=96&num_hidden_layers=2&vocab_size=100"
 
 
 @pytest.fixture(scope="module")
-def exe() -> tfir.api.Executable:
+def exe() -> Executable:
     return tfir.compile(SMALL, threads=2)
 
 
-def test_times_are_in_order(exe: tfir.api.Executable) -> None:
+def test_times_are_in_order(exe: Executable) -> None:
     profile = exe.profile(np.ones((2, 40), np.int64))
     workers, kernels, _ = profile.times.shape
     assert (workers, kernels) == (2, len(exe.manifest.entries[0].kernels))
@@ -29,7 +30,7 @@ def test_times_are_in_order(exe: tfir.api.Executable) -> None:
     assert profile.dims == {"batch": 2, "seq": 40}
 
 
-def test_the_table_and_the_trace_name_kernels_and_lines(exe: tfir.api.Executable) -> None:
+def test_the_table_and_the_trace_name_kernels_and_lines(exe: Executable) -> None:
     profile = exe.profile(np.ones((1, 8), np.int64))
     assert "linear+gelu" in str(profile)
     events = json.loads(json.dumps(profile.trace()))["traceEvents"]
@@ -37,7 +38,7 @@ def test_the_table_and_the_trace_name_kernels_and_lines(exe: tfir.api.Executable
     assert {e["tid"] for e in events} == set(range(profile.times.shape[0]))
 
 
-def test_profiling_changes_nothing(exe: tfir.api.Executable) -> None:
+def test_profiling_changes_nothing(exe: Executable) -> None:
     ids = np.arange(20).reshape(2, 10)
     before = exe(ids)
     exe.profile(ids)
