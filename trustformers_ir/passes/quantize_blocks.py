@@ -17,22 +17,21 @@ asks for them, so each weight is read and quantized once. Before that a sample o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from trustformers_ir.ir import ops, rewriting
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, dequantize, quantize
+from trustformers_ir.ir.block_formats import FORMATS, Format, dequantize, quantize
 from trustformers_ir.ir.builder import Builder
-from trustformers_ir.ir.core import Module, Operation, Weight
+from trustformers_ir.ir.core import Module, Operation
 from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.mapped import let_go
-from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes.block_planes import BlockPlanes
 from trustformers_ir.passes.linears import Product, decision, is_head, products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import not_patterns, not_positive
-from trustformers_ir.passes.weights import blocks, derived, mapped_files, rows_of
+from trustformers_ir.passes.weights import blocks, mapped_files, rows_of
 
 SAMPLE = 256  # rows that are quantized to see how far a weight moves
 TAKEN = HALVES | {DType.f32}
@@ -101,10 +100,8 @@ class QuantizeBlocks(Pass):
         if not rewriting.allowed():
             return None, "TFIR_STOP_AFTER has been reached"
         builder = Builder.before(module, product.operation)
-        planes = {name: builder(ops.WeightOp(w.name)) for name, w in matrix.weights(module).items()}
-        return builder.create(
-            ops.LinearBlocks(self.format, matrix.group), product.activation, *(planes.get(name) for name in PLANES), product.bias
-        ), ""
+        operands = matrix.planes.operands(module, builder)
+        return builder.create(ops.LinearBlocks(self.format, matrix.group), product.activation, *operands, product.bias), ""
 
     def reason(self, product: Product) -> str | None:
         """Why a product stays as it is, as far as that can be said without looking at the weight."""
@@ -137,10 +134,9 @@ class BlockMatrix:
         self.format, self.group = format, row.group or group
         self.sizes = product.sizes
         label = format.value if row.group else f"{format.value}g{self.group}"
-        self.name = f"{product.weight.name}.{'transposed.' if product.transposed else ''}{label}"
-        self.origin = (label, product.transposed, product.weight)
+        name = f"{product.weight.name}.{'transposed.' if product.transposed else ''}{label}"
         self._rows = rows_of(product.weight, product.transposed)
-        self._waiting: dict[str, np.ndarray] = {}
+        self.planes = BlockPlanes(name, format, self.sizes, self.group, self._quantized, (label, product.transposed, product.weight))
 
     def error(self) -> float:
         """How far evenly spaced rows move, root mean square relative to them; NaN or infinite for a weight that is not finite."""
@@ -152,24 +148,6 @@ class BlockMatrix:
         norm = np.linalg.norm(sample.astype(np.float64))
         moved = np.linalg.norm(dequantize(self.format, quantize(self.format, sample, self.group), self.group).astype(np.float64) - sample)
         return float(moved / norm) if norm else 0.0
-
-    def weights(self, module: Module) -> dict[str, Weight]:
-        """The planes by name."""
-        row = FORMATS[self.format]
-        shapes = row.shapes(*self.sizes, self.group)
-        return {
-            name: derived(module, f"{self.name}.{name}", TensorType(shapes[name], plane.dtype), self._maker(name), (*self.origin, name))
-            for name, plane in row.planes.items()
-        }
-
-    def plane(self, name: str) -> np.ndarray:
-        """One plane. The others are kept until they are asked for."""
-        if name not in self._waiting:
-            self._waiting = self._quantized()
-        return self._waiting.pop(name)
-
-    def _maker(self, name: str) -> Callable[[], np.ndarray]:
-        return lambda: self.plane(name)
 
     def _quantized(self) -> dict[str, np.ndarray]:
         """All planes, block of rows by block of rows: what lies between stays in the cache."""

@@ -18,19 +18,16 @@ No number changes but by the order of sums: the weights of ``linear_blocks`` are
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
-import numpy as np
-
 from trustformers_ir.ir import ops, rewriting
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Blocks
+from trustformers_ir.ir.block_formats import FORMATS, Blocks
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
 from trustformers_ir.ir.dtypes import HALVES, DType
-from trustformers_ir.ir.types import TensorType
+from trustformers_ir.passes.block_planes import BlockPlanes
 from trustformers_ir.passes.manager import Pass, PassLog
-from trustformers_ir.passes.weights import derived, weight_of
+from trustformers_ir.passes.weights import weight_of
 
 ACTIVATIONS = HALVES | {DType.f32}
 
@@ -97,19 +94,5 @@ def _source(module: Module, value: Value) -> tuple[Weight, Blocks] | None:
 
 
 def _planes(module: Module, builder: Builder, weight: Weight, blocks: Blocks) -> list[Value | None]:
-    """The planes as values, those that the format does not have as None. They are made together when the first is asked for."""
-    row = FORMATS[blocks.format]
-    waiting: dict[str, np.ndarray] = {}
-
-    def plane(name: str) -> np.ndarray:
-        if name not in waiting:
-            waiting.update(blocks.planes())
-        return waiting.pop(name)
-
-    found: dict[str, Value] = {}
-    for name, shape in row.shapes(*blocks.shape, blocks.group).items():
-        type = TensorType(shape, row.planes[name].dtype)
-        origin = ("blocks", weight, name)
-        made = derived(module, f"{weight.name}.{blocks.format.value}.{name}", type, functools.partial(plane, name), origin)
-        found[name] = builder(ops.WeightOp(made.name))
-    return [found.get(name) for name in PLANES]
+    name = f"{weight.name}.{blocks.format.value}"
+    return BlockPlanes(name, blocks.format, blocks.shape, blocks.group, blocks.planes, ("blocks", weight)).operands(module, builder)
