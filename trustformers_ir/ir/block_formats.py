@@ -131,27 +131,31 @@ def unpair(bytes: np.ndarray, group: int) -> np.ndarray:
 # -- planes to numbers -----------------------------------------------------------------------------------------------------
 
 
-def values(row: FormatRow, group: int, planes: Planes, dtype: type[np.floating] = np.float32) -> np.ndarray:
-    """The matrix that planes stand for, in arithmetic of that dtype: of f32, which rounds the last sum alone, or of f64, which is exact."""
-
-    def factor(name: str) -> np.ndarray:
-        plane: np.ndarray = planes[name].astype(dtype)
-        return np.repeat(plane, row.planes[name].per or group, axis=1)
+def parts(row: FormatRow, group: int, planes: Planes, dtype: type[np.floating]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Of what ``w = factor * code + moved`` is made: codes ``i16[n, k]`` less their zero points, and for each group the factor and what is added,
+    ``[n, k / group]`` in arithmetic of that dtype; None where nothing is."""
 
     def of_group(name: str, steps: str) -> np.ndarray:
-        return factor(name) * factor(steps) if steps in row.planes else factor(name)
+        found = np.repeat(planes[name].astype(dtype), (row.planes[name].per or group) // group, axis=1)
+        if steps in row.planes:
+            found = found * planes[steps].astype(dtype)
+        return found
 
     codes = unpair(planes["codes"], group) if row.paired else planes["codes"]
-    w = codes.astype(np.int16) - np.int16(row.zero)
-    low = planes.get("low")
-    if low is not None and row.planes["low"].dtype is DType.u8:
-        w, low = w - np.repeat(low.astype(np.int16), group, axis=1), None
-    out: np.ndarray = of_group("scale", "steps") * w.astype(dtype)
-    if low is None:
-        return out
+    codes = codes.astype(np.int16) - np.int16(row.zero)
+    if "low" not in row.planes:
+        return codes, of_group("scale", "steps"), None
+    if row.planes["low"].dtype is DType.u8:
+        return codes - np.repeat(planes["low"].astype(np.int16), group, axis=1), of_group("scale", "steps"), None
     moved = of_group("low", "low_steps")
-    total: np.ndarray = out - moved if row.subtracts else out + moved
-    return total
+    return codes, of_group("scale", "steps"), -moved if row.subtracts else moved
+
+
+def values(row: FormatRow, group: int, planes: Planes) -> np.ndarray:
+    """The matrix that planes stand for, in f32 arithmetic, which rounds the last sum alone."""
+    codes, factor, moved = parts(row, group, planes, np.float32)
+    out: np.ndarray = np.repeat(factor, group, axis=1) * codes.astype(np.float32)
+    return out if moved is None else out + np.repeat(moved, group, axis=1)
 
 
 def dequantize(format: Format, planes: Planes, group: int = 0) -> np.ndarray:

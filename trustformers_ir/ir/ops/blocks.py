@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, FormatRow, dequantize, values
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, FormatRow, dequantize, parts
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import HALVES, INTS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype, require_same_shape
@@ -59,9 +59,10 @@ _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
 class LinearBlocks(Op):
     """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` with ``w = scale * steps * (code - zero) + low`` in the given format.
 
-    ``group`` is the number of elements that share a scale. Absent planes are 1 or 0. Every w is an exact real number, and the sum is rounded once.
-    Compiled code adds up ``x * (code - zero)``, whose factors are exact in f16 and bf16, and x, over each group in f32, multiplies that by the scale
-    and the low of the group, and adds up groups in f32. So no weight is ever rounded to the dtype of x.
+    ``group`` is the number of elements that share a scale. Absent planes are 1 or 0. Every w is an exact real number, and the sum is rounded once;
+    a scale that is not finite multiplies the sum of its group, not every element. Compiled code adds up ``x * (code - zero)``, whose factors are
+    exact in f16 and bf16, and x, over each group in f32, multiplies that by the scale and the low of the group, and adds up groups in f32. So no
+    weight is ever rounded to the dtype of x.
     """
 
     format: Format
@@ -123,8 +124,13 @@ class LinearBlocks(Op):
         bias: np.ndarray | None,
     ) -> Any:
         given = dict(zip(PLANES, (codes, scale, low, steps, low_steps), strict=True))
-        weight = values(self.row, self.group, {name: p for name, p in given.items() if p is not None}, np.float64)
-        y = np.matmul(x, weight.T) if x.ndim > 1 else np.matmul(x[None], weight.T)[0]
+        weights, factor, moved = parts(self.row, self.group, {name: p for name, p in given.items() if p is not None}, np.float64)
+        y = np.zeros((*x.shape[:-1], len(codes)))
+        for g in range(factor.shape[1]):
+            run = slice(g * self.group, (g + 1) * self.group)
+            y = y + (x[..., run] @ weights[:, run].T.astype(x.dtype)) * factor[:, g]
+            if moved is not None:
+                y = y + x[..., run].sum(-1, keepdims=True) * moved[:, g]
         return y if bias is None else y + bias
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
