@@ -65,9 +65,10 @@ def _write_weights(path: Path, weights: Mapping[str, Weight]) -> None:
 
 
 def executable(model: str, threads: int | None, target: str = "cpu", dtype: str | None = None, quantize: str | None = None) -> Runnable:
-    """The model, compiled here; an artifact is loaded, which needs no compiler: of several codes the best that runs here (``"cpu"``), or another."""
+    """The model, compiled here; an artifact is loaded, which needs no compiler. Of several codes it may have, a ``target`` with a colon names one
+    (``"cuda:sm_90"``); otherwise it is the best that runs here."""
     if model.endswith(".tfc"):
-        return tfir.load(model, threads=threads, target=None if target == "cpu" else target)
+        return tfir.load(model, threads=threads, target=target if ":" in target else None)
     return tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads)
 
 

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-import trustformers_ir as tfir
 from trustformers_ir.codegen.triton.target import is_gpu
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
 from trustformers_ir.tools import console
@@ -100,10 +99,7 @@ def _on_gpu(
     """Times calls on a GPU; says so where there is none."""
     with console.progress("benchmark"):
         started = time.perf_counter()
-        if model.endswith(".tfc"):
-            exe = tfir.load(model, target=target if ":" in target else None)
-        else:
-            exe = tfir.compile(model, target=target, dtype=dtype, quantize=quantize)
+        exe = executable(model, None, target, dtype, quantize)
         if not isinstance(exe, GpuExecutable):
             raise console.usage(f"'{model}' has no code for a GPU", "tfc compile MODEL -o m.tfc --target cuda:sm_90")
         exe.prepare()
