@@ -5,6 +5,7 @@ Names of blocks and formulas follow Vaswani et al., "Attention Is All You Need" 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -115,19 +116,64 @@ class MultiHeadAttention:
         return self.output(merge_heads(F.attention(q, k, v, mask)))
 
 
-class GroupedAttention:
-    """Causal self-attention with rotary positions (Su et al. 2021) and fewer heads of keys and values than of queries (Ainslie et al. 2023)."""
+class Text:
+    """A text that a decoder reads whole: where its tokens stand, and which of them see each other.
 
-    def __init__(self, query: Linear, key: Linear, value: Linear, output: Linear, heads: int, key_heads: int) -> None:
+    ``mask`` is that of :func:`padding_mask`. Positions, vectors that are looked up by them and attention come from here alone, in every family: who
+    reads a text in pieces, and keeps keys and values of those before, has another one of these, and no other model.
+    """
+
+    def __init__(self, length: Dim, mask: Tensor | None) -> None:
+        self.length, self.mask = length, mask
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """``i64[length]``: where each token stands. Equal for all texts of a batch, whatever the mask says."""
+        return F.arange(self.length)
+
+    def placed(self, table: LearnedPositions) -> Tensor:
+        """The vector of each position, ``[length, features]``."""
+        return table.first(self.length)
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        bias: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """What each token makes of itself and those before it, ``[batch, length, heads * features]``.
+
+        q is ``[batch, heads, length, features]``, k and v are those of the same tokens, with fewer heads where heads share them (Ainslie et al.
+        2023); ``layer`` counts the layers with attention of the decoder from 0. ``scale`` (``1 / sqrt(features)``), ``window`` and ``softcap`` are
+        those of ``F.attention``; ``bias`` makes what is added to scores, ``[batch | 1, heads, 1, keys]``, of the positions ``i64[keys]`` of the keys.
+        """
+        added = None if bias is None else bias(self.positions)
+        seen = F.attention(q, k, v, self.mask, added, causal=True, scale=scale, window=window, softcap=softcap)
+        return merge_heads(seen)
+
+
+class GroupedAttention:
+    """Causal self-attention with rotary positions (Su et al. 2021) and fewer heads of keys and values than of queries (Ainslie et al. 2023).
+
+    ``layer`` counts from 0."""
+
+    def __init__(self, query: Linear, key: Linear, value: Linear, output: Linear, heads: int, key_heads: int, layer: int) -> None:
         self.query, self.key, self.value, self.output = query, key, value, output
         self.heads, self.key_heads = heads, key_heads
+        self.layer = layer
 
-    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], text: Text) -> Tensor:
         """Self-attention over ``x[batch, length, features]``; ``turn`` gives ``[batch, heads, length, features]`` its positions."""
         q = turn(split_heads(self.query(x), self.heads))
         k = turn(split_heads(self.key(x), self.key_heads))
         v = split_heads(self.value(x), self.key_heads)
-        return self.output(merge_heads(F.attention(q, k, v, mask, causal=True)))
+        return self.output(text.attend(self.layer, q, k, v))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

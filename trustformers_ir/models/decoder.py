@@ -18,7 +18,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Parameter, Scope
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.models.blocks import Embedding, padding_mask
+from trustformers_ir.models.blocks import Embedding, Text, padding_mask
 from trustformers_ir.models.family import MAX_BATCH
 
 
@@ -44,13 +44,14 @@ class Decoder:
     def facts(self) -> Mapping[str, SymbolFact]:
         return {"batch": SymbolFact(1, MAX_BATCH), "seq": SymbolFact(1, self.longest)}
 
-    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
-        """The normalised states of the last layer; ``mask`` is that of :func:`padding_mask`."""
+    def states(self, input_ids: Tensor, text: Text) -> Tensor:
+        """The normalised states of the last layer."""
         raise NotImplementedError
 
     def decode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The states of ids."""
-        return self.states(input_ids, None if attention_mask is None else padding_mask(attention_mask))
+        mask = None if attention_mask is None else padding_mask(attention_mask)
+        return self.states(input_ids, Text(input_ids.shape[1], mask))
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         return {"last_hidden_state": self.decode(**inputs)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.parameters import Scope
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, LayerNorm, LearnedPositions, merge_heads, split_heads
+from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, LayerNorm, LearnedPositions, Text, split_heads
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.decoder import Decoder, LanguageModel
 from trustformers_ir.models.family import Family
@@ -79,13 +79,13 @@ class Gpt2Attention:
         h = config.n_embd
         self.inputs = Conv1d(scope.child("c_attn"), h, 3 * h)
         self.output = Conv1d(scope.child("c_proj"), h, h)
-        self.heads = config.n_head
+        self.heads, self.layer = config.n_head, layer
         scale = (h // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
         self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
-    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, text: Text) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.inputs(x).chunk(3, -1))
-        return self.output(merge_heads(F.attention(q, k, v, mask, causal=True, scale=self.scale)))
+        return self.output(text.attend(self.layer, q, k, v, scale=self.scale))
 
 
 class Gpt2Layer:
@@ -100,8 +100,8 @@ class Gpt2Layer:
         self.outer = Conv1d(scope.child("mlp", "c_proj"), config.n_inner, h)
         self.activation = ACTIVATIONS[config.activation_function]
 
-    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask)
+    def __call__(self, x: Tensor, text: Text) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), text)
         return x + self.outer(self.activation(self.inner(self.feed_forward_norm(x))))
 
 
@@ -114,10 +114,10 @@ class Gpt2(Decoder):
         self.layers = [Gpt2Layer(config, scope.child("h", i), i) for i in range(config.n_layer)]
         self.norm = LayerNorm(scope.child("ln_f"), config.n_embd, config.layer_norm_epsilon)
 
-    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.tokens(input_ids) + self.positions.first(input_ids.shape[1])
+    def states(self, input_ids: Tensor, text: Text) -> Tensor:
+        x = self.tokens(input_ids) + text.placed(self.positions)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, text)
         return self.norm(x)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.ir.parameters import Scope
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, GatedFeedForward, GroupedAttention, Linear, RmsNorm
+from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, GatedFeedForward, GroupedAttention, Linear, RmsNorm, Text
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.decoder import Decoder, LanguageModel
 from trustformers_ir.models.family import Family, transformer_size
@@ -76,7 +76,7 @@ class LlamaConfig:
 class LlamaLayer:
     """Section 2.2: attention and feed-forward network, each behind a norm and beside a residual."""
 
-    def __init__(self, config: LlamaConfig, scope: Scope) -> None:
+    def __init__(self, config: LlamaConfig, scope: Scope, layer: int) -> None:
         h, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
         queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         attention, mlp = scope.child("self_attn"), scope.child("mlp")
@@ -88,6 +88,7 @@ class LlamaLayer:
             output=Linear(attention.child("o_proj"), queries, h, config.attention_bias),
             heads=config.num_attention_heads,
             key_heads=config.num_key_value_heads,
+            layer=layer,
         )
         self.feed_forward_norm = RmsNorm(scope.child("post_attention_layernorm"), h, eps)
         self.feed_forward = GatedFeedForward(
@@ -97,8 +98,8 @@ class LlamaLayer:
             activation=ACTIVATIONS[config.hidden_act],
         )
 
-    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turn, mask)
+    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], text: Text) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), turn, text)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -108,14 +109,14 @@ class Llama(Decoder):
     def __init__(self, config: LlamaConfig, scope: Scope) -> None:
         super().__init__(Embedding(scope.child("embed_tokens"), config.vocab_size, config.hidden_size), config.max_position_embeddings)
         self.rotary = config.rotary
-        self.layers = [LlamaLayer(config, scope.child("layers", i)) for i in range(config.num_hidden_layers)]
+        self.layers = [LlamaLayer(config, scope.child("layers", i), i) for i in range(config.num_hidden_layers)]
         self.norm = RmsNorm(scope.child("norm"), config.hidden_size, config.rms_norm_eps)
 
-    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    def states(self, input_ids: Tensor, text: Text) -> Tensor:
         x = self.tokens(input_ids)
-        turn = self.rotary.first(input_ids.shape[1], x.dtype)
+        turn = self.rotary.turning(text.positions, x.dtype)
         for layer in self.layers:
-            x = layer(x, turn, mask)
+            x = layer(x, turn, text)
         return self.norm(x)
 
 

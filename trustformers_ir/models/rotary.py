@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.models.config import Fields
@@ -83,8 +82,9 @@ class Rotary:
         long, short = wave > self.original / self.low, wave < self.original / self.high
         return np.where(long, frequency / factor, np.where(short, frequency, between)).astype(np.float32)
 
-    def first(self, length: Dim, dtype: DType) -> Callable[[Tensor], Tensor]:
-        """A function that turns ``[batch, heads, length, features]`` by the angles of positions ``0 .. length - 1``."""
-        angle = F.arange(length).to(DType.f32)[:, None] * F.tensor(self.frequencies)
+    def turning(self, positions: Tensor, dtype: DType) -> Callable[[Tensor], Tensor]:
+        """A function that turns ``[batch, heads, length, features]`` by the angles of ``positions``, whole numbers ``[length]``, or ``[batch, 1,
+        length]`` where texts of a batch stand at different ones."""
+        angle = positions.to(DType.f32).unsqueeze(-1) * F.tensor(self.frequencies)
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
         return lambda x: F.rope(x, cos, sin)
