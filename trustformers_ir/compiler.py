@@ -341,7 +341,7 @@ def _gpu_targets(names: str) -> list[GpuTarget]:
     if later:
         help = "`tfc targets` lists what this machine can compile for"
         raise CompilerError.of(Code.NOT_BUILT, f"the target '{later[0]}' is not built yet", help=help)
-    gpus = [name for name in given if name in KINDS or is_gpu(name)]
+    gpus = [name for name in given if is_gpu(name)]
     if gpus and len(gpus) < len(given):
         message = f"'{names}' is CPUs and GPUs; an artifact for both is not built yet"
         raise CompilerError.of(Code.NOT_BUILT, message, help="make one for each")
@@ -414,11 +414,6 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
     module = _own_module(model, example_inputs, request)
     return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
-
-
-def _quantizer(module: Module, recipe: Recipe | None, model: Any, threads: int | None) -> Pass | None:
-    """The pass that a recipe stands for, with what it has to know of activations."""
-    return None if recipe is None else recipe.quantizer(_calibrated(module, recipe, model, threads))
 
 
 def _calibrated(module: Module, recipe: Recipe, model: Any, threads: int | None) -> Calibrated:
@@ -509,10 +504,9 @@ def _options(kind: type[Pass]) -> str:
 def emit_gpu(model: Any, request: Request, stage: str) -> str:
     """The graph, kernels, Triton functions or assembly of a model for a GPU, which need not be here."""
     target = gpu.find_gpu(request.target)
-    module = _own_module(model, None, request)
-    quantizer = _quantizer(module, request.quantize, model, None)
-    PassManager(pipelines.gpu(quantizer), verify=request.verify).run(module)
-    return str(module) if stage == "graph" else gpu.lower(module, target).text(stage)
+    source = _Source.read(model, None, request, None)
+    PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
+    return str(source.module) if stage == "graph" else gpu.lower(source.module, target).text(stage)
 
 
 def emit(executable: Runnable, stage: str) -> str:

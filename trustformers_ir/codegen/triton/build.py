@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.kernel import Kernel
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.kernel_ir.simplify import symbol_facts
 from trustformers_ir.codegen.lower.blocks import BlockMachine
@@ -34,51 +33,59 @@ class GpuCode:
     programs: tuple[Program, ...]
 
     @functools.cached_property
-    def kernels(self) -> Mapping[str, tuple[str, Kernel]]:
-        """Label and nest of each distinct kernel by its name, in order of first use."""
-        return {name: (c.label, c.kernel) for name, c in self.calls.items()}
+    def _numbers(self) -> Mapping[tuple[str, Launch], int]:
+        keys = dict.fromkeys((c.kernel.key(), c.launch) for p in self.programs for c in p.calls)
+        return {key: n for n, key in enumerate(keys)}
+
+    def number(self, call: KernelCall) -> int:
+        """Which kernel a call runs, in order of first use. Kernels that are launched in different ways are distinct."""
+        return self._numbers[call.kernel.key(), call.launch]
 
     @functools.cached_property
     def calls(self) -> Mapping[str, KernelCall]:
-        """The first call of each distinct kernel by its name. Kernels that are launched in different ways are distinct."""
-        distinct: dict[tuple[str, Launch], KernelCall] = {}
+        """The first call of each distinct kernel by its name, in order."""
+        first: dict[int, KernelCall] = {}
         for c in (c for p in self.programs for c in p.calls):
-            distinct.setdefault((c.kernel.key(), c.launch), c)
-        return {f"kernel_{n}": c for n, c in enumerate(distinct.values())}
+            first.setdefault(self.number(c), c)
+        return {f"kernel_{n}": c for n, c in first.items()}
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """How each kernel is launched, in the order of ``kernels``."""
+        """How each distinct kernel is launched, in order."""
         return tuple(c.launch for c in self.calls.values())
 
     @functools.cached_property
     def emitted(self) -> tuple[Emitted, ...]:
         facts = symbol_facts(self.module.facts)
-        return tuple(emit(kernel, name, facts) for name, (_, kernel) in self.kernels.items())
+        return tuple(emit(c.kernel, name, facts) for name, c in self.calls.items())
 
     def text(self, stage: str) -> str:
         """The kernels as kernel IR, as a file of Triton functions, or as the target's assembly. ``USAGE`` for the assembly of another maker,
         ``MISSING_DEPENDENCY`` without Triton."""
         if stage == "kernels":
-            return "\n\n".join(f"// {name}: {label}\n{print_kernel(kernel)}" for name, (label, kernel) in self.kernels.items())
+            return "\n\n".join(f"// {name}: {c.label}\n{print_kernel(c.kernel)}" for name, c in self.calls.items())
         if stage == "triton":
             return module_text(self.emitted, self.target.backend)
         if stage != self.target.assembly:
             message = f"'{self.target.name}' has no {stage}"
             raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton {self.target.assembly}".rstrip())
-        labels = {name: label for name, (label, _) in self.kernels.items()}
-        return "\n\n".join(f"// {b.name}: {labels[b.name]}\n{b.assembly.strip()}" for b in self.binaries())
+        return "\n\n".join(f"// {b.name}: {self.calls[b.name].label}\n{b.assembly.strip()}" for b in self.binaries())
 
     def binaries(self) -> list[Binary]:
         """The machine code of every kernel. ``MISSING_DEPENDENCY`` without Triton."""
-        if not has_triton():
-            raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
+        require_triton()
         return compile_kernels(self.emitted, self.target, self.launches)
 
 
 def has_triton() -> bool:
     """Whether machine code can be made here. Texts can be without it."""
     return importlib.util.find_spec("triton") is not None
+
+
+def require_triton() -> None:
+    """``MISSING_DEPENDENCY`` where no machine code can be made."""
+    if not has_triton():
+        raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
 
 
 def find_gpu(name: str) -> GpuTarget:

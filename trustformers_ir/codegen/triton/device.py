@@ -15,9 +15,9 @@ import numpy as np
 from trustformers_ir.codegen.lower.indexing import expr_dim
 from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
-from trustformers_ir.codegen.program import BufferRef, KernelCall, Launch, Program, Storage
+from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
 from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
-from trustformers_ir.codegen.triton.build import GpuCode, has_triton, lower
+from trustformers_ir.codegen.triton.build import GpuCode, lower, require_triton
 from trustformers_ir.codegen.triton.emit import Emitted
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget
@@ -53,7 +53,6 @@ class DeviceBuild:
     print_graph: Callable[[], str]
     weights: Mapping[str, Callable[[], np.ndarray]]
     digest: Callable[[str], str]
-    report: Mapping[str, object]
 
 
 def target_info(target: GpuTarget) -> TargetInfo:
@@ -73,8 +72,8 @@ def build(
     ``names`` gives the names of each function's outputs, ``metadata`` is added to the module's, ``placed`` are the weights that code for other
     targets, of the same artifact, reads. ``MISSING_DEPENDENCY`` without Triton, ``TOO_LARGE`` for what no index reaches.
     """
-    if target.executable and not has_triton():
-        raise CompilerError.of(Code.MISSING_DEPENDENCY, "machine code for GPUs is made by Triton", help="install it: pip install triton")
+    if target.executable:
+        require_triton()
     note("lower")
     code = lower(module, target, names=names)
     planner = _Planner(code, stored_weights(module, code.programs, placed))
@@ -97,7 +96,7 @@ def build(
         metadata={**module.metadata, **(metadata or {})},
     )
     makers = weight_makers(module, planner.weights)
-    return DeviceBuild(manifest, device, codes, functools.partial(print_module, module), makers, lambda name: module.weights[name].digest, {})
+    return DeviceBuild(manifest, device, codes, functools.partial(print_module, module), makers, lambda name: module.weights[name].digest)
 
 
 class _Planner:
@@ -108,16 +107,12 @@ class _Planner:
         self.weights = weights
         self.facts: Facts = code.module.facts
         self.number = {w.name: n for n, w in enumerate(weights)}
-        self.kernels: dict[tuple[str, Launch], int] = {}
-        for c in self.calls():
-            self.kernels.setdefault(_key(c), len(self.kernels))
+        self.calls = [c for p in code.programs for c in p.calls]
+        for c in self.calls:
             self.check_reach(c)
 
-    def calls(self) -> list[KernelCall]:
-        return [c for p in self.code.programs for c in p.calls]
-
     def emitted(self, c: KernelCall) -> Emitted:
-        return self.code.emitted[self.kernels[_key(c)]]
+        return self.code.emitted[self.code.number(c)]
 
     # -- indices of 32 and of 64 bits --------------------------------------------------------------------------------
 
@@ -145,9 +140,8 @@ class _Planner:
 
     def binaries(self) -> tuple[dict[str, Binary], dict[str, Binary]]:
         """Machine code by the name of the kernel: for indices of 32 bits, and of 64 where those may not be enough."""
-        needed = {self.kernels[_key(c)] for c in self.calls() if not self.is_narrow(c)}
-        emitted, target = self.code.emitted, self.code.target
-        launches = [launch for _, launch in self.kernels]
+        needed = {self.code.number(c) for c in self.calls if not self.is_narrow(c)}
+        emitted, target, launches = self.code.emitted, self.code.target, self.code.launches
         narrow = {b.name: b for b in compile_kernels(emitted, target, launches)}
         chosen = sorted(needed)
         wide = compile_kernels([emitted[n] for n in chosen], target, [launches[n] for n in chosen], wide=True) if chosen else []
@@ -175,7 +169,7 @@ class _Planner:
         plan = plan_arena(program, self.facts)
         verify_plan(program, plan, self.facts)
         base = aligned(plan.arena_bytes, self.facts)
-        made = [self.launch(c, plan, base, kernels[self.kernels[_key(c)]]) for c in program.calls]
+        made = [self.launch(c, plan, base, kernels[self.code.number(c)]) for c in program.calls]
         return DeviceFunction(program.name, base + self.largest([extra for _, extra in made]), tuple(launch for launch, _ in made))
 
     def largest(self, sizes: Sequence[Dim]) -> Dim:
@@ -203,7 +197,7 @@ class _Planner:
             extra = extra + aligned(programs * max(needs), self.facts)
         buffers = tuple(self.buffer(r, plan) for r in c.arguments)
         conditions = () if c.when is None else (c.when,)
-        return DeviceLaunch(self.kernels[_key(c)], programs, buffers, tuple(memory), work if any(needs) else 0, conditions), extra
+        return DeviceLaunch(self.code.number(c), programs, buffers, tuple(memory), work if any(needs) else 0, conditions), extra
 
     def buffer(self, r: BufferRef, plan: Plan) -> DeviceBuffer:
         if r.storage is Storage.ARENA:
@@ -214,10 +208,6 @@ class _Planner:
     def infos(self, program: Program) -> tuple[KernelInfo, ...]:
         """What reports say of the calls."""
         return tuple(KernelInfo(self.emitted(c).name, c.label, c.location, c.flops, c.bytes) for c in program.calls)
-
-
-def _key(c: KernelCall) -> tuple[str, Launch]:
-    return c.kernel.key(), c.launch
 
 
 def _code(b: Binary | None, bits: int) -> DeviceCode | None:
