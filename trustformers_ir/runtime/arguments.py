@@ -62,6 +62,11 @@ def ready(value: object, port: Port, devices: Sequence[str] = ("cpu",)) -> Array
     return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
 
 
+def address_of(array: Array) -> int:
+    """Where the elements of a numpy array or a torch tensor begin."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else int(array.data_ptr())
+
+
 def dtype_of(array: Array) -> DType | None:
     """The dtype of a numpy array or a torch tensor; None when it has no counterpart here."""
     try:

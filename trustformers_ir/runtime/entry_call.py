@@ -6,7 +6,6 @@ What executes the code is of no concern here: the executables of CPUs and of GPU
 from __future__ import annotations
 
 import functools
-import math
 import re
 import sys
 from abc import abstractmethod
@@ -51,14 +50,17 @@ class Bound:
 class EntryCall(Generic[P]):
     """One entry; ``P`` is what an executable keeps for each combination of shapes."""
 
-    devices: tuple[str, ...] = ("cpu",)  # on which tensors may lie, by torch's names
-
     def __init__(self, manifest: Manifest, entry: Entry) -> None:
         self.manifest = manifest
         self.entry = entry
         self.facts = Facts(dict(manifest.symbols))
         self.names = {p.name: i for i, p in enumerate(entry.inputs)}
         self.plans: dict[tuple[object, ...], P] = {}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """On which tensors may lie, by torch's names."""
+        return ("cpu",)
 
     @abstractmethod
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -169,7 +171,7 @@ class EntryCall(Generic[P]):
     def check_outputs(self, bound: Bound) -> None:
         """``OUT_OF_MEMORY`` for outputs that the memory of the CPU cannot hold."""
         for port, (shape, dtype) in zip(self.entry.outputs, bound.results, strict=True):
-            memory.check_size(math.prod(shape) * dtype.itemsize, f"output '{port.name}'")
+            memory.check_size(memory.bytes_of(shape, dtype), f"output '{port.name}'")
 
     def out_of_range(self, number: int, index: int, env: Mapping[str, int]) -> CompilerError:
         """The error that the status word ``number`` stands for."""

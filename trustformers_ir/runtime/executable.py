@@ -22,7 +22,7 @@ from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, En
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import memory
-from trustformers_ir.runtime.arguments import Array
+from trustformers_ir.runtime.arguments import Array, address_of
 from trustformers_ir.runtime.entry_call import Bound, EntryCall
 from trustformers_ir.runtime.native import link
 from trustformers_ir.runtime.prediction import known_rates, predict
@@ -232,7 +232,7 @@ class _Callable(EntryCall[_Plan]):
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         plan, arrays = self.prepared(given, named)
         results = self.host_outputs(plan.bound)
-        site, index = self.executable._run(self.entry, plan, _addresses(arrays), _addresses(results))
+        site, index = self.executable._run(self.entry, plan, list(map(address_of, arrays)), list(map(address_of, results)))
         del arrays  # until here they had to live
         if site:
             raise self.out_of_range(site, index, plan.bound.env)
@@ -244,7 +244,7 @@ class _Callable(EntryCall[_Plan]):
         workers = 1 if plan.alone else self.executable.threads
         stamps = np.zeros((workers, len(self.entry.kernels), 4), np.int64)
         started = time.perf_counter_ns()
-        self.executable._run(self.entry, plan, _addresses(arrays), _addresses(results), stamps.ctypes.data)
+        self.executable._run(self.entry, plan, list(map(address_of, arrays)), list(map(address_of, results)), stamps.ctypes.data)
         elapsed = time.perf_counter_ns() - started
         del arrays, results
         env = dict(zip((name for name, _ in self.manifest.symbols), plan.dims, strict=False))
@@ -261,7 +261,3 @@ class _Callable(EntryCall[_Plan]):
         plan = _Plan(bound, bound.dims(self.manifest), (len(arrays), len(bound.results)), arena, memory.aligned(scratch))
         plan.alone = bool(entry.kernels) and max(costs) < ALONE_BELOW
         return plan
-
-
-def _addresses(arrays: Sequence[Array]) -> list[int]:
-    return [x.ctypes.data if type(x) is np.ndarray else x.data_ptr() for x in arrays]

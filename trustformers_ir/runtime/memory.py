@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from trustformers_ir.ir.abi import ALIGNMENT, StoredWeight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.mapped import give_back
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
@@ -27,6 +29,11 @@ def check_size(size: int, what: str) -> None:
 
 def no_memory(message: str) -> CompilerError:
     return CompilerError.of(Code.OUT_OF_MEMORY, message, help="give smaller inputs, or run where there is more memory")
+
+
+def bytes_of(shape: Sequence[int], dtype: DType) -> int:
+    """The bytes of a contiguous array."""
+    return math.prod(shape) * dtype.itemsize
 
 
 def aligned(size: int) -> int:
@@ -122,5 +129,3 @@ def materialise(
         note("weights", len(weights), len(weights))
     block.flags.writeable = False
     return Weights(block)
-
-

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trustformers_ir.ir.abi import ALIGNMENT, Entry, Manifest
+from trustformers_ir.ir.abi import Entry, Manifest
 from trustformers_ir.ir.device import (
     ARENA,
     DEVICE_VERSION,
@@ -28,6 +28,7 @@ from trustformers_ir.ir.device import (
 )
 from trustformers_ir.ir.dims import Dim, symbols_of
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.runtime.memory import aligned
 from trustformers_ir.runtime.records import Broken, canonical, decoded, encoded, fail, fields_of, parsed, shown
 
 RULES = {
@@ -58,18 +59,14 @@ def encode(module: DeviceModule, codes: Mapping[str, Sequence[bytes]]) -> bytes:
     kernels, end = module.kernels, 0
     while True:  # the plan tells where code lies, and its length where code begins
         plan = canonical(encoded(_Plan(kernels, module.functions), _Plan))
-        begin = _aligned(_HEAD.size + len(plan) + len(text))
+        begin = aligned(_HEAD.size + len(plan) + len(text))
         if begin == end:
             break
         kernels, end = _placed(module.kernels, codes, begin), begin
     out = bytearray(_HEAD.pack(MAGIC, DEVICE_VERSION, 0, len(plan), len(text)) + plan + text)
     for code in (c for k in module.kernels for c in codes.get(k.name, ())):
-        out += bytes(_aligned(len(out)) - len(out)) + code
+        out += bytes(aligned(len(out)) - len(out)) + code
     return bytes(out)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _placed(kernels: Sequence[DeviceKernel], codes: Mapping[str, Sequence[bytes]], begin: int) -> tuple[DeviceKernel, ...]:
@@ -79,7 +76,7 @@ def _placed(kernels: Sequence[DeviceKernel], codes: Mapping[str, Sequence[bytes]
         spans: list[DeviceCode | None] = []
         for binary, code in zip((k.narrow, k.wide), [*codes.get(k.name, ()), b"", b""], strict=False):
             spans.append(None if binary is None else replace(binary, offset=begin, length=len(code)))
-            begin = _aligned(begin + len(code)) if binary is not None else begin
+            begin = aligned(begin + len(code)) if binary is not None else begin
         out.append(replace(k, narrow=spans[0], wide=spans[1]))
     return tuple(out)
 
@@ -147,7 +144,7 @@ def _check_places(kernels: Sequence[DeviceKernel], code: bytes, end: int) -> Non
     """Machine code lies where the writer puts it, and nothing else does. Code for the interpreter is the text alone."""
     binaries = [b for k in kernels for b in (k.narrow, k.wide) if b is not None]
     for b in binaries:
-        if b.offset != _aligned(end) or b.length < 1 or b.length > len(code) - b.offset or any(code[end : b.offset]):
+        if b.offset != aligned(end) or b.length < 1 or b.length > len(code) - b.offset or any(code[end : b.offset]):
             fail("G3", f"machine code has {b.length} bytes at byte {b.offset}, after a part that ends at {end} of {len(code)}")
         end = b.offset + b.length
     if end != len(code):
@@ -189,5 +186,3 @@ def _check_buffer(b: DeviceBuffer, counts: Mapping[str, int], what: str) -> None
         fail("G5", f"{what} names {shown(b.storage)} {b.number}, of {counts.get(b.storage, 0)}")
     if b.storage != ARENA and b.offset != 0:
         fail("G5", f"{what} begins inside {b.storage} {b.number}")
-
-

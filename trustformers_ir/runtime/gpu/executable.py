@@ -13,6 +13,7 @@ and puts them on a stream (``lane.py``), from the second call on as one graph.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -28,13 +29,13 @@ from trustformers_ir.ir.abi import CompiledModule, Entry, Manifest
 from trustformers_ir.ir.device import POINTER_ALIGNMENT, DeviceModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import memory
-from trustformers_ir.runtime.arguments import Array, is_tensor
+from trustformers_ir.runtime.arguments import Array, address_of, is_tensor
 from trustformers_ir.runtime.entry_call import Bound, EntryCall
 from trustformers_ir.runtime.gpu import code
 from trustformers_ir.runtime.gpu.devices import open_driver
 from trustformers_ir.runtime.gpu.driver import Driver, Function
 from trustformers_ir.runtime.gpu.lane import Block, DriverMemory, Lane, Lanes
-from trustformers_ir.runtime.gpu.steps import Sizes, Steps, bytes_of, steps_of
+from trustformers_ir.runtime.gpu.steps import Sizes, Steps, steps_of
 from trustformers_ir.runtime.profile import Profile
 from trustformers_ir.runtime.records import Broken
 from trustformers_ir.runtime.runnable import Runnable
@@ -235,8 +236,7 @@ class _Plan:
 
     bound: Bound
     steps: Steps
-    inputs: tuple[int, ...]  # bytes of each
-    outputs: tuple[int, ...]
+    sizes: Sizes
 
 
 class _GpuCall(EntryCall[_Plan]):
@@ -247,10 +247,13 @@ class _GpuCall(EntryCall[_Plan]):
         self.executable = weakref.proxy(executable)
         self.function = next(f for f in executable.device.functions if f.name == entry.name)
 
+    @functools.cached_property
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu", self.executable.driver.torch_device)
+
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         exe = self.executable
         with exe.entered(), exe.used() as resident:
-            self.devices = ("cpu", resident.driver.torch_device)
             plan, arrays = self.prepared(given, named)
             started = time.perf_counter_ns()
             if any(is_tensor(a) and resident.driver.owns(a) for a in arrays):
@@ -269,8 +272,7 @@ class _GpuCall(EntryCall[_Plan]):
             plan, arrays = self.prepared(given, named)
             arrays = [a.cpu() if is_tensor(a) else a for a in arrays]
             with driver.current(), _borrowed(resident.lanes, resident.lanes.own()) as lane:
-                inputs = [self.staged(driver, lane, n, a, size) for n, (a, size) in enumerate(zip(arrays, plan.inputs, strict=True))]
-                outputs = [lane.buffer("output", n, size) for n, size in enumerate(plan.outputs)]
+                inputs, outputs = self.buffers(driver, lane, plan, arrays)
                 seconds = lane.timed(plan.steps, resident.weights.address, inputs, outputs, resident.function)
         times = np.zeros((1, len(self.entry.kernels), 3))
         took = dict(zip((s.launch for s in plan.steps.steps), seconds, strict=True))
@@ -282,12 +284,10 @@ class _GpuCall(EntryCall[_Plan]):
 
     def plan(self, arrays: Sequence[Array]) -> _Plan:
         bound = self.bound(arrays, (self.entry.arena_bytes,))
-        inputs = tuple(bytes_of(a.shape, p.type.dtype) for a, p in zip(arrays, self.entry.inputs, strict=True))
-        outputs = tuple(bytes_of(shape, dtype) for shape, dtype in bound.results)
-        exe = self.executable
-        sizes = Sizes(inputs, outputs)
-        steps = steps_of(self.function, exe.device.kernels, self.manifest.weights, self.entry, bound.env, sizes)
-        return _Plan(bound, steps, inputs, outputs)
+        inputs = tuple(memory.bytes_of(a.shape, p.type.dtype) for a, p in zip(arrays, self.entry.inputs, strict=True))
+        sizes = Sizes(inputs, tuple(memory.bytes_of(shape, dtype) for shape, dtype in bound.results))
+        steps = steps_of(self.function, self.executable.device.kernels, self.manifest.weights, self.entry, bound.env, sizes)
+        return _Plan(bound, steps, sizes)
 
     # -- where arrays are --------------------------------------------------------------------------------------------
 
@@ -297,14 +297,13 @@ class _GpuCall(EntryCall[_Plan]):
         self.check_outputs(plan.bound)
         results = self.host_outputs(plan.bound)
         with driver.current(), _borrowed(resident.lanes, resident.lanes.own()) as lane:
-            inputs = [self.staged(driver, lane, n, a, size) for n, (a, size) in enumerate(zip(arrays, plan.inputs, strict=True))]
-            outputs = [lane.buffer("output", n, size) for n, size in enumerate(plan.outputs)]
+            inputs, outputs = self.buffers(driver, lane, plan, arrays)
             lane.run(plan.steps, resident.weights.address, inputs, outputs, resident.function)
             if plan.steps.checks:
                 lane.ask_status()
-            for result, source, size in zip(results, outputs, plan.outputs, strict=True):
+            for result, source, size in zip(results, outputs, plan.sizes.outputs, strict=True):
                 if size:
-                    driver.copy_out(_address(result), source, size, lane.stream)
+                    driver.copy_out(address_of(result), source, size, lane.stream)
             driver.wait(lane.stream)
             return results, lane.status() if plan.steps.checks else (0, 0)
 
@@ -316,7 +315,7 @@ class _GpuCall(EntryCall[_Plan]):
         with driver.current(), _borrowed(resident.lanes, resident.lanes.of_torch(driver.torch_stream(), device)) as lane:
             inputs = [
                 self.tensor_place(driver, lane, n, a, size) if is_tensor(a) and driver.owns(a) else self.staged(driver, lane, n, a, size)
-                for n, (a, size) in enumerate(zip(arrays, plan.inputs, strict=True))
+                for n, (a, size) in enumerate(zip(arrays, plan.sizes.inputs, strict=True))
             ]
             results = self.device_outputs(plan.bound, device)
             lane.run(plan.steps, resident.weights.address, inputs, [t.data_ptr() for t in results], resident.function)
@@ -325,11 +324,16 @@ class _GpuCall(EntryCall[_Plan]):
                 driver.wait(lane.stream)
             return results, lane.status() if wait else (0, 0)
 
+    def buffers(self, driver: Driver, lane: Lane, plan: _Plan, arrays: Sequence[Array]) -> tuple[list[int], list[int]]:
+        """Buffers of the lane with the arrays, which are of the CPU, and for the outputs."""
+        inputs = [self.staged(driver, lane, n, a, size) for n, (a, size) in enumerate(zip(arrays, plan.sizes.inputs, strict=True))]
+        return inputs, [lane.buffer("output", n, size) for n, size in enumerate(plan.sizes.outputs)]
+
     def staged(self, driver: Driver, lane: Lane, number: int, array: Array, size: int) -> int:
         """An array of the CPU, copied into a buffer of the lane."""
         place = lane.buffer("input", number, size)
         if size:
-            driver.copy_in(place, _address(array), size, lane.stream)
+            driver.copy_in(place, address_of(array), size, lane.stream)
         return place
 
     def tensor_place(self, driver: Driver, lane: Lane, number: int, tensor: Any, size: int) -> int:
@@ -357,7 +361,3 @@ def _borrowed(lanes: Lanes, lane: Lane) -> Iterator[Lane]:
         yield lane
     finally:
         lanes.give_back(lane)
-
-
-def _address(array: Array) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()

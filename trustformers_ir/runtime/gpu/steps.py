@@ -7,7 +7,6 @@ it was planned for. :class:`Recording` is the second, for one stream: its argume
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -223,10 +222,3 @@ def _address(a: Argument, bases: Bases) -> int:
     if a.kind == STATUS:
         return bases.status
     return (bases.inputs if a.kind == INPUT else bases.outputs)[a.number]
-
-
-def bytes_of(shape: Sequence[int], dtype: DType) -> int:
-    """The bytes of a contiguous array."""
-    return math.prod(shape) * dtype.itemsize
-
-

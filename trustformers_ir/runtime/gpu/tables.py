@@ -99,10 +99,6 @@ class Table:
     warp: int
     out_of_memory: int
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(self.names)
-
 
 CUDA = Table(
     "cuda",
