@@ -130,9 +130,17 @@ class BlockProduct:
         key = self.key(rows)
         found = table.get(key)
         if found is None:
-            return Chosen(key, lighter(fitted(heuristic(machine, key, bool(self.lead)), key), machine.warp * most_sums), HEURISTIC)
+            return Chosen(key, lighter(fitted(self.preferred(machine, key), key), machine.warp * self.sums(most_sums)), HEURISTIC)
         assert isinstance(found, BlockChoice)
         return Chosen(key, fitted(found, key), TABLE)
+
+    def preferred(self, machine: BlockMachine, key: ScheduleKey) -> BlockChoice:
+        """What the heuristic says of such products."""
+        return heuristic(machine, key, bool(self.lead))
+
+    def sums(self, most: int) -> int:
+        """How many sums a thread may have where it could hold ``most``."""
+        return most
 
 
 def matrix_units(dtype: DType) -> bool:

@@ -63,13 +63,12 @@ def flash_tile(kind: str, o: Operation, facts: Facts) -> FlashTile:
     if isinstance(o.op, ops.PackedAttention):
         return tile
     group = q.shape[1] // k.shape[1]
-    rows = facts.bounds(q.shape[2])[1] * (group if isinstance(group, int) else 1)
-    keys = facts.bounds(k.shape[2])[1]
+    queries, keys = (facts.bounds(x.shape[2])[1] for x in (q, k))
+    rows = queries * (group if isinstance(group, int) else 1)
     if rows <= FEW:
         height = min(covering(int(rows)), max(tile.queries, LEAST))
         return replace(narrow, queries=height, packed=True, chunk=CHUNK if keys > CHUNK else 0)
-    most = facts.bounds(q.shape[2])[1]
-    return replace(tile, queries=tile.queries if most >= tile.queries else covering(int(most)))
+    return replace(tile, queries=tile.queries if queries >= tile.queries else covering(int(queries)))
 
 
 def _by_size(kind: str, dtype: DType, features: int) -> tuple[FlashTile, FlashTile]:

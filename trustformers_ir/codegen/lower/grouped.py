@@ -22,14 +22,14 @@ As with other products there is a kernel for each range of rows (``block_product
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, UNROLL, VECTOR, Axis, const
 from trustformers_ir.codegen.kernel_ir.schedule import Move, Reorder, Split, Tag, apply, axes_of, tile_axis
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
-from trustformers_ir.codegen.lower.block_products import BlockProduct, fitted, lighter
+from trustformers_ir.codegen.lower.block_products import BlockProduct
 from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering, power_of_two
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
@@ -37,7 +37,7 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim, product
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.schedule_table import HEURISTIC, TABLE, BlockChoice, Choice, Chosen, ScheduleKey
+from trustformers_ir.ir.schedule_table import BlockChoice, ScheduleKey
 
 FEW = 32  # rows up to which warps have groups of their own
 TURN = 128  # terms of a turn of the loop; of each warp where it has groups of its own
@@ -73,15 +73,13 @@ class GroupedProduct(BlockProduct):
         """The group is how the right side is packed."""
         return replace(super().key(rows), panel=self.group)
 
-    def choose(self, machine: BlockMachine, table: Mapping[ScheduleKey, Choice], rows: int | None, most_sums: int = MOST_SUMS) -> Chosen:
-        """The choice of the table, where it has one; else that of the heuristic."""
-        key = self.key(rows)
-        found = table.get(key)
-        if found is None:
-            most = min(most_sums, MOST_SUMS if self.group >= TURN // 2 else SUMS)
-            return Chosen(key, lighter(fitted(heuristic(machine, key), key), machine.warp * most), HEURISTIC)
-        assert isinstance(found, BlockChoice)
-        return Chosen(key, fitted(found, key), TABLE)
+    def preferred(self, machine: BlockMachine, key: ScheduleKey) -> BlockChoice:
+        """What the heuristic says of such products."""
+        return heuristic(machine, key)
+
+    def sums(self, most: int) -> int:
+        """How many sums a thread may have where it could hold ``most``: those of a group are there besides."""
+        return min(most, MOST_SUMS if self.group >= TURN // 2 else SUMS)
 
     def tiled(self, kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
         """The nest with tiles, as far as its loops were not dropped because they have one turn. A run of codes is one block."""
