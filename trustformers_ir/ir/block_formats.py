@@ -30,13 +30,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import HALVES, DType
 
 Planes = Mapping[str, np.ndarray]
 
 #: the planes, in the order in which ``linear_blocks`` takes them
 PLANES = ("codes", "scale", "low", "steps", "low_steps")
 SUPER = 256  # elements of a block of a k-quant
+#: dtypes of what is multiplied by a matrix in blocks, and of what becomes one
+ACTIVATIONS = HALVES | {DType.f32}
 
 
 class Format(enum.Enum):

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trustformers_ir.ir import ops, rewriting
-from trustformers_ir.ir.block_formats import FORMATS, Format, dequantize, quantize
+from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, Format, dequantize, quantize
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation
-from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.passes.block_planes import BlockPlanes
 from trustformers_ir.passes.linears import Product, decision, is_head, products
@@ -34,7 +33,6 @@ from trustformers_ir.passes.options import not_patterns, not_positive
 from trustformers_ir.passes.weights import blocks, mapped_files, rows_of
 
 SAMPLE = 256  # rows that are quantized to see how far a weight moves
-TAKEN = HALVES | {DType.f32}
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class QuantizeBlocks(Pass):
         if product.weight is None:
             return "its weight is not known at build time"
         for what, dtype in (("its activation", product.activation.type.dtype), ("its weight", product.weight.type.dtype)):
-            if dtype not in TAKEN:
+            if dtype not in ACTIVATIONS:
                 return f"{what} is {dtype}, and only f32, f16 and bf16 are taken"
         unit = FORMATS[self.format].unit(self.group)
         n, k = product.sizes

@@ -21,15 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trustformers_ir.ir import ops, rewriting
-from trustformers_ir.ir.block_formats import FORMATS, Blocks
+from trustformers_ir.ir.block_formats import ACTIVATIONS, Blocks
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
-from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes.block_planes import BlockPlanes
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.weights import weight_of
-
-ACTIVATIONS = HALVES | {DType.f32}
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class ReadBlocks(Pass):
             return None
         bias = o.operands[2] if isinstance(o.op, ops.Linear) else None
         builder = Builder.before(module, o)
-        planes = _planes(module, builder, weight, blocks)
-        return builder(ops.LinearBlocks(blocks.format, _group(blocks)), x, *planes, bias)
+        planes = _planes(weight, blocks)
+        return builder(ops.LinearBlocks(blocks.format, planes.group), x, *planes.operands(module, builder), bias)
 
     def table(self, module: Module, o: Operation) -> Value | None:
         """The rows of a table in blocks, or None where it is none."""
@@ -77,12 +75,9 @@ class ReadBlocks(Pass):
             return None
         weight, blocks = found
         builder = Builder.before(module, o)
-        rows = builder(ops.EmbeddingBlocks(blocks.format, _group(blocks)), *_planes(module, builder, weight, blocks), ids)
+        planes = _planes(weight, blocks)
+        rows = builder(ops.EmbeddingBlocks(blocks.format, planes.group), *planes.operands(module, builder), ids)
         return rows if o.result.type.dtype is DType.f32 else builder(ops.Cast(o.result.type.dtype), rows)
-
-
-def _group(blocks: Blocks) -> int:
-    return FORMATS[blocks.format].group or blocks.group
 
 
 def _source(module: Module, value: Value) -> tuple[Weight, Blocks] | None:
@@ -93,6 +88,6 @@ def _source(module: Module, value: Value) -> tuple[Weight, Blocks] | None:
     return None if weight is None or weight.blocks is None else (weight, weight.blocks)
 
 
-def _planes(module: Module, builder: Builder, weight: Weight, blocks: Blocks) -> list[Value | None]:
+def _planes(weight: Weight, blocks: Blocks) -> BlockPlanes:
     name = f"{weight.name}.{blocks.format.value}"
-    return BlockPlanes(name, blocks.format, blocks.shape, blocks.group, blocks.planes, ("blocks", weight)).operands(module, builder)
+    return BlockPlanes(name, blocks.format, blocks.shape, blocks.group, blocks.planes, ("blocks", weight))

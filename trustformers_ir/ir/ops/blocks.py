@@ -1,7 +1,7 @@
-"""Matrix products by weights in blocks of a few bits.
+"""Weights in blocks of a few bits: products by them, and rows of tables of them.
 
-A weight is a handful of arrays, the *planes* of its format (the table in [quantization.md](quantization.md)): codes, and what groups of them are
-multiplied by and moved by. The activation stays as it is.
+A matrix or a table is a handful of arrays, the *planes* of its format (the table in [quantization.md](quantization.md)): codes, and what groups of
+them are multiplied by and moved by. Activations stay as they are.
 """
 
 from __future__ import annotations
@@ -12,30 +12,62 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, FormatRow, dequantize, parts
+from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, PLANES, Format, FormatRow, dequantize, parts
 from trustformers_ir.ir.dims import Dim
-from trustformers_ir.ir.dtypes import HALVES, INTS, DType
+from trustformers_ir.ir.dtypes import INTS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype, require_same_shape
 from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 
-_ACTIVATIONS = frozenset({DType.f32}) | HALVES
 _CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
+#: the planes as operands, in the order of ``PLANES``
+_PLANES = (
+    *(Operand("codes", _CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True)),
+    *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True)),
+)
 
 
-def require_planes(op: Op, ctx: InferContext, row: FormatRow, group: int, sizes: tuple[Dim, int], types: Sequence[TensorType | None]) -> None:
-    """Constraints 4 and 5: the planes of a matrix of those sizes are there, with the dtypes and shapes that the format gives them."""
-    given = dict(zip(PLANES, types, strict=True))
-    for name, type in given.items():
-        wanted = row.planes[name].dtype if name in row.planes else None
-        have = None if type is None else type.dtype
-        op.require(4, have is wanted, f"{name} of {row.format.value} is {wanted or 'absent'}, not {have or 'absent'}")
-    n, k = sizes
-    for name, (_, columns) in row.shapes(0, k, group).items():
-        type = given[name]
-        assert type is not None
-        require_same_shape(op, 5, ctx, type.shape, (n, columns), name)
+@dataclass(frozen=True)
+class _InBlocks(Op):
+    """An op on a matrix in blocks. Constraints 2 to 5 are those of the matrix."""
+
+    format: Format
+    group: int
+
+    constraints = {
+        2: "group is that of the format, or an even number where it has none",
+        4: "the planes are those of the format, with its dtypes",
+        5: "the planes provably have the shapes that the format gives them",
+    }
+
+    @property
+    def row(self) -> FormatRow:
+        """The format."""
+        return FORMATS[self.format]
+
+    def require_group(self) -> None:
+        row = self.row
+        self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
+
+    def require_planes(self, ctx: InferContext, n: Dim, k: int, *types: TensorType | None) -> None:
+        """The planes of a matrix ``[n, k]`` are there, and k is cut into whole blocks."""
+        row = self.row
+        self.require(3, k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
+        given = dict(zip(PLANES, types, strict=True))
+        for name, type in given.items():
+            wanted = row.planes[name].dtype if name in row.planes else None
+            have = None if type is None else type.dtype
+            self.require(4, have is wanted, f"{name} of {row.format.value} is {wanted or 'absent'}, not {have or 'absent'}")
+        for name, (_, columns) in row.shapes(0, k, self.group).items():
+            type = given[name]
+            assert type is not None
+            require_same_shape(self, 5, ctx, type.shape, (n, columns), name)
+
+    @staticmethod
+    def planes_of(*arrays: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Those that are there, by name."""
+        return {name: p for name, p in zip(PLANES, arrays, strict=True) if p is not None}
 
 
 def _planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
@@ -56,7 +88,7 @@ _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
 
 
 @dataclass(frozen=True)
-class LinearBlocks(Op):
+class LinearBlocks(_InBlocks):
     """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` with ``w = scale * steps * (code - zero) + low`` in the given format.
 
     ``group`` is the number of elements that share a scale. Absent planes are 1 or 0. Every w is an exact real number, and the sum is rounded once;
@@ -65,28 +97,15 @@ class LinearBlocks(Op):
     weight is ever rounded to the dtype of x.
     """
 
-    format: Format
-    group: int
-
     mnemonic = "linear_blocks"
-    operands = (
-        *(Operand("x", _ACTIVATIONS), Operand("codes", _CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True)),
-        *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True), Operand("bias", _ACTIVATIONS, optional=True)),
-    )
+    operands = (Operand("x", ACTIVATIONS), *_PLANES, Operand("bias", ACTIVATIONS, optional=True))
     constraints = {
         1: "x has an axis, and codes is a matrix",
-        2: "group is that of the format, or an even number where it has none",
         3: "the last size of x is a constant, a multiple of the format's blocks",
-        4: "the planes are those of the format, with its dtypes",
-        5: "the planes provably have the shapes that the format gives them",
+        **_InBlocks.constraints,
         6: "bias is a vector of provably as many elements as codes has rows, with the dtype of x",
     }
     fusion = FusionKind.CONTRACTION
-
-    @property
-    def row(self) -> FormatRow:
-        """The format."""
-        return FORMATS[self.format]
 
     def infer(
         self,
@@ -99,13 +118,12 @@ class LinearBlocks(Op):
         low_steps: TensorType | None,
         bias: TensorType | None,
     ) -> tuple[TensorType, ...]:
-        row = self.row
         self.require(1, x.rank >= 1 and codes.rank == 2, f"{x}, {codes}")
-        self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
+        self.require_group()
         k, n = x.shape[-1], codes.shape[0]
-        self.require(3, isinstance(k, int) and k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
+        self.require(3, isinstance(k, int), str(x))
         assert isinstance(k, int)
-        require_planes(self, ctx, row, self.group, (n, k), (codes, scale, low, steps, low_steps))
+        self.require_planes(ctx, n, k, codes, scale, low, steps, low_steps)
         if bias is not None:
             require_same_dtype(self, 6, (x, bias))
             self.require(6, bias.rank == 1, str(bias))
@@ -123,8 +141,7 @@ class LinearBlocks(Op):
         low_steps: np.ndarray | None,
         bias: np.ndarray | None,
     ) -> Any:
-        given = dict(zip(PLANES, (codes, scale, low, steps, low_steps), strict=True))
-        weights, factor, moved = parts(self.row, self.group, {name: p for name, p in given.items() if p is not None}, np.float64)
+        weights, factor, moved = parts(self.row, self.group, self.planes_of(codes, scale, low, steps, low_steps), np.float64)
         y = np.zeros((*x.shape[:-1], len(codes)))
         for g in range(factor.shape[1]):
             run = slice(g * self.group, (g + 1) * self.group)
@@ -165,35 +182,22 @@ class LinearBlocks(Op):
 
 
 @dataclass(frozen=True)
-class EmbeddingBlocks(Op):
+class EmbeddingBlocks(_InBlocks):
     """``y[i] = w[ids[i]]`` in f32, rows of a table in blocks: ``w = scale * steps * (code - zero) + low`` in the given format, computed in f32 as
     ``ir/block_formats.py: dequantize`` does, to the bit.
 
     ``group`` is the number of elements that share a scale. Absent planes are 1 or 0.
     """
 
-    format: Format
-    group: int
-
     mnemonic = "embedding_blocks"
-    operands = (
-        *(Operand("codes", _CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True), Operand("steps", _BYTES, optional=True)),
-        *(Operand("low_steps", _BYTES, optional=True), Operand("ids", INTS)),
-    )
+    operands = (*_PLANES, Operand("ids", INTS))
     constraints = {
         1: "codes is a matrix with a constant number of columns",
-        2: "group is that of the format, or an even number where it has none",
         3: "the elements of a row are a multiple of the format's blocks",
-        4: "the planes are those of the format, with its dtypes",
-        5: "the planes provably have the shapes that the format gives them",
+        **_InBlocks.constraints,
     }
     fusion = FusionKind.INJECTIVE
     exact = True
-
-    @property
-    def row(self) -> FormatRow:
-        """The format."""
-        return FORMATS[self.format]
 
     def infer(
         self,
@@ -205,14 +209,12 @@ class EmbeddingBlocks(Op):
         low_steps: TensorType | None,
         ids: TensorType,
     ) -> tuple[TensorType, ...]:
-        row = self.row
         columns = codes.shape[-1] if codes.rank == 2 else None
         self.require(1, isinstance(columns, int), str(codes))
-        self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
         assert isinstance(columns, int)
-        k = columns * row.planes["codes"].per
-        self.require(3, k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
-        require_planes(self, ctx, row, self.group, (codes.shape[0], k), (codes, scale, low, steps, low_steps))
+        self.require_group()
+        k = columns * self.row.planes["codes"].per
+        self.require_planes(ctx, codes.shape[0], k, codes, scale, low, steps, low_steps)
         return (TensorType((*ids.shape, k), DType.f32),)
 
     def reference(
@@ -225,9 +227,9 @@ class EmbeddingBlocks(Op):
         low_steps: np.ndarray | None,
         ids: np.ndarray,
     ) -> Any:
-        given = dict(zip(PLANES, (codes, scale, low, steps, low_steps), strict=True))
+        given = self.planes_of(codes, scale, low, steps, low_steps)
         picked = resolve_indices(self, ids, codes.shape[0]).reshape(-1)
-        rows = {name: p[picked].astype(self.row.planes[name].dtype.numpy) for name, p in given.items() if p is not None}
+        rows = {name: p[picked].astype(self.row.planes[name].dtype.numpy) for name, p in given.items()}
         found = dequantize(self.format, rows, self.group)
         return found.reshape(*ids.shape, found.shape[1])
 

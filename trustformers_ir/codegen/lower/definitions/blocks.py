@@ -1,4 +1,4 @@
-"""Pointwise definition of products by weights in blocks: a sum over groups of what is multiplied by one scale.
+"""Pointwise definitions of matrices in blocks: products by them, and rows of tables.
 
     y = sum over groups g of  scale[g] * sum over j of x[g, j] * (code[g, j] - zero)  +  low[g] * sum over j of x[g, j]
 
@@ -18,78 +18,90 @@ from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
 
 
+class _Rows:
+    """Row n of a matrix in blocks, group by group: what the codes of a group are made into numbers with."""
+
+    def __init__(self, d: Definer, op: ops.LinearBlocks | ops.EmbeddingBlocks, planes: Sequence[Value | None], n: Expr, k: int) -> None:
+        self.d, self.row, self.n, self.groups = d, op.row, n, k // op.group
+        _, self.scale, self.low, self.steps, self.low_steps = planes
+
+    def signed(self, codes: Sequence[Expr], g: Expr) -> list[Expr]:
+        """Codes of group g in f32, less its zero point."""
+        zero = self._at(self.low, g) if self._zeros else self.row.zero
+        found = [cast(c, DType.f32) for c in codes]
+        return found if isinstance(zero, int) and not zero else [c - zero for c in found]
+
+    def of_group(self, g: Expr, coded: Expr, plain: Expr | None = None) -> Expr:
+        """``coded`` times the scale of group g, plus its low, times ``plain`` where ``coded`` is a sum, and that the sum of ones."""
+        y = self._product(self.scale, self.steps, g) * coded
+        if not self.moves:
+            return y
+        moved = self._product(self.low, self.low_steps, g)
+        moved = moved if plain is None else moved * plain
+        return y - moved if self.row.subtracts else y + moved
+
+    @property
+    def moves(self) -> bool:
+        """Whether something is added to the scaled codes."""
+        return self.low is not None and not self._zeros
+
+    @property
+    def _zeros(self) -> bool:
+        return self.low is not None and self.low.type.dtype is DType.u8
+
+    def _product(self, plane: Value | None, factor: Value | None, g: Expr) -> Expr:
+        found = self._at(plane, g)
+        return found if factor is None else found * self._at(factor, g)
+
+    def _at(self, plane: Value | None, g: Expr) -> Expr:
+        """The entry of a plane for a group, of which several may share one."""
+        assert plane is not None
+        columns = plane.type.shape[1]
+        assert isinstance(columns, int)
+        return cast(self.d.at(plane, (self.n, g // (self.groups // columns))), DType.f32)
+
+
 @define(ops.LinearBlocks)
 def _linear_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     assert isinstance(o.op, ops.LinearBlocks)
-    x, codes, scale, low, steps, low_steps, bias = o.operands
-    assert x is not None and codes is not None and scale is not None
-    row, size, (*lead, n) = o.op.row, o.op.group, index
+    x, codes, *_, bias = o.operands
+    assert x is not None and codes is not None
+    size, (*lead, n) = o.op.group, index
     terms = x.type.shape[-1]
     assert isinstance(terms, int)
+    rows = _Rows(d, o.op, o.operands[1:-1], n, terms)
     g = Axis("g", terms // size, SEQ)
-    run = size // 2 if row.paired else size  # elements whose codes lie in neighbouring bytes
+    run = size // 2 if rows.row.paired else size  # elements whose codes lie in neighbouring bytes
     j = Axis("j", run, VECTOR)
-
-    def of_group(plane: Value, factor: Value | None) -> Expr:
-        """What a group is multiplied by, of which every ``per`` elements may share a part."""
-        found = cast(_at(d, plane, n, g, terms // size), DType.f32)
-        return found if factor is None else found * cast(_at(d, factor, n, g, terms // size), DType.f32)
-
     code = d.at(codes, (n, g * run + j))
-    weights = [cast(c, DType.f32) for c in ((code & 15, code >> 4) if row.paired else (code,))]
-    if low is not None and low.type.dtype is DType.u8:
-        zero = of_group(low, None)
-        weights, low = [w - zero for w in weights], None
-    elif row.zero:
-        weights = [w - row.zero for w in weights]
+    weights = rows.signed((code & 15, code >> 4) if rows.row.paired else (code,), g)
     parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(weights))]
-    products = [Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)]
-    total = of_group(scale, steps) * _added(products)
-    if low is not None:
-        moved = of_group(low, low_steps) * _added([Reduce("sum", (j,), part) for part in parts])
-        total = total - moved if row.subtracts else total + moved
-    y: Expr = Reduce("sum", (g,), total)
+    products = _added([Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)])
+    plain = _added([Reduce("sum", (j,), part) for part in parts]) if rows.moves else None
+    y: Expr = Reduce("sum", (g,), rows.of_group(g, products, plain))
     return d.finish(o, result, y if bias is None else y + d.lifted(bias, (n,)))
 
 
 @define(ops.EmbeddingBlocks)
 def _embedding_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     assert isinstance(o.op, ops.EmbeddingBlocks)
-    codes, scale, low, steps, low_steps, ids = o.operands
-    assert codes is not None and scale is not None and ids is not None
-    row, size, (*lead, j) = o.op.row, o.op.group, index
-    groups = o.result.type.shape[-1]
-    assert isinstance(groups, int)
-    groups //= size
+    *planes, ids = o.operands
+    codes = planes[0]
+    assert codes is not None and ids is not None
+    size, (*lead, j) = o.op.group, index
+    terms = o.result.type.shape[-1]
+    assert isinstance(terms, int)
     n = d.checked(o, d.at(ids, tuple(lead)), codes.type.shape[0], "token id")
+    rows = _Rows(d, o.op, planes, n, terms)
     g, within = j // size, j % size
-    if row.paired:
-        code = (d.at(codes, (n, g * (size // 2) + within % (size // 2))) >> cast(within // (size // 2) * 4, DType.u8)) & 15
+    if rows.row.paired:
+        half = size // 2
+        code = (d.at(codes, (n, g * half + within % half)) >> cast(within // half * 4, DType.u8)) & 15
     else:
         code = d.at(codes, (n, j))
-    signed = cast(cast(code, DType.i32) - row.zero, DType.f32)
-    if low is not None and low.type.dtype is DType.u8:
-        signed, low = signed - cast(_at(d, low, n, g, groups), DType.f32), None
-
-    def of_group(plane: Value, factor: Value | None) -> Expr:
-        found = cast(_at(d, plane, n, g, groups), DType.f32)
-        return found if factor is None else found * cast(_at(d, factor, n, g, groups), DType.f32)
-
-    y = of_group(scale, steps) * signed
-    if low is None:
-        return y
-    moved = of_group(low, low_steps)
-    return y - moved if row.subtracts else y + moved
-
-
-def _at(d: Definer, plane: Value, n: Expr, g: Expr, groups: int) -> Expr:
-    """The entry of a plane for a group, of which several may share one."""
-    columns = plane.type.shape[1]
-    assert isinstance(columns, int)
-    return d.at(plane, (n, g // (groups // columns)))
+    (signed,) = rows.signed((code,), g)
+    return rows.of_group(g, signed)
 
 
 def _added(terms: Sequence[Expr]) -> Expr:
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
-
-
