@@ -24,7 +24,7 @@ from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
-from trustformers_ir.frontend.gguf.container import open_gguf
+from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import PREFIX, random_model
@@ -121,6 +121,9 @@ def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None 
     """The graph of a model by its front end alone. A given ``Module`` is returned as it is."""
     if isinstance(model, (str, Path)):
         return _from_path(str(model), _dtype(dtype))
+    if isinstance(model, GgufFile):
+        note("reading the model")
+        return load_gguf(model, dtype=_dtype(dtype))
     if dtype is not None:
         message = f"dtype chooses what a checkpoint computes in; {type(model).__name__} says that itself"
         raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
@@ -151,6 +154,12 @@ def _dtype(dtype: DType | str | None) -> DType | None:
         raise CompilerError.of(Code.USAGE, f"there is no dtype {dtype!r}", help="f32, f64, bf16 or f16") from error
 
 
+def _opened(model: Any) -> Any:
+    """The model, a GGUF file opened: it is read for its graph and for its tokenizer."""
+    given = isinstance(model, (str, Path)) and Path(model).suffix == ".gguf" and Path(model).is_file()
+    return open_gguf(model) if given else model
+
+
 def _from_path(name: str, dtype: DType | None) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype)
@@ -165,8 +174,7 @@ def _from_path(name: str, dtype: DType | None) -> Module:
         note("reading the checkpoint")
         return load_checkpoint(path, dtype=dtype)
     if path.suffix == ".gguf":
-        note("reading the model")
-        return load_gguf(path, dtype=dtype)
+        return to_module(open_gguf(path), dtype=dtype)
     if path.suffix == ".tfir":
         return read_module(path, resolve=_beside(path))
     if path.suffix == ".tfc":
@@ -214,6 +222,7 @@ class _Source:
     @classmethod
     def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None) -> _Source:
         started = time.perf_counter()
+        model = _opened(model)
         module = _own_module(model, example_inputs, request)
         names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
         files = mapped_files(module)
@@ -397,8 +406,8 @@ def _check_weights(module: Module, file: str | None) -> None:
 def _tokenizer(model: Any) -> dict[str, str]:
     if isinstance(model, (str, Path)) and Path(model).is_dir():
         text = tokenizer_text(model)
-    elif isinstance(model, (str, Path)) and Path(model).suffix == ".gguf":
-        text = tokenizer_json(open_gguf(model))
+    elif isinstance(model, GgufFile):
+        text = tokenizer_json(model)
     else:
         text = None
     return {} if text is None else {TOKENIZER_KEY: text}
@@ -412,6 +421,7 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     recipe = request.quantize
     if recipe is None:
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
+    model = _opened(model)
     module = _own_module(model, example_inputs, request)
     return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
 

@@ -14,6 +14,7 @@ import transformers
 from llama_cpp import served
 
 import trustformers_ir as tfir
+from trustformers_ir import compiler
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES
 from trustformers_ir.frontend.gguf.container import open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
@@ -21,6 +22,7 @@ from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.frontend.tokenizer import load_tokenizer
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.abi import TOKENIZER_KEY
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.passes.manager import PassManager
 from trustformers_ir.passes.read_blocks import ReadBlocks
@@ -185,6 +187,15 @@ def test_matrices_in_blocks_that_nothing_here_makes(kind: Any, tmp_path: Path) -
     want = logits_of(model, IDS)
     compiled = tfir.compile(str(path))(IDS, np.ones_like(IDS))
     assert np.abs(compiled - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its graph and its tokenizer together."""
+    path = write(tmp_path / "x.gguf", made("gpt2"))
+    opened: list[Path] = []
+    monkeypatch.setattr(compiler, "open_gguf", lambda p: opened.append(p) or open_gguf(p))
+    assert TOKENIZER_KEY in tfir.compile(str(path)).manifest.metadata
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

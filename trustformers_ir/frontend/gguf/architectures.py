@@ -7,8 +7,8 @@ tensors of files with parameters of ``models/``, ``{n}`` being the number of a l
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,16 @@ class GgufArchitecture:
     names: tuple[tuple[str, str], ...]
     paired: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    settings: Mapping[str, object] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
 
     def parameter(self, tensor: str) -> str | None:
         """The name of the parameter that a tensor is; None for one that has no place."""
-        stem, _, kind = tensor.rpartition(".")
-        for theirs, mine in self.names:
-            found = re.fullmatch(re.escape(theirs).replace(r"\{n\}", r"(\d+)"), stem)
-            if found is not None:
-                return f"{mine.replace('{n}', found[1]) if found.groups() else mine}.{kind}"
-        return None
+        return _renamed(tensor, self.names)
 
     def tensor(self, parameter: str) -> str | None:
         """The name of the tensor that a parameter is; the inverse of :meth:`parameter`."""
-        stem, _, kind = parameter.rpartition(".")
-        for theirs, mine in self.names:
-            found = re.fullmatch(re.escape(mine).replace(r"\{n\}", r"(\d+)"), stem)
-            if found is not None:
-                return f"{theirs.replace('{n}', found[1]) if found.groups() else theirs}.{kind}"
-        return None
+        return _renamed(parameter, [(mine, theirs) for theirs, mine in self.names])
 
     def is_paired(self, parameter: str) -> bool:
         """Whether the rows of a parameter turn in neighbouring pairs in a file."""
@@ -52,6 +42,16 @@ class GgufArchitecture:
     def is_turned(self, parameter: str) -> bool:
         """Whether the parameter is the transpose of what a file holds."""
         return any(re.fullmatch(p, parameter) for p in self.columns)
+
+
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+    """The name with its stem, all before the last dot, replaced by that of the first pair that fits."""
+    stem, _, kind = name.rpartition(".")
+    for old, new in pairs:
+        found = re.fullmatch(re.escape(old).replace(r"\{n\}", r"(\d+)"), stem)
+        if found is not None:
+            return f"{new.replace('{n}', found[1]) if found.groups() else new}.{kind}"
+    return None
 
 
 _SIZES = {

@@ -80,6 +80,9 @@ class GgufFile(Mapping[str, GgufTensor]):
         self.metadata = metadata
         self._tensors = tensors
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def __getitem__(self, name: str) -> GgufTensor:
         return self._tensors[name]
 

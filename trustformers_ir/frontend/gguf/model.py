@@ -31,10 +31,10 @@ FACTORS = "rope_freqs.weight"  # by what each frequency is divided
 _FITS = "is the file complete, and written by a current converter?"
 
 
-def load_gguf(path: str | Path, *, dtype: DType | None = None) -> Module:
-    """The module of a GGUF file, or of the several files of which it is the first. ``dtype`` is what the model computes in (f32). Raises
-    ``CompilerError`` with all problems."""
-    file = open_gguf(path)
+def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None) -> Module:
+    """The module of a GGUF file, or of the several files of which it is the first, by path or opened. ``dtype`` is what the model computes in
+    (f32). Raises ``CompilerError`` with all problems."""
+    file = source if isinstance(source, GgufFile) else open_gguf(source)
     architecture = _architecture(file)
     family = find_family(architecture.model_type)
     problems = Collector()
@@ -43,13 +43,14 @@ def load_gguf(path: str | Path, *, dtype: DType | None = None) -> Module:
     problems.check()
     config = _with_factors(config, file, problems)
     heads = {name: getattr(config, name, 0) for name in ("num_attention_heads", "num_key_value_heads")}
-    stored = _stored(file, architecture, heads, problems)
+    tensors = _tensors(file, architecture, heads, problems)
     problems.check()
-    parameters = Parameters(available={name: s.stored for name, s in stored.items()})
+    stored = {name: t.stored for name, t in tensors.items()}
+    parameters = Parameters(available=stored)
     model = family.architectures[architecture.architecture](config, Scope(parameters, dtype=dtype or DType.f32))
-    compare(parameters, {name: s.stored for name, s in stored.items()}, family, file.path, _FITS, problems)
+    compare(parameters, stored, family, file.path, _FITS, problems)
     problems.check()
-    weights = {p.name: stored[p.name].weight(p.name) for p in parameters}
+    weights = {p.name: tensors[p.name].weight(p.name) for p in parameters}
     return traced(model, weights, file.path.stem, described(family, architecture.architecture, model))
 
 
@@ -85,7 +86,7 @@ def _config(file: GgufFile, architecture: GgufArchitecture, problems: Collector)
     prefix = architecture.name
     found = {field: file.metadata.get(f"{prefix}.{key}") for field, key in architecture.fields.items()}
     raw: dict[str, Any] = {field: value for field, value in found.items() if value is not None}
-    raw |= architecture.settings or {}
+    raw |= architecture.settings
 
     def unsupported(key: str, what: str) -> None:
         problems.add(Code.UNSUPPORTED_CONFIG, f"{prefix}.{key} is {what}, which is not supported", Where(file=str(file.path)), "")
@@ -157,7 +158,7 @@ class _Tensor:
     def blocks(self) -> Blocks:
         kind = self.tensor.kind
         assert kind.format is not None
-        return Blocks(kind.format, (self.tensor.shape[0], self.tensor.shape[1]), self.planes)
+        return Blocks(kind.format, (self.tensor.shape[0], self.tensor.shape[1]), self.planes, turned=self.turned)
 
     def planes(self) -> dict[str, np.ndarray]:
         assert self.tensor.kind.format is not None
@@ -165,12 +166,12 @@ class _Tensor:
 
     def weight(self, name: str) -> Weight:
         if self.tensor.kind.dtype is None:
-            return Weight(name, self.stored.type, self.values, blocks=replace(self.blocks(), turned=self.turned))
+            return Weight(name, self.stored.type, self.values, blocks=self.blocks())
         simple = self.order is None
         return Weight(name, self.stored.type, self.values() if simple else self.values)
 
 
-def _stored(file: GgufFile, architecture: GgufArchitecture, heads: Mapping[str, int], problems: Collector) -> dict[str, _Tensor]:
+def _tensors(file: GgufFile, architecture: GgufArchitecture, heads: Mapping[str, int], problems: Collector) -> dict[str, _Tensor]:
     """All tensors by the names of the parameters that they are."""
     out: dict[str, _Tensor] = {}
     for tensor in file.values():

@@ -169,7 +169,35 @@ class Rope(Op):
 
 
 @dataclass(frozen=True)
-class Attention(Op):
+class _Scored(Op):
+    """What ``attention`` and ``packed_attention`` share: attributes, their checks, and scores."""
+
+    causal: bool = False
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+    fusion = FusionKind.ATTENTION
+
+    def require_groups(self, number: int, ctx: InferContext, heads: Dim, key_heads: Dim) -> None:
+        """The constraint that heads of keys provably divide those of queries."""
+        grouped = isinstance(key_heads, int) and key_heads > 0 and ctx.facts.divisible(heads, key_heads)
+        self.require(number, grouped or ctx.facts.is_equal(heads, key_heads), f"{heads} heads of q, {key_heads} heads of k")
+
+    def require_settings(self, number: int) -> None:
+        """The constraint on the attributes."""
+        positive = (self.window is None or self.window >= 1) and (self.softcap is None or 0 < self.softcap < math.inf)
+        self.require(number, positive and (self.scale is None or math.isfinite(self.scale)), str(self))
+
+    def scores(self, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """``[…, queries, keys]`` of ``q[…, queries, features]`` and ``k[…, keys, features]``, before bias and mask."""
+        scale = 1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
+        scores = np.matmul(q, np.swapaxes(k, -1, -2)) * scale
+        return np.asarray(scores if self.softcap is None else self.softcap * np.tanh(scores / self.softcap))
+
+
+@dataclass(frozen=True)
+class Attention(_Scored):
     """Scaled dot-product attention (Vaswani et al. 2017) with grouped queries (Ainslie et al. 2023).
 
     q is ``[B, Hq, Sq, D]``, k ``[B, Hk, Sk, D]``, v ``[B, Hk, Sk, Dv]``; query head h reads head ``h // (Hq / Hk)`` of k and v.
@@ -178,11 +206,6 @@ class Attention(Op):
     ``j > i + Sk - Sq - window`` if there is a window. The result is ``softmax(s over the visible keys) @ v``;
     a query without a visible key (or with all scores -inf) gives zeros, and an invisible value has no influence unless v is not finite.
     """
-
-    causal: bool = False
-    scale: float | None = None
-    window: int | None = None
-    softcap: float | None = None
 
     mnemonic = "attention"
     operands = (
@@ -200,7 +223,6 @@ class Attention(Op):
         5: "mask and bias provably broadcast to [B, Hq, Sq, Sk]",
         6: "window is at least 1, softcap is positive, scale is finite",
     }
-    fusion = FusionKind.ATTENTION
 
     def infer(
         self, ctx: InferContext, q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None, bias: TensorType | None
@@ -210,14 +232,11 @@ class Attention(Op):
         require_equal(self, 3, ctx, q.shape[0], k.shape[0], "batch of q and k")
         require_same_shape(self, 3, ctx, k.shape[:3], v.shape[:3], "k and v")
         require_equal(self, 3, ctx, q.shape[3], k.shape[3], "features of q and k")
-        heads, key_heads = q.shape[1], k.shape[1]
-        grouped = isinstance(key_heads, int) and key_heads > 0 and ctx.facts.divisible(heads, key_heads)
-        self.require(4, grouped or ctx.facts.is_equal(heads, key_heads), f"{heads} heads of q, {key_heads} heads of k")
+        self.require_groups(4, ctx, q.shape[1], k.shape[1])
         for extra in (mask, bias):
             if extra is not None:
                 require_expands(self, 5, ctx, extra.shape, (*q.shape[:3], k.shape[2]))
-        positive = (self.window is None or self.window >= 1) and (self.softcap is None or 0 < self.softcap < math.inf)
-        self.require(6, positive and (self.scale is None or math.isfinite(self.scale)), str(self))
+        self.require_settings(6)
         return (TensorType((*q.shape[:3], v.shape[3]), q.dtype),)
 
     def reference(
@@ -225,10 +244,7 @@ class Attention(Op):
     ) -> Any:
         group = q.shape[1] // k.shape[1] if k.shape[1] else 1
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-        scale = 1 / math.sqrt(q.shape[3]) if self.scale is None else self.scale
-        scores = np.matmul(q, np.swapaxes(k, -1, -2)) * scale
-        if self.softcap is not None:
-            scores = self.softcap * np.tanh(scores / self.softcap)
+        scores = self.scores(q, k)
         if bias is not None:
             scores = scores + bias
         return _averaged(np.where(self.visible(q.shape[2], k.shape[2], mask), scores, -np.inf), v)
@@ -274,7 +290,7 @@ def _averaged(scores: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PackedAttention(Op):
+class PackedAttention(_Scored):
     """``attention`` of sequences of any lengths that lie one behind the other, without padding.
 
     q is ``[Tq, Hq, D]``, k ``[Tk, Hk, D]``, v ``[Tk, Hk, Dv]``; sequence n has the queries ``q_starts[n] <= i < q_starts[n + 1]`` and the keys
@@ -285,11 +301,6 @@ class PackedAttention(Op):
     ``e = min{k_starts[n]: q_starts[n] > i}``; if ``causal``, when ``j <= p`` with ``p = i + e - min{q_starts[n]: q_starts[n] > i}``; and when
     ``j > p - window`` if there is a window. Where such a set is empty, and for a query that sees no key, the result is zeros.
     """
-
-    causal: bool = False
-    scale: float | None = None
-    window: int | None = None
-    softcap: float | None = None
 
     mnemonic = "packed_attention"
     operands = (
@@ -306,7 +317,6 @@ class PackedAttention(Op):
         4: "the heads of k provably divide the heads of q",
         5: "window is at least 1, softcap is positive, scale is finite",
     }
-    fusion = FusionKind.ATTENTION
 
     def infer(
         self, ctx: InferContext, q: TensorType, k: TensorType, v: TensorType, q_starts: TensorType, k_starts: TensorType
@@ -317,11 +327,8 @@ class PackedAttention(Op):
         require_same_shape(self, 3, ctx, k.shape[:2], v.shape[:2], "k and v")
         require_equal(self, 3, ctx, q.shape[2], k.shape[2], "features of q and k")
         require_equal(self, 3, ctx, q_starts.shape[0], k_starts.shape[0], "starts")
-        heads, key_heads = q.shape[1], k.shape[1]
-        grouped = isinstance(key_heads, int) and key_heads > 0 and ctx.facts.divisible(heads, key_heads)
-        self.require(4, grouped or ctx.facts.is_equal(heads, key_heads), f"{heads} heads of q, {key_heads} heads of k")
-        positive = (self.window is None or self.window >= 1) and (self.softcap is None or 0 < self.softcap < math.inf)
-        self.require(5, positive and (self.scale is None or math.isfinite(self.scale)), str(self))
+        self.require_groups(4, ctx, q.shape[1], k.shape[1])
+        self.require_settings(5)
         return (TensorType((*q.shape[:2], v.shape[2]), q.dtype),)
 
     def reference(
@@ -329,10 +336,7 @@ class PackedAttention(Op):
     ) -> Any:
         group = q.shape[1] // k.shape[1] if k.shape[1] else 1
         k, v = (np.swapaxes(np.repeat(x, group, axis=1), 0, 1) for x in (k, v))
-        scale = 1 / math.sqrt(q.shape[2]) if self.scale is None else self.scale
-        scores = np.matmul(np.swapaxes(q, 0, 1), np.swapaxes(k, -1, -2)) * scale
-        if self.softcap is not None:
-            scores = self.softcap * np.tanh(scores / self.softcap)
+        scores = self.scores(np.swapaxes(q, 0, 1), k)
         seen = np.zeros((q.shape[0], k.shape[1]), bool)
         j = np.arange(k.shape[1])
         for i in range(q.shape[0]):
