@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,6 +26,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Parameter, Parameters, Scope
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.models.config import Fields
+from trustformers_ir.models.family import Model
 from trustformers_ir.models.registry import FAMILIES, find_family
 
 PREFIX = "random:"
@@ -31,8 +34,28 @@ MAX_BYTES = 64 << 30
 _OWN = ("preset", "seed", "architecture", "dtype")
 
 
+@dataclass(frozen=True)
+class RandomModel:
+    """A model before it is traced, and a weight for each of its parameters."""
+
+    model_type: str
+    architecture: str
+    model: Model
+    weights: Mapping[str, Weight]
+
+
 def random_model(spec: str, dtype: DType | None = None) -> Module:
     """The module of ``random:<model_type>[?field=value&…]``. ``dtype`` is what the model computes in (f32)."""
+    made = untraced_model(spec, dtype)
+    model = made.model
+    module = trace(model, facts=model.facts, weights=made.weights, name=f"random_{made.model_type}", **model.inputs)
+    module.metadata.update({"model_type": made.model_type, "architecture": made.architecture})
+    module.metadata.update({f"default.{name}": str(value) for name, value in model.defaults.items()})
+    return module
+
+
+def untraced_model(spec: str, dtype: DType | None = None) -> RandomModel:
+    """What ``random_model`` traces. The arrays of the weights are made when they are first asked for."""
     model_type, fields = _parsed(spec)
     family = find_family(model_type, code=Code.RANDOM_MODEL)
     own = {name: fields.pop(name) for name in _OWN if name in fields}
@@ -56,10 +79,7 @@ def random_model(spec: str, dtype: DType | None = None) -> Module:
     if size > MAX_BYTES:
         raise CompilerError.of(Code.RANDOM_MODEL, f"the model has {size >> 30} GiB of weights, more than the {MAX_BYTES >> 30} that are allowed")
     weights = {p.name: Weight(p.name, p.type.with_dtype(stored), _filled(p, seed, stored)) for p in parameters}
-    module = trace(model, facts=model.facts, weights=weights, name=f"random_{model_type}", **model.inputs)
-    module.metadata.update({"model_type": model_type, "architecture": architecture})
-    module.metadata.update({f"default.{name}": str(value) for name, value in model.defaults.items()})
-    return module
+    return RandomModel(model_type, architecture, model, weights)
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
