@@ -17,21 +17,30 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
 VOCAB = 50
+GATED: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 16,
+}
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (transformers.GPT2Config, {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 16}),
-    "llama": (
-        transformers.LlamaConfig,
-        {
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "intermediate_size": 40,
-            "max_position_embeddings": 16,
-        },
-    ),
+    "llama": (transformers.LlamaConfig, GATED),
+    "mistral": (transformers.MistralConfig, GATED | {"sliding_window": 3}),
+    "phi3": (transformers.Phi3Config, GATED | {"pad_token_id": 0}),
+    "qwen2": (transformers.Qwen2Config, GATED),
+    "qwen3": (transformers.Qwen3Config, GATED | {"head_dim": 10}),
 }
-KINDS = {"gpt2": ("GPT2Model", "GPT2LMHeadModel"), "llama": ("LlamaModel", "LlamaForCausalLM")}
+KINDS = {
+    "gpt2": ("GPT2Model", "GPT2LMHeadModel"),
+    "llama": ("LlamaModel", "LlamaForCausalLM"),
+    "mistral": ("MistralModel", "MistralForCausalLM"),
+    "phi3": ("Phi3Model", "Phi3ForCausalLM"),
+    "qwen2": ("Qwen2Model", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Model", "Qwen3ForCausalLM"),
+}
 """``model_type`` -> transformers' class without a head, and the one that predicts the next token."""
 
 

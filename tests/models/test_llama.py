@@ -22,6 +22,15 @@ from trustformers_ir.models.config import Fields
 from trustformers_ir.models.llama import LlamaConfig as OurConfig
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [2.0, 5.5],
+    "original_max_position_embeddings": 8,
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "multi-head": {"num_key_value_heads": 6},
     "default heads": {"num_key_value_heads": None},
@@ -37,6 +46,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 37.5}},
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}},
     "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 20.0}, "head_dim": 16},
+    "dynamic, short": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0}},
+    "dynamic, long": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0}, "max_position_embeddings": 8, "head_dim": 8},
+    "yarn": {"rope_parameters": YARN | {"rope_theta": 100.0}, "head_dim": 16},
+    "yarn, all fields": {
+        "rope_parameters": YARN | {"rope_theta": 100.0, "beta_fast": 5.0, "beta_slow": 0.5, "attention_factor": 1.3, "truncate": False},
+        "head_dim": 16,
+    },
+    "yarn, scales": {"rope_parameters": YARN | {"rope_theta": 100.0, "mscale": 1.5, "mscale_all_dim": 0.5}, "head_dim": 16},
+    "longrope": {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 16}},
+    "longrope, long": {"rope_parameters": LONGROPE},
     "no layer": {"num_hidden_layers": 0},
     "one unit": {"intermediate_size": 1},
 }
@@ -79,6 +98,8 @@ SCALED: dict[str, dict[str, Any]] = {
     "llama 3.2": {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}},
     "linear, old name": {"rope_scaling": {"type": "linear", "factor": 2.5}},
     "llama3 over the whole length": {"rope_scaling": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}},
+    "yarn": {"rope_theta": 1000000.0, "rope_scaling": YARN | {"original_max_position_embeddings": 32768}},
+    "yarn, small base": {"rope_theta": 100.0, "rope_scaling": YARN | {"truncate": False}},
     "transformers 5": {"rope_parameters": {"rope_type": "linear", "factor": 7.0, "rope_theta": 1234.5}},
 }
 
@@ -107,10 +128,21 @@ def test_old_and_new_configs_say_the_same(tmp_path: Path) -> None:
     assert str(load_checkpoint(tmp_path)) == new
 
 
-def test_long_texts(tmp_path: Path) -> None:
-    """Far positions: angles are f32 on both sides."""
-    model = saved(tmp_path, "llama", max_position_embeddings=4096, num_hidden_layers=1, rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
-    inputs = draw(1, 1500, side="")
+STRETCHED: dict[str, dict[str, Any]] = {
+    "llama3": LLAMA3 | {"original_max_position_embeddings": 512},
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 8.0},
+    "yarn": YARN | {"factor": 8.0, "original_max_position_embeddings": 512},
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_long_texts(tmp_path: Path, kind: str) -> None:
+    """Far positions, beyond the texts that a model was trained on: angles are f32 on both sides."""
+    scaling = STRETCHED[kind] | {"rope_theta": 500000.0}
+    longest = 4096 if kind == "llama3" else 512
+    model = saved(tmp_path, "llama", max_position_embeddings=longest, num_hidden_layers=1, head_dim=16, rope_parameters=scaling)
+    inputs = draw(1, 3500, side="")
     exe = tfir.compile(load_checkpoint(tmp_path))
     with torch.no_grad():
         want = model(**{k: torch.tensor(v) for k, v in inputs.items()}).logits.numpy()
@@ -147,15 +179,25 @@ REFUSED: dict[str, tuple[dict[str, Any], Code, str]] = {
         Code.UNSUPPORTED_CONFIG,
         "the architecture 'LlamaForSequenceClassification' is not supported",
     ),
-    "yarn": (
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "other scaling": (
+        {"rope_scaling": {"rope_type": "su", "factor": 4.0}},
         Code.UNSUPPORTED_CONFIG,
-        "'rope_scaling.rope_type' is 'yarn', which is not supported",
+        "'rope_scaling.rope_type' is 'su', which is not supported",
     ),
     "dynamic": (
-        {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "head_dim": 2},
         Code.UNSUPPORTED_CONFIG,
-        "'rope_scaling.type' is 'dynamic', which is not supported",
+        "'rope_scaling' is dynamic, and 2 features of a head turn: one pair has no other theta",
+    ),
+    "waves": (
+        {"rope_scaling": YARN | {"beta_fast": 0.5}},
+        Code.CONFIG_INVALID,
+        "'rope_scaling.beta_fast' is 0.5, which is below beta_slow 1, or that is 0",
+    ),
+    "divisors": (
+        {"rope_scaling": LONGROPE | {"long_factor": [1.0]}},
+        Code.CONFIG_INVALID,
+        "'rope_scaling.long_factor' is a list, not a list of 2 numbers above 0",
     ),
     "no factor": ({"rope_parameters": {"rope_type": "linear"}}, Code.CONFIG_INVALID, "'rope_parameters.factor' is missing"),
     "shrunk": (
@@ -214,5 +256,5 @@ def test_kernels_of_a_layer() -> None:
 def test_objects_in_random_models() -> None:
     module = random_model('random:llama?num_hidden_layers=1&rope_scaling={"rope_type":"linear","factor":2}')
     assert module.weights
-    with pytest.raises(CompilerError, match="yarn"):
-        random_model('random:llama?rope_scaling={"rope_type":"yarn","factor":2}')
+    with pytest.raises(CompilerError, match="su"):
+        random_model('random:llama?rope_scaling={"rope_type":"su","factor":2}')

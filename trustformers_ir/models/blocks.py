@@ -12,7 +12,7 @@ import numpy as np
 
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.dims import Dim
-from trustformers_ir.ir.parameters import Scope
+from trustformers_ir.ir.parameters import Parameter, Scope
 from trustformers_ir.ir.tensor import Tensor
 
 Activation = Callable[[Tensor], Tensor]
@@ -51,9 +51,9 @@ class Linear:
 class LayerNorm:
     """Ba, Kiros & Hinton, "Layer Normalization" (2016)."""
 
-    def __init__(self, scope: Scope, features: int, eps: float = 1e-5) -> None:
+    def __init__(self, scope: Scope, features: int, eps: float = 1e-5, bias: bool = True) -> None:
         self.weight = scope.param("weight", (features,))
-        self.bias = scope.param("bias", (features,))
+        self.bias = scope.param("bias", (features,)) if bias else None
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ class LayerNorm:
 
 
 class RmsNorm:
-    """Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019)."""
+    """Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019); scaled by ``weight + offset``."""
 
-    def __init__(self, scope: Scope, features: int, eps: float = 1e-6) -> None:
+    def __init__(self, scope: Scope, features: int, eps: float = 1e-6, offset: float = 0.0) -> None:
         self.weight = scope.param("weight", (features,))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class Embedding:
@@ -131,6 +131,11 @@ class Text:
         """``i64[length]``: where each token stands. Equal for all texts of a batch, whatever the mask says."""
         return F.arange(self.length)
 
+    @functools.cached_property
+    def reach(self) -> Tensor:
+        """``i64[]``: how many tokens of the text have been read, these among them."""
+        return F.tensor(self.length)
+
     def placed(self, table: LearnedPositions) -> Tensor:
         """The vector of each position, ``[length, features]``."""
         return table.first(self.length)
@@ -158,22 +163,94 @@ class Text:
         return merge_heads(seen)
 
 
-class GroupedAttention:
-    """Causal self-attention with rotary positions (Su et al. 2021) and fewer heads of keys and values than of queries (Ainslie et al. 2023).
+class ApartHeads:
+    """Queries, keys and values of heads by a product each; several heads of queries may share one of keys and values (Ainslie et al. 2023).
 
-    ``layer`` counts from 0."""
+    Called with ``x[batch, length, features]``, this and its like give all three as ``[batch, heads, length, features]``."""
 
-    def __init__(self, query: Linear, key: Linear, value: Linear, output: Linear, heads: int, key_heads: int, layer: int) -> None:
-        self.query, self.key, self.value, self.output = query, key, value, output
+    def __init__(self, query: Activation, key: Activation, value: Activation, heads: int, key_heads: int) -> None:
+        self.query, self.key, self.value = query, key, value
         self.heads, self.key_heads = heads, key_heads
-        self.layer = layer
 
-    def __call__(self, x: Tensor, turn: Callable[[Tensor], Tensor], text: Text) -> Tensor:
-        """Self-attention over ``x[batch, length, features]``; ``turn`` gives ``[batch, heads, length, features]`` its positions."""
-        q = turn(split_heads(self.query(x), self.heads))
-        k = turn(split_heads(self.key(x), self.key_heads))
-        v = split_heads(self.value(x), self.key_heads)
-        return self.output(text.attend(self.layer, q, k, v))
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return split_heads(q, self.heads), split_heads(k, self.key_heads), split_heads(v, self.key_heads)
+
+
+class JoinedHeads:
+    """Queries, keys and values by one product: those of all heads one behind the other."""
+
+    def __init__(self, product: Activation, heads: int, key_heads: int) -> None:
+        self.product = product
+        self.heads, self.key_heads = heads, key_heads
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        joined = self.product(x)
+        features = joined.shape[-1] // (self.heads + 2 * self.key_heads)
+        first, second = self.heads * features, (self.heads + self.key_heads) * features
+        q, k, v = joined[..., :first], joined[..., first:second], joined[..., second:]
+        return split_heads(q, self.heads), split_heads(k, self.key_heads), split_heads(v, self.key_heads)
+
+
+class MixedHeads:
+    """Queries, keys and values by one product, group by group: the queries that share a key, then it, then its value."""
+
+    def __init__(self, product: Activation, heads: int, key_heads: int) -> None:
+        self.product = product
+        self.key_heads, self.group = key_heads, heads // key_heads
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        joined = self.product(x)
+        batch, length, width = joined.shape
+        features = width // (self.key_heads * (self.group + 2))
+        parts = joined.reshape(batch, length, self.key_heads, self.group + 2, features)
+        q = parts[:, :, :, : self.group].reshape(batch, length, self.key_heads * self.group, features)
+        k, v = parts[:, :, :, self.group], parts[:, :, :, self.group + 1]
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class HeadNorm:
+    """A layer norm of each head over its features, with a scale of its own and no bias."""
+
+    def __init__(self, weight: Parameter | Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x[batch, heads, length, features]``; the weight is ``[heads, features]``."""
+        return F.layer_norm(x, eps=self.eps) * F.tensor(self.weight)[:, None, :]
+
+
+class CausalAttention:
+    """Self-attention of a text: each token sees itself and those before it.
+
+    ``heads`` makes queries, keys and values; ``norms`` are norms of queries and of keys; ``layer``, ``scale``, ``window``, ``softcap`` and ``bias``
+    are those of :meth:`Text.attend`.
+    """
+
+    def __init__(
+        self,
+        heads: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+        output: Activation,
+        layer: int,
+        *,
+        norms: tuple[Activation, Activation] | None = None,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        bias: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.heads, self.output, self.layer, self.norms = heads, output, layer, norms
+        self.scale, self.window, self.softcap, self.bias = scale, window, softcap, bias
+
+    def __call__(self, x: Tensor, turn: Activation | None, text: Text) -> Tensor:
+        """``x[batch, length, features]``; ``turn`` gives ``[batch, heads, length, features]`` their rotary positions (Su et al. 2021)."""
+        q, k, v = self.heads(x)
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        if turn is not None:
+            q, k = turn(q), turn(k)
+        seen = text.attend(self.layer, q, k, v, scale=self.scale, window=self.window, softcap=self.softcap, bias=self.bias)
+        return self.output(seen)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -191,7 +268,7 @@ def merge_heads(x: Tensor) -> Tensor:
 class FeedForward:
     """Section 3.3: ``FFN(x) = activation(x W_1 + b_1) W_2 + b_2``."""
 
-    def __init__(self, inner: Linear, outer: Linear, activation: Activation) -> None:
+    def __init__(self, inner: Activation, outer: Activation, activation: Activation) -> None:
         self.inner, self.outer = inner, outer
         self.activation = activation
 
@@ -208,6 +285,54 @@ class GatedFeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class JoinedGate:
+    """A gated network whose first two products are one: the gate, then what it lets through."""
+
+    def __init__(self, gate_up: Activation, down: Activation, activation: Activation) -> None:
+        self.gate_up, self.down, self.activation = gate_up, down, activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(self.activation(gate) * up)
+
+
+class PreNormLayer:
+    """Attention, then a feed-forward network, each behind a norm and beside a residual (Radford et al. 2019); ``after``: norms of what they add."""
+
+    def __init__(
+        self,
+        attention_norm: Activation,
+        attention: CausalAttention,
+        feed_forward_norm: Activation,
+        feed_forward: Activation,
+        after: tuple[Activation, Activation] | None = None,
+    ) -> None:
+        self.attention_norm, self.attention = attention_norm, attention
+        self.feed_forward_norm, self.feed_forward = feed_forward_norm, feed_forward
+        self.after = after
+
+    def __call__(self, x: Tensor, turn: Activation | None, text: Text) -> Tensor:
+        seen = self.attention(self.attention_norm(x), turn, text)
+        x = x + (seen if self.after is None else self.after[0](seen))
+        made = self.feed_forward(self.feed_forward_norm(x))
+        return x + (made if self.after is None else self.after[1](made))
+
+
+class ParallelLayer:
+    """Attention and a feed-forward network beside each other (Wang & Komatsuzaki, "GPT-J-6B", 2021), of one norm, or of one each."""
+
+    def __init__(
+        self, attention_norm: Activation, attention: CausalAttention, feed_forward: Activation, feed_forward_norm: Activation | None = None
+    ) -> None:
+        self.attention_norm, self.attention = attention_norm, attention
+        self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
+
+    def __call__(self, x: Tensor, turn: Activation | None, text: Text) -> Tensor:
+        normed = self.attention_norm(x)
+        seen = self.attention(normed, turn, text)
+        return x + seen + self.feed_forward(normed if self.feed_forward_norm is None else self.feed_forward_norm(x))
 
 
 class Pooler:

@@ -83,6 +83,29 @@ class Fields:
             return (1, 1)
         return (both[0], both[1])
 
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of so many finite numbers above 0. Required."""
+        value = self._take(name, None)
+        if value is None:
+            return (1.0,) * count
+        right = isinstance(value, list) and len(value) == count
+        if not right or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in value):
+            self.fail(name, f"is {_shown(value)}, not a list of {count} numbers above 0")
+            return (1.0,) * count
+        return tuple(float(v) for v in value)
+
+    def names(self, name: str, count: int, among: Iterable[str]) -> tuple[str, ...] | None:
+        """A list of so many names of ``among``; None where there is none."""
+        self.asked.add(name)
+        value = self.raw.get(name)
+        if value is None:
+            return None
+        known = sorted(among)
+        if not isinstance(value, list) or len(value) != count or any(v not in known for v in value):
+            self.fail(name, f"is {_shown(value)}, not a list of {count} of the names {', '.join(known)}")
+            return None
+        return tuple(value)
+
     def inner(self, name: str) -> Fields:
         """The fields of an object, which is empty when it is not there."""
         self.asked.add(name)

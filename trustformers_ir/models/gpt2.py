@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.parameters import Scope
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.blocks import ACTIVATIONS, Embedding, LayerNorm, LearnedPositions, Text, split_heads
+from trustformers_ir.models.blocks import (
+    ACTIVATIONS,
+    CausalAttention,
+    Embedding,
+    FeedForward,
+    JoinedHeads,
+    LayerNorm,
+    LearnedPositions,
+    PreNormLayer,
+)
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.decoder import Decoder, LanguageModel
 from trustformers_ir.models.family import Family
@@ -72,53 +81,40 @@ class Conv1d:
         return F.matmul(x, self.weight) + F.tensor(self.bias)
 
 
-class Gpt2Attention:
-    """Causal self-attention; queries, keys and values are one product. ``layer`` counts from 0."""
-
-    def __init__(self, config: Gpt2Config, scope: Scope, layer: int) -> None:
-        h = config.n_embd
-        self.inputs = Conv1d(scope.child("c_attn"), h, 3 * h)
-        self.output = Conv1d(scope.child("c_proj"), h, h)
-        self.heads, self.layer = config.n_head, layer
-        scale = (h // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
-        self.scale = scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
-
-    def __call__(self, x: Tensor, text: Text) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.inputs(x).chunk(3, -1))
-        return self.output(text.attend(self.layer, q, k, v, scale=self.scale))
-
-
-class Gpt2Layer:
-    """Section 2.3: layer normalization stands at the input of each block."""
-
-    def __init__(self, config: Gpt2Config, scope: Scope, layer: int) -> None:
-        h, eps = config.n_embd, config.layer_norm_epsilon
-        self.attention_norm = LayerNorm(scope.child("ln_1"), h, eps)
-        self.attention = Gpt2Attention(config, scope.child("attn"), layer)
-        self.feed_forward_norm = LayerNorm(scope.child("ln_2"), h, eps)
-        self.inner = Conv1d(scope.child("mlp", "c_fc"), h, config.n_inner)
-        self.outer = Conv1d(scope.child("mlp", "c_proj"), config.n_inner, h)
-        self.activation = ACTIVATIONS[config.activation_function]
-
-    def __call__(self, x: Tensor, text: Text) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), text)
-        return x + self.outer(self.activation(self.inner(self.feed_forward_norm(x))))
+def gpt2_layer(config: Gpt2Config, scope: Scope, layer: int) -> PreNormLayer:
+    """Section 2.3: layer normalization stands at the input of each block. Queries, keys and values are one product. ``layer`` counts from 0."""
+    h, eps, heads = config.n_embd, config.layer_norm_epsilon, config.n_head
+    attention, mlp = scope.child("attn"), scope.child("mlp")
+    scale = (h // heads) ** -0.5 if config.scale_attn_weights else 1.0
+    return PreNormLayer(
+        attention_norm=LayerNorm(scope.child("ln_1"), h, eps),
+        attention=CausalAttention(
+            JoinedHeads(Conv1d(attention.child("c_attn"), h, 3 * h), heads, heads),
+            Conv1d(attention.child("c_proj"), h, h),
+            layer,
+            scale=scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale,
+        ),
+        feed_forward_norm=LayerNorm(scope.child("ln_2"), h, eps),
+        feed_forward=FeedForward(
+            inner=Conv1d(mlp.child("c_fc"), h, config.n_inner),
+            outer=Conv1d(mlp.child("c_proj"), config.n_inner, h),
+            activation=ACTIVATIONS[config.activation_function],
+        ),
+    )
 
 
 class Gpt2(Decoder):
     """The decoder; its states have ``n_embd`` features."""
 
     def __init__(self, config: Gpt2Config, scope: Scope) -> None:
-        super().__init__(Embedding(scope.child("wte"), config.vocab_size, config.n_embd), config.n_positions)
-        self.positions = LearnedPositions(scope.child("wpe"), config.n_positions, config.n_embd)
-        self.layers = [Gpt2Layer(config, scope.child("h", i), i) for i in range(config.n_layer)]
-        self.norm = LayerNorm(scope.child("ln_f"), config.n_embd, config.layer_norm_epsilon)
-
-    def states(self, input_ids: Tensor, text: Text) -> Tensor:
-        x = self.tokens(input_ids) + text.placed(self.positions)
-        for layer in self.layers:
-            x = layer(x, text)
-        return self.norm(x)
+        h = config.n_embd
+        super().__init__(
+            Embedding(scope.child("wte"), config.vocab_size, h),
+            positions=LearnedPositions(scope.child("wpe"), config.n_positions, h),
+            layers=[gpt2_layer(config, scope.child("h", i), i) for i in range(config.n_layer)],
+            norm=LayerNorm(scope.child("ln_f"), h, config.layer_norm_epsilon),
+            longest=config.n_positions,
+        )
 
 
 class Gpt2LanguageModel(LanguageModel, Gpt2):

@@ -13,6 +13,10 @@ FAMILIES = {
     "deit": "trustformers_ir.models.deit",
     "gpt2": "trustformers_ir.models.gpt2",
     "llama": "trustformers_ir.models.llama",
+    "mistral": "trustformers_ir.models.mistral",
+    "phi3": "trustformers_ir.models.phi3",
+    "qwen2": "trustformers_ir.models.qwen2",
+    "qwen3": "trustformers_ir.models.qwen3",
     "vit": "trustformers_ir.models.vit",
 }
 """``model_type`` -> the module that has its ``FAMILY``."""
