@@ -35,9 +35,10 @@ from trustformers_ir.models.rotary import THETA, Rotary
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The sizes of a LLaMA, and in what its descendants differ: ``output_bias``, whether the last product of attention has a bias where the others
-    have one; ``head_norms``, norms of queries and keys; ``norm_offset``, what is added to the weights of norms; ``windows``, how many tokens each
-    layer sees (all, for None); ``scale`` and ``softcap`` of scores. Defaults of a config.json are those of the published code."""
+    """The sizes of a LLaMA, and in what its descendants differ: ``norm_eps``, which is ``rms_norm_eps`` here; ``output_bias``, whether the last
+    product of attention has a bias where the others have one; ``head_norms``, norms of queries and keys; ``norm_offset``, what is added to the
+    weights of norms; ``windows``, how many tokens each layer sees (all, for None); ``scale`` and ``softcap`` of scores. Defaults of a config.json are
+    those of the published code."""
 
     vocab_size: int
     hidden_size: int
@@ -50,7 +51,7 @@ class LlamaConfig:
     rotary: Rotary
     windows: tuple[int | None, ...]
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
+    norm_eps: float = 1e-6
     attention_bias: bool = False
     output_bias: bool = True
     mlp_bias: bool = False
@@ -69,9 +70,13 @@ class LlamaConfig:
             mlp_bias=fields.flag("mlp_bias", False),
         )
 
-    def norm(self, scope: Scope, features: int | None = None) -> RmsNorm:
-        """A norm of states, or of that many features."""
-        return RmsNorm(scope, features or self.hidden_size, self.rms_norm_eps, self.norm_offset)
+    def norm(self, scope: Scope) -> Activation:
+        """A norm of states."""
+        return RmsNorm(scope, self.hidden_size, self.norm_eps, self.norm_offset)
+
+    def head_norm(self, scope: Scope, heads: int) -> Activation:
+        """A norm of the features of each head."""
+        return RmsNorm(scope, self.head_dim, self.norm_eps, self.norm_offset)
 
 
 def llama_sizes(
@@ -82,6 +87,7 @@ def llama_sizes(
     head_dim: int | None = None,
     activation: str = "silu",
     eps: float = 1e-6,
+    eps_name: str = "rms_norm_eps",
     tied: bool = False,
     theta: float = THETA,
     partial: float | None = None,
@@ -112,7 +118,7 @@ def llama_sizes(
         "rotary": Rotary.read(fields, features, longest, theta, partial, original),
         "windows": (None,) * layers,
         "hidden_act": fields.choice("hidden_act", ACTIVATIONS, activation),
-        "rms_norm_eps": fields.number("rms_norm_eps", eps),
+        "norm_eps": fields.number(eps_name, eps),
         "tie_word_embeddings": fields.flag("tie_word_embeddings", tied),
     }
 
@@ -121,6 +127,7 @@ def llama_attention(config: LlamaConfig, scope: Scope, layer: int) -> CausalAtte
     """Attention of a layer, which counts from 0."""
     h, features = config.hidden_size, config.head_dim
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    norms = (config.head_norm(scope.child("q_norm"), heads), config.head_norm(scope.child("k_norm"), key_heads)) if config.head_norms else None
     return CausalAttention(
         ApartHeads(
             query=Linear(scope.child("q_proj"), h, heads * features, config.attention_bias),
@@ -131,7 +138,7 @@ def llama_attention(config: LlamaConfig, scope: Scope, layer: int) -> CausalAtte
         ),
         Linear(scope.child("o_proj"), heads * features, h, config.attention_bias and config.output_bias),
         layer,
-        norms=(config.norm(scope.child("q_norm"), features), config.norm(scope.child("k_norm"), features)) if config.head_norms else None,
+        norms=norms,
         scale=config.scale,
         window=config.windows[layer],
         softcap=config.softcap,
@@ -139,7 +146,7 @@ def llama_attention(config: LlamaConfig, scope: Scope, layer: int) -> CausalAtte
 
 
 def gated_network(config: LlamaConfig, scope: Scope) -> Activation:
-    """The feed-forward network of a layer."""
+    """SwiGLU and its like."""
     h, inner = config.hidden_size, config.intermediate_size
     return GatedFeedForward(
         gate=Linear(scope.child("gate_proj"), h, inner, config.mlp_bias),
@@ -167,8 +174,12 @@ class Llama(Decoder):
             attention_norm=config.norm(scope.child("input_layernorm")),
             attention=llama_attention(config, scope.child("self_attn"), number),
             feed_forward_norm=config.norm(scope.child("post_attention_layernorm")),
-            feed_forward=gated_network(config, scope.child("mlp")),
+            feed_forward=self.network(config, scope),
         )
+
+    def network(self, config: LlamaConfig, scope: Scope) -> Activation:
+        """The feed-forward network of a layer."""
+        return gated_network(config, scope.child("mlp"))
 
 
 class LlamaLanguageModel(LanguageModel, Llama):

@@ -19,7 +19,7 @@ from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.blocks import merge_heads, split_heads
+from trustformers_ir.models.blocks import Text, merge_heads
 from trustformers_ir.models.llama import LlamaLanguageModel
 from trustformers_ir.tools.bench.gpu import torch_llama
 from trustformers_ir.tools.bench.gpu.contest import run
@@ -105,20 +105,27 @@ class Step(Work):
         return f"token of a LLaMA, {s.layers} layers of {s.width}, {self.past} tokens before, {self.recipe or 'bf16'}"
 
 
+class Continued(Text):
+    """One more token of a text whose keys and values, a pair for each layer, are ``past``. ``made`` gathers those of the token."""
+
+    def __init__(self, past: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().__init__(1, None)
+        self.past, self.made = past, list[Tensor]()
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        return F.full((1,), self.past[0][0].shape[2], DType.i64)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+        keys, values = self.past[layer]
+        self.made += k, v
+        return merge_heads(F.attention(q, F.concat([keys, k], 2), F.concat([values, v], 2), scale=settings["scale"]))
+
+
 def step(model: LlamaLanguageModel, ids: Tensor, past: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
     """Scores of the token after ``ids``, then its keys and values, of each layer."""
-    x = model.tokens(ids)
-    angle = F.full((1, 1), past[0][0].shape[2], DType.f32) * F.tensor(model.rotary.frequencies)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    made: list[Tensor] = []
-    for layer, (keys, values) in zip(model.layers, past, strict=True):
-        a, y = layer.attention, layer.attention_norm(x)
-        q, k = (F.rope(split_heads(p(y), n), cos, sin) for p, n in ((a.query, a.heads), (a.key, a.key_heads)))
-        v = split_heads(a.value(y), a.key_heads)
-        x = x + a.output(merge_heads(F.attention(q, F.concat([keys, k], 2), F.concat([values, v], 2))))
-        x = x + layer.feed_forward(layer.feed_forward_norm(x))
-        made += k, v
-    return F.linear(model.norm(x), model.head), *made
+    text = Continued(past)
+    return F.linear(model.states(ids, text), model.head), *text.made
 
 
 def works(small: bool) -> Iterator[Work]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trustformers_ir.frontend.random_model import RandomModel
+from trustformers_ir.models.blocks import RmsNorm
 from trustformers_ir.models.llama import LlamaLanguageModel
 from trustformers_ir.tools.bench.gpu.work import Call, Place
 
@@ -23,7 +24,8 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
 
     model = random.model
     assert isinstance(model, LlamaLanguageModel)
-    layers, eps = model.layers, model.norm.eps
+    assert isinstance(model.norm, RmsNorm) and model.rotary is not None
+    layers, eps = len(model.layers), model.norm.eps
     ids, *caches = given
 
     class Part(torch.nn.Module):  # type: ignore[misc]
@@ -47,7 +49,8 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
 
         def __init__(self, number: int) -> None:
             super().__init__(f"layers.{number}.", (*ATTENTION, *NETWORK, *NORMS))
-            self.heads, self.key_heads = layers[number].attention.heads, layers[number].attention.key_heads
+            _, self.key_heads, _, features = caches[2 * number].shape
+            self.heads = getattr(self, held(ATTENTION[0])).shape[0] // features
             for name, cache in zip(("keys", "values"), caches[2 * number : 2 * number + 2], strict=True):
                 self.register_buffer(name, torch.cat((cache, torch.zeros_like(cache[:, :, :1])), 2))
 
@@ -66,7 +69,7 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
     class Step(Part):
         def __init__(self) -> None:
             super().__init__("", ("embed_tokens", "norm", "lm_head"))
-            self.layers = torch.nn.ModuleList(map(Layer, range(len(layers))))
+            self.layers = torch.nn.ModuleList(map(Layer, range(layers)))
 
         def forward(self, ids: Any, at: Any, cos: Any, sin: Any) -> tuple[Any, ...]:
             x = T.embedding(ids, getattr(self, held("embed_tokens")))
