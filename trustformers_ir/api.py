@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.keeping import package_identity
 from trustformers_ir.ir.schedule_table import find_tables
 from trustformers_ir.runtime import artifact, cache
 from trustformers_ir.runtime.gpu import devices
@@ -58,7 +57,7 @@ def compile(
     tables = find_tables(schedules)
     asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
     asked |= {} if tables.identity is None else {"schedules": tables.identity}
-    asked |= {"triton": _triton()} if isinstance(target, str) and ":" in target and not target.startswith("cpu") else {}
+    asked |= {"triton": package_identity("triton")} if isinstance(target, str) and ":" in target and not target.startswith("cpu") else {}
     examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
     slot = cache.slot(model, asked) if example_inputs is None and examples is None else None
     found = slot.load(threads, _parse) if slot is not None else None
@@ -72,12 +71,6 @@ def compile(
     if slot is not None:
         slot.store(made)
     return made
-
-
-def _triton() -> str | None:
-    """Which Triton makes the code for GPUs: place and time of its first file."""
-    found = importlib.util.find_spec("triton")
-    return None if found is None or found.origin is None else f"{found.origin} {os.stat(found.origin).st_mtime_ns}"
 
 
 def quantization_error(

@@ -13,7 +13,8 @@ import pytest
 triton = pytest.importorskip("triton", reason="pip install triton")
 
 from trustformers_ir.codegen.program import Launch
-from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
+from trustformers_ir.codegen.triton.aot import compile_kernels
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import GpuCode, lower
 from trustformers_ir.codegen.triton.target import TARGETS
 from trustformers_ir.frontend.random_model import random_model
@@ -54,10 +55,10 @@ BINARIES: dict[tuple[str, Launch, str], Binary] = {}
 
 def compiled(code: GpuCode, target: str) -> list[Binary]:
     """The machine code of every kernel, in order."""
-    keys = [(e.kernel.key(), launch, target) for e, launch in zip(code.emitted, code.launches, strict=True)]
-    new = {key: e for key, e in zip(keys, code.emitted, strict=True) if key not in BINARIES}
+    keys = [(w.emitted.kernel.key(), w.launch, target) for w in code.wanted]
+    new = {key: w for key, w in zip(keys, code.wanted, strict=True) if key not in BINARIES}
     if new:
-        made = compile_kernels(list(new.values()), TARGETS[target], [launch for _, launch, _ in new])
+        made = compile_kernels(list(new.values()), TARGETS[target])
         BINARIES.update(zip(new, made, strict=True))
     return [replace(BINARIES[key], name=e.name) for key, e in zip(keys, code.emitted, strict=True)]
 

@@ -13,7 +13,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="pip install triton")
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.triton.aot import Binary
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import lower
 from trustformers_ir.codegen.triton.target import TARGETS
 from trustformers_ir.ir.core import Module

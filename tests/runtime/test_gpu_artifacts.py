@@ -7,7 +7,7 @@ import json
 import random
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from gpu_harness import INTERPRETER, encoder, encoder_module
 from runtime_harness import encoder_inputs, same
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.triton import aot, device
+from trustformers_ir.codegen.triton import device
+from trustformers_ir.codegen.triton.aot import Wanted
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import has_triton
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import artifact
@@ -32,9 +34,9 @@ TINY = "random:bert?hidden_size=32&num_hidden_layers=1&num_attention_heads=2&int
 HEAD = 32
 
 
-def code_of_kernels(kernels: Any, target: Any, launches: Any = None, wide: bool = False) -> list[aot.Binary]:
+def code_of_kernels(wanted: Sequence[Wanted], *_: Any) -> list[Binary]:
     """In place of Triton's machine code, of a length that leaves gaps."""
-    return [aot.Binary(e.name, b"\x7fELF" + bytes([n + wide]) * (90 + n), "", 1024, 4, 32, 0, 2) for n, e in enumerate(kernels)]
+    return [Binary(w.emitted.name, w.emitted.name, b"\x7fELF" + bytes([n]) * (90 + n), "", 1024, 4, 32, 0, 2) for n, w in enumerate(wanted)]
 
 
 @functools.cache
@@ -249,7 +251,7 @@ def test_machine_code_of_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert kernel.narrow is not None and kernel.wide is not None
         for binary, bits in ((kernel.narrow, 32), (kernel.wide, 64)):
             machine = code.code_of(exe.compiled.code, binary)
-            assert machine[:4] == magic and binary.index_bits == bits and binary.reserved == 2 and kernel.name.encode() in machine
+            assert machine[:4] == magic and binary.index_bits == bits and binary.reserved == 2 and kernel.symbol.encode() in machine
         exe.save(tmp_path / "m.tfc")
         assert artifact.inspect(tmp_path / "m.tfc").manifest.target.name == target
         with pytest.raises(CompilerError) as caught:
@@ -310,8 +312,8 @@ def test_the_interpreter_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
 def test_the_plan_of_many_layers_is_one_of_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What single launches need behind the arena repeats from layer to layer. (A maximum over all launches once took longer than anybody waited.)"""
 
-    def greedy(kernels: Any, *rest: Any, **named: Any) -> list[aot.Binary]:
-        return [replace(b, work=64 * n, work_alignment=64) for n, b in enumerate(code_of_kernels(kernels, *rest, **named))]
+    def greedy(wanted: Sequence[Wanted], *_: Any) -> list[Binary]:
+        return [replace(b, work=64 * n, work_alignment=64) for n, b in enumerate(code_of_kernels(wanted))]
 
     monkeypatch.setattr(device, "compile_kernels", greedy)
     three, twelve = (tfir.compile(TINY.replace("layers=1", f"layers={n}"), target="cuda:sm_90") for n in (3, 12))

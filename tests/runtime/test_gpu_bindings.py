@@ -22,7 +22,9 @@ from c_harness import needs_cc
 from gpu_harness import encoder_module, launches
 from runtime_harness import encoder_inputs, encoder_reference, same
 
-from trustformers_ir.codegen.triton import aot, device
+from trustformers_ir.codegen.triton import device
+from trustformers_ir.codegen.triton.aot import Wanted
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.runtime import artifact
@@ -52,9 +54,9 @@ def library(kind: str) -> bytes:
         return path.read_bytes()
 
 
-def code_of_kernels(kernels: Sequence[Any], target: Any, launches: Any = None, wide: bool = False) -> list[aot.Binary]:
+def code_of_kernels(wanted: Sequence[Wanted], *_: Any) -> list[Binary]:
     """In place of Triton's machine code: nobody runs it here."""
-    return [aot.Binary(e.name, b"\x7fELF" + e.name.encode(), "", SHARED, WARPS, 32, 0, RESERVED, 96, 32) for e in kernels]
+    return [Binary(name, name, b"\x7fELF" + name.encode(), "", SHARED, WARPS, 32, 0, RESERVED, 96, 32) for name in (w.emitted.name for w in wanted)]
 
 
 @functools.cache

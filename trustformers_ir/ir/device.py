@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from trustformers_ir.ir.dims import Dim
 
-DEVICE_VERSION = 1
+DEVICE_VERSION = 2
 POINTER_ALIGNMENT = 16  # of every pointer that a kernel gets
 NARROW_LIMIT = (1 << 31) - (1 << 16)  # elements from which the wide code runs: blocks reach beyond the end before they are masked
 INPUT, OUTPUT, WEIGHT, ARENA = "input", "output", "weight", "arena"
@@ -60,10 +60,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class DeviceKernel:
-    """One kernel: what it takes, and its code. ``wide`` is there unless 32 bits are always enough; both are missing where only the text is kept,
-    for the interpreter."""
+    """One kernel: what it takes, and its code, whose function is called ``symbol``; in the text it is ``name``. ``wide`` is there unless 32 bits are
+    always enough; both are missing where only the text is kept, for the interpreter."""
 
     name: str
+    symbol: str
     buffers: tuple[str, ...]  # the dtype of each
     memory: tuple[Memory, ...]
     symbols: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +87,7 @@ class TensorType:
     @property
     def bytes(self) -> Dim:
         """Bytes of the stored form (padding of a packed layout included)."""
-        return product(self.layout.storage(self.shape)) * self.dtype.itemsize
+        return _bytes(self)
 
     @property
     def is_static(self) -> bool:
@@ -128,3 +129,9 @@ def normalise_shape(shape: Iterable[Any]) -> tuple[Dim, ...]:
                 raise ValueError(f"a dim is not negative: {entry}")
         out.append(entry)
     return tuple(out)
+
+
+@functools.lru_cache(1 << 12)
+def _bytes(type: TensorType) -> Dim:
+    """Asked for again and again, of the few types that there are."""
+    return product(type.layout.storage(type.shape)) * type.dtype.itemsize

@@ -21,9 +21,7 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +32,13 @@ from trustformers_ir.ir.abi import ABI_VERSION
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import CompilerError
+from trustformers_ir.ir.keeping import drop_abandoned, private_folders
 from trustformers_ir.runtime import artifact, container
 from trustformers_ir.runtime.identity import Memory, folder_identity
 from trustformers_ir.runtime.machine import this_machine
 from trustformers_ir.runtime.runnable import Runnable
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ABANDONED = 3600  # seconds after which a temporary file is nobody's any more
 MAX_NOTES = 4096  # remembered digests of files
 MAX_REPORT = 16 << 20
 CHECKED = "checked"  # is remembered of an entry in place of a digest: its weights are the ones that were written
@@ -181,10 +179,7 @@ class Cache:
             if total > self.limit and e.path != keep:
                 self._remove(e.path)
                 total -= e.bytes
-        for path in self._named(".*.tmp"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - ABANDONED:
-                    path.unlink()
+        drop_abandoned(self.folder)
         notes = sorted(self._notes(), key=_age)
         for note in notes[: max(len(notes) - MAX_NOTES, 0)]:
             with contextlib.suppress(OSError):
@@ -236,16 +231,7 @@ def opened(folder: Path | None = None) -> Cache:
     """The cache in the folder of the environment, or in ``folder``. ``OSError`` when it cannot be used."""
     base = Path(os.path.abspath(folder or env.cache_folder()))  # wherever the program goes before an entry is written
     cache = Cache(base, env.CACHE_LIMIT.get())
-    base.parent.mkdir(parents=True, exist_ok=True)
-    base.mkdir(mode=0o700, exist_ok=True)
-    status = base.stat()
-    if status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:  # unlike in /tmp, anybody could put other folders into the place of ours
-        raise OSError(f"'{base}' can be written by everybody")
-    for place in (cache.folder, cache.memory.folder):
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise OSError(f"'{place}' can be written by others")
+    private_folders(base, (cache.folder, cache.memory.folder))
     return cache
 
 

@@ -1,60 +1,57 @@
 """Machine code for GPUs, made by Triton on a machine that need not have one.
 
-Triton reads functions from source files and keeps global state, so it works in a process of its own: ``compile_kernels`` hands it a file of kernels
-(``module.py``) and gets binaries with what they need.
+Each kernel is a job of its own: a file with its function and those that it calls. Jobs that were done before are read from the disk (``kept.py``);
+the others are shared by processes in which Triton works (``worker.py``), as many as there are CPUs, the longest first. Inside the code a kernel is
+called by what it computes, ``tfir_linear_add``: so equal kernels of two models are one job, and profilers show names that say something.
 """
 
 from __future__ import annotations
 
 import base64
-import importlib.util
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trustformers_ir.codegen.program import Launch
+from trustformers_ir.codegen.program import LAUNCH, Launch
+from trustformers_ir.codegen.triton import kept
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.emit import Emitted
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.progress import note
 
 LEAST_OF_A_PROCESS = 3  # kernels: to start a process takes as long as two
+MOST_PROCESSES = 32  # each takes some 300 MB
 
 #: Triton's names of the dtypes in signatures
 SIGNATURE = {DType.bool: "i1", DType.f16: "fp16", DType.bf16: "bf16", DType.f32: "fp32", DType.f64: "fp64"}
 
+Job = Mapping[str, Any]
+
+
+class TritonError(RuntimeError):
+    """Triton takes a kernel for wrong, and says so in its own words."""
+
 
 @dataclass(frozen=True)
-class Binary:
-    """A kernel's machine code, its assembly, and what a launch has to ask for: bytes of shared memory. ``registers`` of a thread, and how many of its
-    values went to memory for want of one. ``reserved``: pointers that the code takes besides the function's own, the first one to ``work`` bytes for
-    each program."""
+class Wanted:
+    """A kernel that machine code is wanted of: its text, how it is launched, what it computes, and whether its indices have 64 bits."""
 
-    name: str
-    code: bytes
-    assembly: str
-    shared: int
-    warps: int
-    registers: int
-    spilled: int
-    reserved: int = 0
-    work: int = 0
-    work_alignment: int = 1
-
-    @property
-    def matrix_instructions(self) -> dict[str, int]:
-        """How often each instruction occurs that multiplies matrices (PTX ISA, sections on mma and wgmma; CDNA3 ISA, section on MFMA)."""
-        words = re.findall(r"^\s*(?:@\S+\s+)?((?:wgmma\.mma_async|mma\.sync|v_mfma)[\w.]*)", self.assembly, re.MULTILINE)
-        return dict(sorted(Counter(words).items()))
+    emitted: Emitted
+    launch: Launch = LAUNCH
+    label: str = ""
+    wide: bool = False
 
 
 def signature(e: Emitted, wide: bool = False) -> dict[str, str]:
@@ -72,106 +69,138 @@ def parameters(e: Emitted) -> list[str]:
     return [p.partition(":")[0].strip() for p in head[head.index("(") + 1 : head.rindex(")")].split(",")]
 
 
-def compile_kernels(
-    kernels: Sequence[Emitted], target: GpuTarget, launches: Sequence[Launch] | None = None, wide: bool = False
-) -> list[Binary]:
-    """The machine code of each kernel, by several processes at once. ``wide``: for indices of 64 bits. ``RuntimeError`` with Triton's words when it
-    takes a kernel for wrong."""
-    about = list(zip(kernels, launches or [Launch()] * len(kernels), strict=True))
-    workers = max(min(_cpus(), len(about) // LEAST_OF_A_PROCESS), 1)
-    with ThreadPoolExecutor(workers) as pool:
-        shares = [pool.submit(_compile_share, about[n::workers], target, wide) for n in range(workers)]
-        made = {b.name: b for share in shares for b in share.result()}
-    return [made[e.name] for e in kernels]
+def compile_kernels(wanted: Sequence[Wanted], target: GpuTarget, workers: Workers | None = None) -> list[Binary]:
+    """The machine code of each kernel. ``workers`` are processes that stay for further calls. :class:`TritonError` when Triton takes a kernel for
+    wrong."""
+    made = attempt_kernels(wanted, target, workers)
+    for found in made:
+        if isinstance(found, TritonError):
+            raise found
+    return [found for found in made if isinstance(found, Binary)]
 
 
-def _cpus() -> int:
+def attempt_kernels(wanted: Sequence[Wanted], target: GpuTarget, workers: Workers | None = None) -> list[Binary | TritonError]:
+    """The machine code of each kernel, or what Triton says against it."""
+    jobs = [_job(w, target) for w in wanted]
+    keys = [kept.key(job) for job in jobs]
+    found: dict[str, Binary | TritonError] = {}
+    store = kept.opened()
+    if store is not None:
+        found.update((key, binary) for key in dict.fromkeys(keys) if (binary := store.get(key)) is not None)
+    missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
+    if missing:
+        with contextlib.ExitStack() as stack:
+            processes = workers or stack.enter_context(Workers())
+            for done, (key, made) in enumerate(processes.run(missing), start=1):
+                note("compile", done, len(missing))
+                found[key] = made
+                if store is not None and isinstance(made, Binary):
+                    store.put(key, made)
+        if store is not None:
+            store.trim()
+    return [replace(b, name=w.emitted.name) if isinstance(b := found[key], Binary) else b for key, w in zip(keys, wanted, strict=True)]
+
+
+def _job(w: Wanted, target: GpuTarget) -> Job:
+    """All that the code of a kernel depends on, but for Triton."""
+    e = w.emitted
+    words = re.sub(r"[^a-z0-9]+", "_", w.label.lower()).strip("_")[:80]
+    symbol = f"tfir_{words}" if words else "tfir_kernel"
+    text = module_text([replace(e, name=symbol, text=e.text.replace(f"def {e.name}(", f"def {symbol}(", 1))], target.backend)
+    return {
+        "text": text,
+        "symbol": symbol,
+        "signature": signature(e, w.wide),
+        "index": "int64" if w.wide else "int32",
+        "pointers": len(e.kernel.params) + len(e.memory),
+        "target": {"backend": target.backend, "arch": target.arch, "warp": target.warp, "native": target.native, "assembly": target.assembly},
+        **asdict(w.launch),
+    }
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _compile_share(about: Sequence[tuple[Emitted, Launch]], target: GpuTarget, wide: bool) -> list[Binary]:
-    """Some of the kernels, in a process of their own."""
-    job = {
-        "text": module_text([e for e, _ in about], target.backend),
-        "target": asdict(target) | {"native": target.native, "assembly": target.assembly},
-        "index": "int64" if wide else "int32",
-        "kernels": [
-            {"name": e.name, "signature": signature(e, wide), "pointers": len(e.kernel.params) + len(e.memory), **asdict(launch)}
-            for e, launch in about
-        ],
-    }
-    with tempfile.TemporaryDirectory(prefix="tfir-triton-") as work:
-        environment = ["env", "-u", "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION=0", "TRITON_DISABLE_LINE_INFO=1", f"TRITON_CACHE_DIR={work}"]
-        command = [*environment, sys.executable, "-m", "trustformers_ir.codegen.triton.aot"]
-        done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Triton could not compile the kernels: {done.stderr[-4000:]}")
-    return [Binary(**(row | {"code": base64.b64decode(row["code"])})) for row in json.loads(done.stdout)]
+class Workers:
+    """Processes in which Triton works. They are started when there are jobs for them, and end with the context."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most or min(cpus(), MOST_PROCESSES)
+        self._free: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._free:
+            self._free.pop().close()
+
+    def run(self, jobs: Mapping[str, Job]) -> Iterator[tuple[str, Binary | TritonError]]:
+        """Does all jobs; gives each as it is done, with its name."""
+        longest = sorted(jobs.items(), key=lambda item: -len(item[1]["text"]) * item[1]["warps"] * item[1]["stages"])
+        most = self.most if self._free else max(min(self.most, len(jobs) // LEAST_OF_A_PROCESS), 1)
+        with ThreadPoolExecutor(most) as pool:
+            names = {pool.submit(self._done, job): name for name, job in longest}
+            try:
+                for future in as_completed(names):
+                    yield names[future], future.result()
+            finally:
+                for future in names:
+                    future.cancel()
+
+    def _done(self, job: Job) -> Binary | TritonError:
+        with self._lock:
+            worker = self._free.pop() if self._free else None
+        worker = worker or _Worker()
+        try:
+            answer = worker.ask(job)
+        except BaseException as error:
+            worker.close()
+            if isinstance(error, TritonError):
+                return error
+            raise
+        with self._lock:
+            self._free.append(worker)
+        if "error" in answer:
+            return TritonError(f"Triton could not compile '{job['symbol']}': {answer['error'][-4000:]}")
+        row = answer["binary"]
+        return Binary(**{**row, "name": row["symbol"], "code": base64.b64decode(row["code"])})
 
 
-def _work(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """In the process of its own."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class _Worker:
+    """One process, and a folder for its files."""
 
-    with tempfile.TemporaryDirectory(prefix="tfir-triton-") as folder:
-        path = Path(folder) / "kernels.py"
-        path.write_text(job["text"])
-        spec = importlib.util.spec_from_file_location("kernels", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["kernels"] = module
-        spec.loader.exec_module(module)
-        target = job["target"]
-        rows = []
-        for k in job["kernels"]:
-            source = ASTSource(
-                fn=getattr(module, k["name"]),
-                signature=k["signature"],
-                constexprs={(len(k["signature"]) - 1,): getattr(triton.language, job["index"])},
-                attrs={(i,): [["tt.divisibility", 16]] for i in range(k["pointers"])},
-            )
-            options = {"num_warps": k["warps"], "num_stages": k["stages"], "enable_fp_fusion": False}
-            made = triton.compile(source, target=GPUTarget(target["backend"], target["arch"], target["warp"]), options=options)
-            rows.append(
-                {
-                    "name": made.metadata.name,
-                    "code": base64.b64encode(made.asm[target["native"]]).decode(),
-                    "assembly": made.asm[target["assembly"]],
-                    "shared": made.metadata.shared,
-                    "warps": made.metadata.num_warps,
-                    "reserved": _parameters_in(made.asm[target["assembly"]]) - len(k["signature"]) + 1,
-                    "work": getattr(made.metadata, "global_scratch_size", 0) or 0,
-                    "work_alignment": getattr(made.metadata, "global_scratch_align", 1) or 1,
-                    **_resources(target, made.asm[target["native"]], made.asm[target["assembly"]], Path(folder)),
-                }
-            )
-    return rows
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="tfir-triton-")
+        place = Path(self._folder.name)
+        self._said = (place / "said").open("wb")
+        settings = ["TRITON_DEFAULT_FP_FUSION=0", "TRITON_DISABLE_LINE_INFO=1", f"TRITON_CACHE_DIR={place}"]
+        command = ["env", "-u", "TRITON_INTERPRET", *settings, sys.executable, "-m", "trustformers_ir.codegen.triton.worker", str(place)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True)
 
+    def ask(self, job: Job) -> dict[str, Any]:
+        """The answer to a job. ``TritonError`` when the process ends instead."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            said = (Path(self._folder.name) / "said").read_text("utf-8", "replace")[-4000:]
+            raise TritonError(f"Triton ended with {process.wait()} while it compiled '{job['symbol']}': {said}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-def _parameters_in(assembly: str) -> int:
-    """How many parameters the code takes: Triton adds pointers of its own, how many depends on its version."""
-    entry = re.search(r"\.visible \.entry \w+\((.*?)\)", assembly, re.DOTALL)
-    if entry is not None:
-        return entry[1].count(".param")
-    return len(re.findall(r"\.value_kind:\s+(?:global_buffer|by_value)", assembly))
-
-
-def _resources(target: dict[str, Any], code: bytes, assembly: str, folder: Path) -> dict[str, int]:
-    """Registers of a thread and values that were spilled: from the tool that comes with Triton, or from what LLVM wrote below the code."""
-    if target["backend"] == "cuda":
-        from triton import backends
-
-        tool = Path(backends.__path__[0]) / "nvidia" / "bin" / "cuobjdump"
-        path = folder / "kernel.cubin"
-        path.write_bytes(code)
-        told = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-        found = {name: max(map(int, re.findall(rf"{name}:(\d+)", told))) for name in ("REG", "STACK", "LOCAL")}
-        return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
-    counts = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly)}
-    return {"registers": counts["vgpr_count"], "spilled": counts["vgpr_spill_count"]}
-
-
-if __name__ == "__main__":
-    json.dump(_work(json.load(sys.stdin)), sys.stdout)
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._said.close()
+        self._folder.cleanup()

@@ -16,7 +16,8 @@ from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.program import KernelCall, Launch, Program
-from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
+from trustformers_ir.codegen.triton.aot import Wanted, compile_kernels
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.emit import Emitted, emit
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget, GpuTargetError, parse_gpu
@@ -49,15 +50,15 @@ class GpuCode:
             first.setdefault(self.number(c), c)
         return {f"kernel_{n}": c for n, c in first.items()}
 
-    @property
-    def launches(self) -> tuple[Launch, ...]:
-        """How each distinct kernel is launched, in order."""
-        return tuple(c.launch for c in self.calls.values())
-
     @functools.cached_property
     def emitted(self) -> tuple[Emitted, ...]:
         facts = symbol_facts(self.module.facts)
         return tuple(emit(c.kernel, name, facts) for name, c in self.calls.items())
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """Each distinct kernel as it is to be compiled, in order."""
+        return tuple(Wanted(e, c.launch, c.label) for e, c in zip(self.emitted, self.calls.values(), strict=True))
 
     def text(self, stage: str) -> str:
         """The kernels as kernel IR, as a file of Triton functions, or as the target's assembly. ``USAGE`` for the assembly of another maker,
@@ -74,7 +75,7 @@ class GpuCode:
     def binaries(self) -> list[Binary]:
         """The machine code of every kernel. ``MISSING_DEPENDENCY`` without Triton."""
         require_triton()
-        return compile_kernels(self.emitted, self.target, self.launches)
+        return compile_kernels(self.wanted, self.target)
 
 
 def has_triton() -> bool:

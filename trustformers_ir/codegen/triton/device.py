@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from trustformers_ir.codegen.lower.indexing import expr_dim
 from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
 from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
-from trustformers_ir.codegen.triton.aot import Binary, compile_kernels
+from trustformers_ir.codegen.triton.aot import compile_kernels
+from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import GpuCode, lower, require_triton
 from trustformers_ir.codegen.triton.emit import Emitted
 from trustformers_ir.codegen.triton.module import module_text
@@ -26,6 +27,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.device import (
     ARENA,
     NARROW_LIMIT,
+    Condition,
     DeviceBuffer,
     DeviceCode,
     DeviceFunction,
@@ -35,7 +37,7 @@ from trustformers_ir.ir.device import (
     Memory,
 )
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.ir.dims import Dim, Facts, maximum
+from trustformers_ir.ir.dims import Dim, Facts, maximum, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import print_module
@@ -107,7 +109,8 @@ class _Planner:
         self.weights = weights
         self.facts: Facts = code.module.facts
         self.number = {w.name: n for n, w in enumerate(weights)}
-        self.calls = [c for p in code.programs for c in p.calls]
+        alike = {(code.number(c), tuple(r.type for r in c.arguments), c.when): c for p in code.programs for c in p.calls}
+        self.calls = list(alike.values())  # of layers one each
         for c in self.calls:
             self.check_reach(c)
 
@@ -117,16 +120,19 @@ class _Planner:
     # -- indices of 32 and of 64 bits --------------------------------------------------------------------------------
 
     def is_narrow(self, c: KernelCall) -> bool:
-        """Whether 32 bits are enough for every index of a call, whatever the dims."""
+        """Whether 32 bits are enough for every index of a call, whatever the dims with which it is made."""
         e = self.emitted(c)
         programs = expr_dim(e.programs)
-        counts = [r.type.bytes for r in c.arguments]
-        limits = [NARROW_LIMIT * r.type.dtype.itemsize for r in c.arguments]
-        for b, size in e.memory:
-            counts.append(expr_dim(size) * programs * b.dtype.itemsize)
-            limits.append(NARROW_LIMIT * b.dtype.itemsize)
-        highs = [self.facts.symbols[s].high for s in e.kernel.symbols]
-        return all(h is not None and h < NARROW_LIMIT for h in highs) and all(map(self.facts.is_less_equal, counts, limits))
+        counts: list[tuple[Dim, int]] = [(symbol(s), 1) for s in e.kernel.symbols]
+        counts += [(r.type.bytes, r.type.dtype.itemsize) for r in c.arguments]
+        counts += [(expr_dim(size) * programs * b.dtype.itemsize, b.dtype.itemsize) for b, size in e.memory]
+        return all(self.is_within(c.when, size, (NARROW_LIMIT - 1) * unit) for size, unit in counts)
+
+    def is_within(self, when: Condition | None, count: Dim, limit: int) -> bool:
+        """Whether a number is at most ``limit`` where the condition holds."""
+        if self.facts.is_less_equal(count, limit):
+            return True
+        return when is not None and when.most is not None and self.facts.is_less_equal(count, when.size * (limit // when.most))
 
     def check_reach(self, c: KernelCall) -> None:
         """``TOO_LARGE`` where the static part of a buffer is too long even for the wide code: loops of constant length count in 32 bits."""
@@ -140,12 +146,10 @@ class _Planner:
 
     def binaries(self) -> tuple[dict[str, Binary], dict[str, Binary]]:
         """Machine code by the name of the kernel: for indices of 32 bits, and of 64 where those may not be enough."""
-        needed = {self.code.number(c) for c in self.calls if not self.is_narrow(c)}
-        emitted, target, launches = self.code.emitted, self.code.target, self.code.launches
-        narrow = {b.name: b for b in compile_kernels(emitted, target, launches)}
-        chosen = sorted(needed)
-        wide = compile_kernels([emitted[n] for n in chosen], target, [launches[n] for n in chosen], wide=True) if chosen else []
-        return narrow, {b.name: b for b in wide}
+        code, count = self.code, len(self.code.emitted)
+        long = sorted({code.number(c) for c in self.calls if not self.is_narrow(c)})
+        made = compile_kernels([*code.wanted, *(replace(code.wanted[n], wide=True) for n in long)], code.target)
+        return {b.name: b for b in made[:count]}, {b.name: b for b in made[count:]}
 
     # -- the plan ----------------------------------------------------------------------------------------------------
 
@@ -154,6 +158,7 @@ class _Planner:
         kernels = [
             DeviceKernel(
                 e.name,
+                narrow[e.name].symbol if e.name in narrow else e.name,
                 tuple(b.dtype.name for b in e.kernel.params),
                 tuple(Memory(b.dtype.name, expr_dim(size)) for b, size in e.memory),
                 e.kernel.symbols,

@@ -120,6 +120,8 @@ def _check_kernels(kernels: Sequence[DeviceKernel], manifest: Manifest) -> None:
     for k in kernels:
         if not _NAME.match(k.name) or k.name in seen:
             fail("G2", f"{shown(k.name)} is no name of a kernel, or that of two")
+        if not _NAME.match(k.symbol):
+            fail("G2", f"{shown(k.symbol)} is no name of a function")
         seen.add(k.name)
         for dtype in (*k.buffers, *(m.dtype for m in k.memory)):
             if dtype not in DType.__members__:

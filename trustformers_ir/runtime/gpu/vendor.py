@@ -143,7 +143,7 @@ class VendorDriver:
         try:
             module = call.asked("module_load", binary)
             self._modules.append(module)
-            handle = call.asked("function", module, kernel.name.encode())
+            handle = call.asked("function", module, kernel.symbol.encode())
             if code.shared > _SHARED_UNASKED and "function_attribute" in self.table.names:
                 call("function_attribute", handle, _DYNAMIC_SHARED, code.shared)
         except CompilerError as error:
