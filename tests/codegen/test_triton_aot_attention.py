@@ -3,14 +3,14 @@ change that was meant: ``pytest tests/codegen/test_triton_aot_attention.py --ref
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="pip install triton")
+pytest.importorskip("triton", reason="pip install triton")
+
+from golden_table import check_golden
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen.triton.binary import Binary
@@ -23,7 +23,6 @@ from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import PassManager
 
-GOLDEN = Path(__file__).parent / "golden" / "triton_attention.json"
 NAMES = ("cuda:sm_80", "cuda:sm_90", "rocm:gfx942")
 #: features, queries, causal
 FORMS: dict[str, tuple[int, int | str, bool]] = {
@@ -75,9 +74,4 @@ def test_attention_compiles_to_matrix_instructions(target: str, pytestconfig: py
             assert "ld.global" in first.assembly and count(r"cp\.async\.cg", first.assembly) >= 8, name
         if target == "cuda:sm_90" and "decode" not in name:
             assert all(k.startswith("wgmma") for k in first.matrix_instructions), name
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    if pytestconfig.getoption("--refresh"):
-        kept = {k: v for k, v in golden.items() if not k.startswith(f"{target}: ")}
-        GOLDEN.write_text(json.dumps(dict(sorted({**kept, **found, "triton": triton.__version__}.items())), indent=1) + "\n")
-    elif golden["triton"] == triton.__version__:
-        assert {k: v for k, v in golden.items() if k.startswith(f"{target}: ")} == found
+    check_golden("triton_attention.json", f"{target}: ", found, pytestconfig)

@@ -44,7 +44,7 @@ f16, bf16, f32, i8, u8, i32 = DType.f16, DType.bf16, DType.f32, DType.i8, DType.
 def traced(kind: str, rows: object = "m") -> Module:
     dtype = DType[kind.split()[-1]]
     if kind.startswith("linear_int8"):
-        return _bytes(rows)
+        return of_bytes(rows, N, K)
     right = dtype[K, N] if kind.startswith("matmul") else dtype[N, K]
 
     def product(x: tfir.Tensor, w: tfir.Tensor, b: tfir.Tensor) -> tfir.Tensor:
@@ -54,13 +54,15 @@ def traced(kind: str, rows: object = "m") -> Module:
     return tfir.trace(product, dtype[rows, K], right, dtype[N])
 
 
-def _bytes(rows: object) -> Module:
+def of_bytes(rows: object, n: int, k: int, gelu: bool = False) -> Module:
+    """A product of u8 and i8 with ``n`` columns and ``k`` terms."""
     module = Module("m", Facts({"m": SymbolFact()}))
     block = Block()
     module.add_function(Function("main", block))
     builder = Builder(module, block)
-    types = [u8[rows, K], f32[rows, 1], i32[rows, 1], i8[N, K], f32[N], i32[N], f32[N]]
-    builder.create(ops.Return(), builder(ops.LinearInt8(), *(block.add_arg(t, f"x{i}") for i, t in enumerate(types))))
+    types = [u8[rows, k], f32[rows, 1], i32[rows, 1], i8[n, k], f32[n], i32[n], f32[n]]
+    product = builder(ops.LinearInt8(), *(block.add_arg(t, f"x{i}") for i, t in enumerate(types)))
+    builder.create(ops.Return(), builder(ops.Gelu(), product) if gelu else product)
     return module
 
 

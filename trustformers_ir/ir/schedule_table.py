@@ -1,8 +1,8 @@
 """Schedules as data: which kernel runs in which tiles, and the tables of tuned ones that lie on the disk.
 
 The code generator asks for a :class:`Choice` by the :class:`ScheduleKey` of a kernel. Its heuristic has an answer for every key
-(``codegen/lower/schedules.py``); a :class:`ScheduleTable` has better ones for some, as measured by ``tfc tune`` on one kind of machine. No choice
-changes a bit of a result, so a table can only make code slower, never wrong.
+(``codegen/lower/schedules.py``); a :class:`ScheduleTable` has better ones for some, as measured by ``tfc tune`` on one kind of machine. On CPUs no
+choice changes a bit of a result; on GPUs it says in which order sums are added up. So a table can only make code slower, never wrong.
 
 A table is a JSON file::
 

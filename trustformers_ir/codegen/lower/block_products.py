@@ -6,10 +6,12 @@ it runs becomes several kernels of one nest, each for a range of rows; which one
 * **one row** is a product of a matrix and a vector: memory decides, so no program waits for another's turn of matrix instructions. A block of
   the matrix is multiplied by a piece of the vector, summed up at the end;
 * **few rows** (up to 32): the least that matrix instructions take, narrow columns so that all cores have some, deep turns of the loop;
-* **some rows**: tiles so small that there is one for each core;
+* **some rows**: tiles so small that there is one for each core. Up to 128 where columns are so few that the sums are cut into parts besides;
 * **many rows**: the tiles of which the matrix units reach their rate. Hopper multiplies from shared memory (wgmma) 64 rows at a time by up to 256
   columns. 128 x 256 moves least, 128 x 128 leaves room for two programs on a core, of which one computes while the other stores: that is
   better for short sums. (Predicted, not measured: no GPU was there.)
+
+Where that leaves two thirds of the cores without anything to do, sums are cut into parts (``part_sums.py``).
 
 Programs run in the order of ``Group``: those of one moment share rows and columns in L2 (Triton's tutorial on products calls it super-grouping).
 """
@@ -26,6 +28,7 @@ from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.lower.part_sums import Cut
 from trustformers_ir.codegen.math import expand
 from trustformers_ir.codegen.program import Launch
 from trustformers_ir.ir import ops
@@ -36,7 +39,11 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import HEURISTIC, TABLE, BlockChoice, Choice, Chosen, ScheduleKey
 
 FEW = 32  # rows up to which a product reads a matrix once
+MIDDLE = 128  # rows up to which there are kernels with sums in parts, where columns are few
 LONG_SUM = 2048  # terms from which on the largest tile pays for storing it alone
+#: Parts into which sums are cut, and bytes that a part reads. A core alone reads some 50 GB/s, so that two thirds of them have all that memory gives,
+#: and the 2 microseconds of a second kernel are 100 KB. (Predicted, not measured: no GPU was there.)
+LEAST_PARTS, MOST_PARTS, LEAST_READ = 3, 16, 96 << 10
 MOST_SUMS = 128  # of a thread: what registers hold
 HEAVY = {"ampere": 16, "hopper": 32, "cdna": 32}  # where each of them is divided
 WASTE = 1.1  # how much more columns than there are tiles may cover
@@ -115,11 +122,21 @@ class BlockProduct:
         if self.lead or not isinstance(self.columns, int) or not matrix_units(self.dtype):
             return []
         some = min(machine.filled // max(self.columns, 1) // 64, machine.cores) * 64 if self.dtype in NARROW else 0
-        return [1, FEW, *([some] if some > 2 * FEW else [])]
+        middle = self.choose(machine, {}, MIDDLE).choice
+        assert isinstance(middle, BlockChoice)
+        return [1, FEW, *([MIDDLE] if some > MIDDLE and middle.parts > 1 else []), *([some] if some > 2 * FEW else [])]
 
     def tiled(self, kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
         """The nest of the product in tiles."""
         return apply(kernel, moves(kernel, choice), facts)
+
+    def cut(self, choice: BlockChoice) -> Cut:
+        """Where the sums are cut into parts: between turns of the loop over their terms."""
+        return Cut("k", choice.terms, choice.parts)
+
+    def turns(self, choice: BlockChoice) -> int | None:
+        """How often that loop runs in all parts; None where only a call knows."""
+        return -(-self.terms // choice.terms) if isinstance(self.terms, int) else None
 
     def key(self, rows: int | None) -> ScheduleKey:
         columns, terms = (size if isinstance(size, int) else None for size in (self.columns, self.terms))
@@ -130,9 +147,24 @@ class BlockProduct:
         key = self.key(rows)
         found = table.get(key)
         if found is None:
-            return Chosen(key, lighter(fitted(self.preferred(machine, key), key), machine.warp * self.sums(most_sums)), HEURISTIC)
+            choice = lighter(fitted(self.preferred(machine, key), key), machine.warp * self.sums(most_sums))
+            return Chosen(key, replace(choice, parts=self.parts(machine, choice, rows)), HEURISTIC)
         assert isinstance(found, BlockChoice)
-        return Chosen(key, fitted(found, key), TABLE)
+        choice = fitted(found, key)
+        return Chosen(key, replace(choice, parts=whole(choice.parts, self.turns(choice))), TABLE)
+
+    def parts(self, machine: BlockMachine, choice: BlockChoice, rows: int | None) -> int:
+        """Into how many parts the heuristic cuts the sums of at most so many rows (``LEAST_READ``): evenly, where that takes few of them away."""
+        turns = self.turns(choice)
+        if rows is None or turns is None or self.lead or not isinstance(self.columns, int):
+            return 1
+        tiles = -(-rows // choice.rows) * -(-self.columns // choice.columns)
+        most = min(machine.cores // max(tiles, 1), turns * self.reads(choice) // LEAST_READ, turns, MOST_PARTS)
+        return 1 if most < LEAST_PARTS else whole(next((p for p in range(most, most * 2 // 3, -1) if turns % p == 0), most), turns)
+
+    def reads(self, choice: BlockChoice) -> int:
+        """Bytes of a turn of that loop."""
+        return (choice.rows + choice.columns) * choice.terms * self.dtype.itemsize
 
     def preferred(self, machine: BlockMachine, key: ScheduleKey) -> BlockChoice:
         """What the heuristic says of such products."""
@@ -141,6 +173,11 @@ class BlockProduct:
     def sums(self, most: int) -> int:
         """How many sums a thread may have where it could hold ``most``."""
         return most
+
+
+def whole(parts: int, turns: int | None) -> int:
+    """The parts that there are where so many share the turns: none is left without one."""
+    return parts if turns is None else -(-turns // -(-turns // parts)) if turns else 1
 
 
 def matrix_units(dtype: DType) -> bool:

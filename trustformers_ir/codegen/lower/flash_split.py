@@ -21,7 +21,7 @@ from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, normalised, score_shift
 from trustformers_ir.codegen.lower.flash import DenseFlash, Emit, Rows, parallel, within
 from trustformers_ir.codegen.lower.flash_tiles import FlashTile
-from trustformers_ir.codegen.lower.indexing import dim_expr
+from trustformers_ir.codegen.lower.indexing import dim_expr, temporary_view
 from trustformers_ir.codegen.program import Temporary
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim, floordiv
@@ -50,7 +50,7 @@ class Parts:
 
     def buffers(self, readonly: bool) -> dict[Temporary, Buffer]:
         """A kernel's view of them."""
-        return {t: Buffer(t.name, t.type.dtype, tuple(map(dim_expr, t.type.shape)), readonly=readonly) for t in (self.acc, self.top, self.total)}
+        return {t: temporary_view(t, readonly) for t in (self.acc, self.top, self.total)}
 
 
 def part_nest(d: Definer, o: Operation, parts: Parts, buffers: dict[Temporary, Buffer], tile: FlashTile) -> tuple[Stmt, ...]:

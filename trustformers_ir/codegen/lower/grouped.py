@@ -33,6 +33,7 @@ from trustformers_ir.codegen.lower.block_products import BlockProduct
 from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering, power_of_two
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.lower.part_sums import Cut
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim, product
@@ -81,9 +82,25 @@ class GroupedProduct(BlockProduct):
         """How many sums a thread may have where it could hold ``most``: those of a group are there besides."""
         return min(most, MOST_SUMS if self.group >= TURN // 2 else SUMS)
 
+    def cut(self, choice: BlockChoice) -> Cut:
+        """Where the sums are cut into parts: between turns of the loop over the groups."""
+        return Cut("g", self.groups(choice), choice.parts)
+
+    def turns(self, choice: BlockChoice) -> int | None:
+        """How often that loop runs in all parts; None where only a call knows."""
+        return -(-self.terms // (self.group * self.groups(choice))) if isinstance(self.terms, int) else None
+
+    def reads(self, choice: BlockChoice) -> int:
+        """Bytes of a turn of that loop."""
+        return stage(choice.rows, choice.columns, self.group * self.groups(choice))
+
+    def groups(self, choice: BlockChoice) -> int:
+        """Groups of a turn."""
+        return power_of_two(choice.terms // self.group)
+
     def tiled(self, kernel: Kernel, choice: BlockChoice, facts: SymbolFacts | None) -> Kernel:
         """The nest with tiles, as far as its loops were not dropped because they have one turn. A run of codes is one block."""
-        groups, few = power_of_two(choice.terms // self.group), choice.rows <= FEW and self.dtype is not DType.f32
+        groups, few = self.groups(choice), choice.rows <= FEW and self.dtype is not DType.f32
         sizes = {"n": choice.columns, "m": choice.rows, **({"g": groups} if few and groups > 1 else {})}
         for axis in axes_of(kernel):
             if axis.kind is VECTOR:

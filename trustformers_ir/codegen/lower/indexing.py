@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import Binary, Const, Expr, Sym, binary, const
+from trustformers_ir.codegen.kernel_ir.nodes import Binary, Buffer, Const, Expr, Sym, binary, const
+from trustformers_ir.codegen.program import Temporary
 from trustformers_ir.ir.dims import Atom, Dim, Facts, floordiv, maximum, minimum, mod, product, symbol
 
 Index = tuple[Expr, ...]
@@ -50,6 +51,11 @@ def expr_dim(expr: Expr) -> Dim:
         if build is not None:
             return build(a, b)
     raise TypeError(f"{expr!r} is not an expression of dims alone")
+
+
+def temporary_view(t: Temporary, readonly: bool) -> Buffer:
+    """A kernel's view of a buffer that it shares with other kernels of its region."""
+    return Buffer(t.name, t.type.dtype, tuple(map(dim_expr, t.type.shape)), readonly=readonly)
 
 
 class Flattening:

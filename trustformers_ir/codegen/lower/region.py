@@ -17,7 +17,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, 
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
-from trustformers_ir.codegen.lower.block_products import BlockProduct
+from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
@@ -28,6 +28,7 @@ from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
+from trustformers_ir.codegen.lower.part_sums import PartSums, joined
 from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.codegen.math import expand
 from trustformers_ir.codegen.program import LAUNCH, Launch, Temporary
@@ -307,8 +308,7 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> li
         lowered = g.finish(matrix.nest(g.d, g.emit), blocks=False)
         if _is_product(lowered.kernel):
             variants = matrix.variants(machine, g.ctx.facts, g.ctx.table, lowered.kernel)
-            kernels = ((v, matrix.tiled(lowered.kernel, v.choice, facts)) for v in variants)
-            return [replace(lowered, kernel=k, schedule=v.chosen, launch=v.launch, when=v.when) for v, k in kernels]
+            return [kernel for v in variants for kernel in _in_tiles(lowered, matrix, v, facts)]
         g.again()
     rows = row_nest(shape, g.emit)
     if folds(rows):
@@ -316,6 +316,26 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> li
     g.again()
     lowered = g.finish(line_nest(g.d, shape, g.emit))
     return [replace(lowered, kernel=tiled_line(lowered.kernel, facts))]
+
+
+def _in_tiles(plain: LoweredKernel, matrix: BlockProduct, v: Variant, facts: SymbolFacts) -> list[LoweredKernel]:
+    """The kernel of a product for some number of rows: ``plain`` in tiles; or one for the parts of its sums, and one that adds them up."""
+    most = None if v.when is None else v.when.most
+    parts = PartSums.of(plain.kernel, matrix.cut(v.choice), most, facts) if v.choice.parts > 1 else None
+    if parts is None:
+        chosen = replace(v.chosen, choice=replace(v.choice, parts=1))
+        return [replace(plain, kernel=matrix.tiled(plain.kernel, v.choice, facts), schedule=chosen, launch=v.launch, when=v.when)]
+    first = _sharing(plain, matrix.tiled(parts.first, v.choice, facts), parts.sums)
+    second = _sharing(plain, joined(parts.second, facts), parts.sums)
+    label = f"{plain.label} (parts added up)"
+    return [replace(first, schedule=v.chosen, launch=v.launch, when=v.when), replace(second, label=label, when=v.when)]
+
+
+def _sharing(plain: LoweredKernel, kernel: Kernel, shared: Temporary) -> LoweredKernel:
+    """A kernel of some of the buffers of ``plain``, and a last one that it shares with another."""
+    about = dict(zip(plain.kernel.params, zip(plain.values, plain.writes, strict=True), strict=True))
+    values, writes = zip(*(about[b] for b in kernel.params[:-1]), (shared, not kernel.params[-1].readonly), strict=True)
+    return replace(plain, kernel=kernel, values=values, writes=writes)
 
 
 def _flash(g: _Group, o: Operation, tile: FlashTile) -> list[LoweredKernel]:
