@@ -26,10 +26,10 @@ def saved_model(make: Callable[[], Any], folder: Path, dtype: torch.dtype = torc
     return model
 
 
-def theirs(model: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """All outputs of the model, computed in float64."""
+def theirs(model: Any, inputs: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float64) -> list[np.ndarray]:
+    """All outputs of the model, computed in that dtype."""
     with torch.no_grad():
-        out = copy.deepcopy(model).double()(**{k: torch.tensor(v) for k, v in inputs.items()})
+        out = copy.deepcopy(model).to(dtype)(**{k: torch.tensor(v) for k, v in inputs.items()})
     return [t.numpy() for t in out.to_tuple()]
 
 

@@ -13,7 +13,7 @@ from models_harness import output_names
 
 import trustformers_ir as tfir
 from trustformers_ir.frontend.checkpoint import load_checkpoint, open_checkpoint
-from trustformers_ir.frontend.random_model import random_model
+from trustformers_ir.frontend.random_model import random_model, untraced_model
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
@@ -26,7 +26,8 @@ SMALL = "random:{0}?hidden_size=48&num_hidden_layers=2&num_attention_heads=3&int
 
 def small(model_type: str) -> str:
     grouped = "&num_key_value_heads=3" if "num_key_value_heads" in CONFIGS[model_type][1] else ""
-    return SMALL.format(model_type, KINDS[model_type][1]) + grouped
+    turning = "&rotary_dim=8" if model_type == "gptj" else ""
+    return SMALL.format(model_type, KINDS[model_type][1]) + grouped + turning
 
 
 @every
@@ -53,7 +54,7 @@ def test_without_a_head(tmp_path: Path, model_type: str) -> None:
 def test_the_decoder_alone_of_a_language_model(tmp_path: Path, model_type: str) -> None:
     model = saved(tmp_path, model_type, tie_word_embeddings=False)
     checkpoint = open_checkpoint(tmp_path, architecture=KINDS[model_type][0])
-    assert checkpoint.ignored == ("lm_head.weight",)
+    assert {name.partition(".")[0] for name in checkpoint.ignored} <= {"lm_head", "embed_out"} and checkpoint.ignored
     compare(checkpoint.module(), model.base_model, draw())
 
 
@@ -97,7 +98,7 @@ def test_16_bit_weights_are_packed_as_they_are(tmp_path: Path, model_type: str) 
     saved(tmp_path, model_type, dtype=torch.bfloat16)
     weights = tfir.compile(tmp_path).module.weights.values()
     wide = {w.name for w in weights if w.type.rank == 2 and w.type.dtype is not DType.bf16}
-    assert wide == ({"wpe.weight.f32"} if model_type == "gpt2" else set())
+    assert wide == ({"wpe.weight.f32"} if model_type in ("gpt2", "gpt_neo") else set())
 
 
 @families
@@ -108,7 +109,8 @@ def test_computing_in_16_bits(tmp_path: Path, model_type: str, dtype: DType) -> 
     assert {t.dtype for t in module.main.output_types} == {dtype}
     inputs = draw(side="")
     have, want = tfir.compile(module)(**inputs), tfir.compile(wide)(**inputs)
-    error = np.abs(have.astype(np.float32) - want)
+    twice = 2 if model_type.startswith("gemma") else 1  # its norms scale by 1 + weight, so by 2 here
+    error = np.abs(have.astype(np.float32) - want) / twice
     assert 0 < error.max() < (0.5 if dtype is DType.bf16 else 0.05) and error.mean() < (0.05 if dtype is DType.bf16 else 0.005)
 
 
@@ -126,7 +128,7 @@ def test_a_head_that_is_missing(tmp_path: Path, model_type: str) -> None:
     saved(tmp_path, model_type, head=False, architectures=[KINDS[model_type][1]], tie_word_embeddings=False)
     with pytest.raises(CompilerError) as caught:
         load_checkpoint(tmp_path, architecture=KINDS[model_type][1])
-    assert [(d.code, d.where.tensor) for d in caught.value.diagnostics] == [(Code.WEIGHT_MISSING, "lm_head.weight")]
+    assert {(d.code, d.where.tensor) for d in caught.value.diagnostics} >= {(Code.WEIGHT_MISSING, "lm_head.weight")}
 
 
 # --- the compiled model ------------------------------------------------------------------------------------------------------------
@@ -186,11 +188,34 @@ PARAMETERS = {
     ("phi3", "base"): 3_821_079_552,
     ("phi3", "medium"): 13_960_238_080,
     ("phi3", "phi4"): 14_659_507_200,
+    ("cohere", "aya-8b"): 8_028_033_024,
+    ("falcon", "base"): 6_921_720_704,
+    ("falcon", "rw-1b"): 1_311_625_216,
+    ("gemma", "base"): 8_537_680_896,
+    ("gemma", "2b"): 2_506_172_416,
+    ("gemma2", "base"): 9_241_705_984,
+    ("gemma2", "2b"): 2_614_341_888,
+    ("gemma2", "27b"): 27_227_128_320,
+    ("gemma3_text", "base"): 3_880_263_168,
+    ("gemma3_text", "270m"): 268_098_176,
+    ("gemma3_text", "1b"): 999_885_952,
+    ("gemma3_text", "12b"): 11_766_034_176,
+    ("gpt_neo", "base"): 1_315_575_808,
+    ("gpt_neo", "125m"): 125_198_592,
+    ("gpt_neo", "2.7b"): 2_651_307_520,
+    ("gpt_neox", "base"): 20_554_567_680,
+    ("gpt_neox", "pythia-70m"): 70_426_624,
+    ("gpt_neox", "pythia-1b"): 1_011_781_632,
+    ("gpt_neox", "pythia-6.9b"): 6_857_302_016,
+    ("gptj", "base"): 6_050_882_784,
+    ("stablelm", "base"): 2_795_443_200,
+    ("stablelm", "2-1.6b"): 1_644_515_328,
+    ("stablelm", "2-12b"): 12_143_185_920,
 }
 """Of the language models, as published (that of LLaMA 13B is 13.0 in its table)."""
 
 
 @pytest.mark.parametrize(("model_type", "preset"), PARAMETERS)
 def test_presets_have_the_published_sizes(model_type: str, preset: str) -> None:
-    module = random_model(f"random:{model_type}?preset={preset}&architecture={KINDS[model_type][1]}")
-    assert sum(math.prod(w.type.shape) for w in module.weights.values()) == PARAMETERS[model_type, preset]
+    weights = untraced_model(f"random:{model_type}?preset={preset}&architecture={KINDS[model_type][1]}&dtype=bf16").weights
+    assert sum(math.prod(w.type.shape) for w in weights.values()) == PARAMETERS[model_type, preset]

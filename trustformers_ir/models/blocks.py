@@ -6,7 +6,7 @@ Names of blocks and formulas follow Vaswani et al., "Attention Is All You Need" 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -210,14 +210,16 @@ class MixedHeads:
 
 
 class HeadNorm:
-    """A layer norm of each head over its features, with a scale of its own and no bias."""
+    """A layer norm of each head over its features, with a scale of its own and no bias. The weight is ``[heads, features]``, or one for each head."""
 
-    def __init__(self, weight: Parameter | Tensor, eps: float) -> None:
+    def __init__(self, weight: Parameter | Sequence[Parameter], eps: float) -> None:
         self.weight, self.eps = weight, eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x[batch, heads, length, features]``; the weight is ``[heads, features]``."""
-        return F.layer_norm(x, eps=self.eps) * F.tensor(self.weight)[:, None, :]
+        """``x[batch, heads, length, features]``."""
+        weight = F.tensor(self.weight) if isinstance(self.weight, Parameter) else F.stack(self.weight)
+        normed: Tensor = F.layer_norm(x, eps=self.eps) * weight[:, None, :]
+        return normed
 
 
 class CausalAttention:

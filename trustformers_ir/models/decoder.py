@@ -89,11 +89,11 @@ class LanguageModel(Decoder):
     head: Parameter
     head_bias: Parameter | None = None
 
-    def give_head(self, scope: Scope, tied: bool, name: str = "lm_head", bias: bool = False) -> None:
+    def give_head(self, scope: Scope, tied: bool, bias: bool = False) -> None:
         """The projection is the token embedding where the two are tied, a weight of the same shape where they are not."""
         rows, _ = self.tokens.weight.shape
-        self.head = self.tokens.weight if tied else scope.child(name).param("weight", self.tokens.weight.shape)
-        self.head_bias = scope.child(name).param("bias", (rows,)) if bias else None
+        self.head = self.tokens.weight if tied else scope.child("lm_head").param("weight", self.tokens.weight.shape)
+        self.head_bias = scope.child("lm_head").param("bias", (rows,)) if bias else None
 
     def shaped(self, logits: Tensor) -> Tensor:
         """The scores made of the products with the head."""

@@ -135,6 +135,15 @@ def _size(layers: int, width: int, heads: int) -> dict[str, int]:
     return {"n_layer": layers, "n_embd": width, "n_head": heads}
 
 
+ALIASES = {  # names that all of transformers' configs understand
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "intermediate_size": "n_inner",
+    "hidden_act": "activation_function",
+}
+
 FAMILY = Family(
     model_type="gpt2",
     read_config=Gpt2Config.read,
@@ -149,12 +158,5 @@ FAMILY = Family(
     },
     parts=("lm_head", "multiple_choice_head", "score", "classifier"),
     ignorable=(r"h\.\d+\.attn\.(bias|masked_bias)", r"lm_head\.weight"),
-    aliases={  # names that all of transformers' configs understand
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "n_inner",
-        "hidden_act": "activation_function",
-    },
+    aliases=ALIASES,
 )

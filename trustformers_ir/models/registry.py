@@ -10,13 +10,22 @@ from trustformers_ir.models.family import Family
 
 FAMILIES = {
     "bert": "trustformers_ir.models.bert",
+    "cohere": "trustformers_ir.models.cohere",
     "deit": "trustformers_ir.models.deit",
+    "falcon": "trustformers_ir.models.falcon",
+    "gemma": "trustformers_ir.models.gemma",
+    "gemma2": "trustformers_ir.models.gemma2",
+    "gemma3_text": "trustformers_ir.models.gemma3",
     "gpt2": "trustformers_ir.models.gpt2",
+    "gpt_neo": "trustformers_ir.models.gpt_neo",
+    "gpt_neox": "trustformers_ir.models.gpt_neox",
+    "gptj": "trustformers_ir.models.gptj",
     "llama": "trustformers_ir.models.llama",
     "mistral": "trustformers_ir.models.mistral",
     "phi3": "trustformers_ir.models.phi3",
     "qwen2": "trustformers_ir.models.qwen2",
     "qwen3": "trustformers_ir.models.qwen3",
+    "stablelm": "trustformers_ir.models.stablelm",
     "vit": "trustformers_ir.models.vit",
 }
 """``model_type`` -> the module that has its ``FAMILY``."""
