@@ -81,6 +81,11 @@ class Request:
     quantize: Recipe | None = None
     schedules: Tables = field(default_factory=Tables)
 
+    @property
+    def activations(self) -> bool:
+        """Whether products by weights in blocks may take 8-bit activations: not where ``dtype`` says what the model computes in."""
+        return self.dtype is None
+
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise CompilerError.of(Code.USAGE, f"target is {self.target!r}, which is no text", help='target="cpu"')
@@ -259,7 +264,7 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
     request.schedules.check([t.kind for t in targets])
     source = _Source.read(model, example_inputs, request, threads)
     started = time.perf_counter()
-    graphs = _graphs(source.module, targets, source.quantizer, request.verify)
+    graphs = _graphs(source.module, targets, source.quantizer, request)
     passed = time.perf_counter()
     executed = _executed([building.target_info(t) for t in targets])
     metadata = source.metadata(graphs[0][1])
@@ -312,11 +317,11 @@ def _joined(family: Sequence[CompiledModule], seconds: Mapping[str, float]) -> l
     return [replace(m, manifest=replace(m.manifest, metadata=shared), report={"seconds": dict(seconds), **m.report}) for m in family]
 
 
-def _graphs(module: Module, targets: Sequence[Target], quantizer: Pass | None, verify: bool | None) -> list[tuple[Module, Report]]:
+def _graphs(module: Module, targets: Sequence[Target], quantizer: Pass | None, request: Request) -> list[tuple[Module, Report]]:
     """The module after the passes of each target. Targets of equal passes share the graph, and with it the weights; so that they do, all pack
     weights for the narrowest micro-kernel where the others can read that."""
     panel = building.common_panel(targets)
-    lists = [_pipeline(t, panel, quantizer) for t in targets]
+    lists = [_pipeline(t, panel, quantizer, request) for t in targets]
     alike = all(passes == lists[0] for passes in lists)
     found: list[tuple[Module, Report]] = []
     for n, passes in enumerate(lists):
@@ -324,7 +329,7 @@ def _graphs(module: Module, targets: Sequence[Target], quantizer: Pass | None, v
             found.append(found[same])
             continue
         own = module if alike else clone_module(module)
-        found.append((own, PassManager(passes, verify=verify).run(own)))
+        found.append((own, PassManager(passes, verify=request.verify).run(own)))
     return found
 
 
@@ -338,8 +343,8 @@ def _executed(targets: Sequence[TargetInfo]) -> int:
         return 0
 
 
-def _pipeline(target: Target, panel: int | None = None, quantizer: Pass | None = None) -> list[Pass]:
-    return pipelines.cpu(panel or building.machine_shape(target).panel, quantizer)
+def _pipeline(target: Target, panel: int | None, quantizer: Pass | None, request: Request) -> list[Pass]:
+    return pipelines.cpu(panel or building.machine_shape(target).panel, quantizer, request.activations)
 
 
 def _gpu_targets(names: str) -> list[GpuTarget]:
@@ -494,7 +499,8 @@ def tune(model: Any, inputs: Mapping[str, np.ndarray], request: Request, threads
 def run_passes(module: Module, pipeline: str) -> Report:
     """Run the passes of a text, or those of a target (``cpu``, ``cpu:avx2``)."""
     name = pipeline.strip()
-    passes = _pipeline(building.find_target(name)) if name == "cpu" or name.startswith("cpu:") else parse_pipeline(pipeline, PASSES)
+    cpu = name == "cpu" or name.startswith("cpu:")
+    passes = _pipeline(building.find_target(name), None, None, Request()) if cpu else parse_pipeline(pipeline, PASSES)
     return PassManager(passes).run(module)
 
 

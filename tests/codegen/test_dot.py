@@ -161,7 +161,7 @@ def test_four_products_of_bytes_are_a_dot() -> None:
         (fold(products), (Tag("k", DOT),)),  # 16 of them
         (fold(products), (Split("k", 8, GUARD), Tag("k.i", DOT))),
         (fold(products), (Split("k", 4, GUARD), Tag("k.o", DOT))),  # not the last axis, although it has four points
-        (fold(products), (Split("k", 4, GUARD), Split("k.o", 2, GUARD), Tag("k.i", DOT))),  # of three axes
+        (fold(products), (Split("k", 4, GUARD), Split("k.o", 2, GUARD), Tag("k.i", DOT))),  # of three axes, two of them loops
         (fold(products), (Tag("i", DOT),)),  # a loop
         (fold(products, "max"), (Split("k", 4, GUARD), Tag("k.i", DOT))),
         (fold(lambda x, w: cast(x, i32) + cast(w, i32)), (Split("k", 4, GUARD), Tag("k.i", DOT))),

@@ -162,7 +162,7 @@ def test_matrices_in_blocks_mean_what_the_reference_library_says(name: str, kind
     want = logits_of(rounded(model, kind), IDS)
     numbers = tfir.evaluate(load_gguf(path), IDS, np.ones_like(IDS))
     assert np.abs(numbers - want).max() < 1e-4 * np.abs(want).max()
-    compiled = tfir.compile(str(path), verify=True)(IDS, np.ones_like(IDS))
+    compiled = tfir.compile(str(path), dtype="f32", verify=True)(IDS, np.ones_like(IDS))
     assert np.abs(compiled - want).max() < 1e-4 * np.abs(want).max()
 
 
@@ -185,7 +185,7 @@ def test_matrices_in_blocks_that_nothing_here_makes(kind: Any, tmp_path: Path) -
                 p.copy_(torch.from_numpy(gguf.quants.dequantize(blocks[name], kind)))
     path = write(tmp_path / "x.gguf", model, kind, blocks=blocks)
     want = logits_of(model, IDS)
-    compiled = tfir.compile(str(path))(IDS, np.ones_like(IDS))
+    compiled = tfir.compile(str(path), dtype="f32")(IDS, np.ones_like(IDS))
     assert np.abs(compiled - want).max() < 1e-4 * np.abs(want).max()
 
 

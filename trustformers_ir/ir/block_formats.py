@@ -130,6 +130,16 @@ def unpair(bytes: np.ndarray, group: int) -> np.ndarray:
     return np.concatenate([runs & np.uint8(15), runs >> np.uint8(4)], axis=2).reshape(n, 2 * half)
 
 
+def unsigned(row: FormatRow, codes: np.ndarray) -> np.ndarray:
+    """The plane ``codes`` as bytes without a sign, which is what instructions multiply by signed ones: 128 is added to codes that have one."""
+    return codes if row.paired else codes.view(np.uint8) ^ np.uint8(128)
+
+
+def signed(row: FormatRow, codes: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`unsigned`."""
+    return codes if row.paired else (codes ^ np.uint8(128)).view(np.int8)
+
+
 # -- planes to numbers -----------------------------------------------------------------------------------------------------
 
 

@@ -42,3 +42,21 @@ def _sticky(x: np.ndarray) -> np.ndarray:
     big = (wide >> wide.dtype.type(53) != 0) & (wide >> wide.dtype.type(53) != -1)  # beyond 2**53 either way
     squeezed = (wide & ~low) | np.where(wide & low, wide.dtype.type(0x1000), wide.dtype.type(0))
     return np.where(big, squeezed, wide).astype(np.float64)
+
+
+def fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """``a * b + c`` of f32 arrays, rounded once.
+
+    The product is exact in float64. Its sum with c is rounded to odd there, by the error that Knuth's two-sum gives, so that the second rounding, to
+    f32, gives what one rounding would (Boldo & Melquiond 2008, as above).
+    """
+    with np.errstate(all="ignore"):
+        product = a.astype(np.float64) * b.astype(np.float64)
+        wide = c.astype(np.float64)
+        total = product + wide
+        back = total - product
+        error = (product - (total - back)) + (wide - back)
+        even = (np.atleast_1d(total).view(np.int64).reshape(total.shape) & 1) == 0
+        moves = np.isfinite(total) & (error != 0) & even
+        odd = np.where(moves, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+        return odd.astype(np.float32)

@@ -164,6 +164,7 @@ Choice = TileChoice | AttentionChoice | BlockChoice
 TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockChoice]] = {
     "linear": TileChoice,
     "linear_int8": TileChoice,
+    "linear_blocks_int8": TileChoice,
     "matmul": TileChoice,
     "attention": AttentionChoice,
     "gpu_linear": BlockChoice,

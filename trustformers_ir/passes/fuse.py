@@ -51,6 +51,7 @@ CHEAP = (
 )
 VIEWS = (ops.Reshape, ops.Transpose)
 NORMS = (ops.LayerNorm, ops.RmsNorm)
+CODES = (ops.QuantizeDynamic, ops.QuantizeStatic, ops.QuantizeGroups, ops.Cast)
 _KINDS = {
     FusionKind.ATTENTION: RegionKind.ATTENTION,
     FusionKind.CONTRACTION: RegionKind.CONTRACTION,
@@ -229,7 +230,7 @@ class _Fusion:
         """Whether ``chain`` makes codes of the rows that the group's norm has just made, or casts them, from nothing else but constants and
         weights."""
         norm, first, o = group.anchor, chain[0], chain[-1]
-        if not isinstance(norm.op, NORMS) or not isinstance(o.op, (ops.QuantizeDynamic, ops.QuantizeStatic, ops.Cast)) or group.viewed:
+        if not isinstance(norm.op, NORMS) or not isinstance(o.op, CODES) or group.viewed:
             return False
         if first.inputs[0] is not group.last.result or any(m.op.fusion is FusionKind.INJECTIVE for m in group.members):
             return False

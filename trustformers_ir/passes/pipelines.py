@@ -15,6 +15,7 @@ from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.passes.quantize_activations import QuantizeActivations
 from trustformers_ir.passes.read_blocks import ReadBlocks
 
 #: Bytes of a panel of gate and a panel of up that stay in L2 together while the rows go by; beyond, two kernels are faster. Measured for
@@ -24,9 +25,10 @@ from trustformers_ir.passes.read_blocks import ReadBlocks
 TWIN_BYTES = 768 << 10
 
 
-def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
+def cpu(panel: int = 48, quantize: Pass | None = None, activations: bool = True) -> list[Pass]:
     """From any front end's module to regions for the CPU. ``panel`` is the width of packed weights that the target's micro-kernel reads;
-    ``quantize`` is the pass of a recipe, or one that looks at what such a pass would do."""
+    ``quantize`` is the pass of a recipe, or one that looks at what such a pass would do; without ``activations`` those of products by weights in
+    blocks stay in f32."""
     return [
         ReadBlocks(),
         Canonicalize(),
@@ -38,6 +40,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
         MergeLinears(),
         *([] if quantize is None else [quantize]),  # products are merged and weights folded; nothing is packed yet
         NarrowWeights(),
+        *([QuantizeActivations()] if activations else []),
         PackWeights(width=panel),
         Dce(),  # weights in the form that nothing reads any more
         Fuse(twin_bytes=TWIN_BYTES),
@@ -47,5 +50,5 @@ def cpu(panel: int = 48, quantize: Pass | None = None) -> list[Pass]:
 def gpu(quantize: Pass | None = None) -> list[Pass]:
     """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are. What scores are made of is computed where
     attention reads it: arithmetic is cheap beside memory there."""
-    passes = [p for p in cpu(quantize=quantize) if not isinstance(p, (PackWeights, NarrowWeights))]
+    passes = [p for p in cpu(quantize=quantize, activations=False) if not isinstance(p, (PackWeights, NarrowWeights))]
     return [replace(p, scores=True) if isinstance(p, Fuse) else p for p in passes]

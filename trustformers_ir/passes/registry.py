@@ -15,13 +15,14 @@ from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.observe_activations import ObserveActivations
 from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.passes.quantize_activations import QuantizeActivations
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 from trustformers_ir.passes.read_blocks import ReadBlocks
 
 ALL: tuple[type[Pass], ...] = (
     *(Canonicalize, ConstantFold, Cse, Dce, Decompose, FoldWeights, MergeLinears, QuantizeInt8, QuantizeBlocks, NarrowWeights, PackWeights, Fuse),
-    ReadBlocks,
+    *(ReadBlocks, QuantizeActivations),
     *(ObserveActivations, CompareInt8, CompareNarrow, CompareBlocks),  # to look at a quantized model
 )
 

@@ -75,7 +75,7 @@ def predict(entry: Entry, dims: Mapping[str, int], rates: Rates) -> list[Roof]:
 def kind(kernel: KernelInfo) -> Kind:
     """The kind of a kernel, by the ops that its label names."""
     words = kernel.label.split("+")
-    if "linear_int8" in words:
+    if "linear_int8" in words or "linear_blocks_int8" in words:
         return Kind.INTEGER
     if any(word.startswith(PRODUCTS) for word in words):
         return Kind.PRODUCT

@@ -50,9 +50,10 @@ class Tail(enum.Enum):
 
     GUARD = "guard"  # the inner loop skips points outside
     CLAMP = "clamp"  # the last points are computed again
+    SKIP = "skip"  # as GUARD, and indices are clamped all the same: every access lies inside its buffer, provably
 
 
-GUARD, CLAMP = Tail.GUARD, Tail.CLAMP
+GUARD, CLAMP, SKIP = Tail.GUARD, Tail.CLAMP, Tail.SKIP
 
 
 @dataclass(frozen=True)
@@ -359,11 +360,12 @@ def _split(kernel: Kernel, axis: Axis, move: Split, facts: SymbolFacts | None, k
         point, guard = inner, None if divides else inner < axis.extent
     loop = _find_loop(kernel.body, axis)
     if loop is None:
-        if move.tail is CLAMP and not divides:
+        if move.tail is not GUARD and not divides:
             raise ScheduleError(f"{axis.name} is reduced over: its last points cannot be computed twice; use GUARD")
         return _split_reduce(kernel, axis, (inner,) if whole else (outer, inner), point, guard)
     if move.tail is CLAMP and not divides:
         _check_idempotent(loop)
+    if move.tail is not GUARD and not divides:
         point = minimum(point, axis.extent - 1)
     sub = Substitution({axis: point})
     old_guard = None if loop.guard is None else simplifier(sub(loop.guard))

@@ -13,7 +13,8 @@ K9  extents, shapes and strides are i64; shapes, strides and extents are made of
     loop beside TILE loops may also read scratch buffers of one element: what a program has found out before it.
 K10 the iterations of PARALLEL loops are independent: every global store's index depends on each of them, and a global buffer both
     stored and loaded below them is loaded where, for each parallel axis, some index entry holding that axis equals the store's.
-K11 no loop is DOT. A DOT axis has extent 4 and is the last of at most two axes of a sum in i32 of products of an element of u8 and one of i8.
+K11 no loop is DOT. A DOT axis has extent 4 and is the last axis of a sum in i32 of products of an element of u8, or four bits of it, and one of i8;
+    of the axes before it at most one is not UNROLL.
 K12 a TILE axis has a constant extent, a power of two; below a TILE loop there are only TILE loops and stores whose index depends on it, unless its
     guard leaves one point.
 """
@@ -21,6 +22,7 @@ K12 a TILE axis has a constant extent, a power of two; below a TILE loop there a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import (
@@ -132,8 +134,10 @@ class _Verifier:
                 raise self.fail("K7", f"VECTOR axis {a.name} is not the last axis of its {r.kind}")
             if a.kind in (UNROLL, TILE):
                 self.axis(a, frozenset())
-            if a.kind is DOT and (a.static_extent != 4 or position != len(r.axes) - 1 or len(r.axes) > 2 or byte_factors(r) is None):
-                raise self.fail("K11", f"DOT axis {a.name} of a {r.kind} of {r.body.dtype}")
+            if a.kind is DOT:
+                looped = sum(b.kind is not UNROLL for b in r.axes[:-1])
+                if a.static_extent != 4 or position != len(r.axes) - 1 or looped > 1 or byte_factors(r) is None:
+                    raise self.fail("K11", f"DOT axis {a.name} of a {r.kind} of {r.body.dtype}")
             if a in inside:
                 raise self.fail("K1", f"axis {a.name} is bound twice")
             inside |= {a}
@@ -220,14 +224,33 @@ class _Verifier:
                             raise self.fail("K10", f"{load.buffer.name} is stored and loaded at different places of PARALLEL {a.name}")
 
 
-def byte_factors(r: Reduce) -> tuple[Load, Load] | None:
-    """The loads of u8 and of i8 whose products a fold adds up in i32, whichever comes first; None when it does something else."""
+@dataclass(frozen=True)
+class ByteFactor:
+    """A byte that is loaded, or the four bits of it from ``shift`` on."""
+
+    load: Load
+    shift: Expr | None = None
+
+
+def byte_factors(r: Reduce) -> tuple[ByteFactor, ByteFactor] | None:
+    """The factors of u8 and of i8 whose products a fold adds up in i32, whichever comes first; None when it does something else."""
     body = r.body
     if r.kind != "sum" or body.dtype is not DType.i32 or not isinstance(body, Binary) or body.op != "mul":
         return None
-    loads = [x.x for x in (body.a, body.b) if isinstance(x, Cast) and isinstance(x.x, Load)]
-    found = {x.dtype: x for x in loads}
+    factors = [_byte_factor(x.x) for x in (body.a, body.b) if isinstance(x, Cast)]
+    found = {f.load.dtype: f for f in factors if f is not None}
     return (found[DType.u8], found[DType.i8]) if found.keys() == {DType.u8, DType.i8} else None
+
+
+def _byte_factor(e: Expr) -> ByteFactor | None:
+    if isinstance(e, Load):
+        return ByteFactor(e)
+    if not isinstance(e, Binary) or e.op != "and" or e.b is not const(15, DType.u8):
+        return None
+    if isinstance(e.a, Load):
+        return ByteFactor(e.a, const(0))
+    shifted = e.a
+    return ByteFactor(shifted.a, shifted.b) if isinstance(shifted, Binary) and shifted.op == "shr" and isinstance(shifted.a, Load) else None
 
 
 def _is_tile(loop: For) -> bool:

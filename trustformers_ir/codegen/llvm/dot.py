@@ -1,8 +1,9 @@
 """Sums of products of bytes, four at a time: which folds they are, and the instructions of each machine for them.
 
-A fold with a DOT axis is ``sum over k, d < 4 of i32(u8) * i32(i8)`` along memory in which the four bytes of d lie beside each other. The
-unsigned ones belong to a row (the same for every lane): four of them are one 32-bit load, put into every lane. The signed ones belong to a
-column: lane j reads the bytes ``4 j … 4 j + 3``, so 16 lanes are one 64-byte load. Then
+A fold with a DOT axis is ``sum over k, d < 4 of i32(u8) * i32(i8)`` along memory in which the four bytes of d lie beside each other. One side belongs
+to a row (the same for every lane): four of its bytes are one 32-bit load, put into every lane. The other belongs to a column: lane j reads the bytes
+``4 j … 4 j + 3``, so 16 lanes are one 64-byte load. The unsigned bytes may be those of the row (activations with a zero point by signed weights)
+or of the column (signed activations by codes); they may be the low or the high four bits of what is loaded. Then
 
 * AVX-512 VNNI, AVX-VNNI: ``vpdpbusd`` adds the four products of each lane to its accumulator, exactly (the form without saturation);
 * AVX-512 and AVX2 without them: both vectors are split into their even and odd bytes, widened to 16 bits (the unsigned ones by masks and
@@ -19,9 +20,9 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, Axis, Buffer, Const, Expr, Load, Reduce, const
+from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, UNROLL, Axis, Buffer, Const, Expr, Reduce, const
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
-from trustformers_ir.codegen.kernel_ir.verify import byte_factors
+from trustformers_ir.codegen.kernel_ir.verify import ByteFactor, byte_factors
 from trustformers_ir.codegen.llvm.memory import Addressing, Memory
 from trustformers_ir.codegen.llvm.text import Val, vector_of
 from trustformers_ir.codegen.llvm.values import Ops
@@ -52,22 +53,29 @@ class DotKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Bytes:
-    """Four neighbouring bytes, or the first ``count`` of them: of one row, or of each of 16 columns."""
+    """Four neighbouring bytes, or the first ``count`` of them: of one row, or of each of 16 columns. ``shift``: four bits of each, from there on."""
 
     buffer: Buffer
     start: Expr
     count: int
+    column: bool
+    shift: Expr | None = None
+
+    @property
+    def signed(self) -> bool:
+        return self.buffer.dtype is DType.i8
 
 
 @dataclass(frozen=True)
 class Groups:
-    """A fold as groups of four bytes: ``whole`` of them along ``axis``, and what is left over."""
+    """A fold as groups of four bytes: ``whole`` of them along ``axis``, and what is left over; each for all points of the ``unrolled`` axes.
+    The first of two factors is unsigned."""
 
     axis: Axis
     whole: int
-    left: Bytes
-    right: Bytes
+    factors: tuple[Bytes, Bytes]
     rest: tuple[Bytes, Bytes] | None
+    unrolled: tuple[Axis, ...]
 
 
 class Grouping:
@@ -78,8 +86,10 @@ class Grouping:
 
     def groups(self) -> Groups | None:
         """None when the fold has another form."""
-        pair, *around, inner = byte_factors(self.e), *self.e.axes
-        if pair is None or inner.kind is not DOT or len(around) > 1:
+        pair, *before, inner = byte_factors(self.e), *self.e.axes
+        around = [a for a in before if a.kind is not UNROLL]
+        unrolled = tuple(a for a in before if a.kind is UNROLL)
+        if pair is None or inner.kind is not DOT or len(around) > 1 or (unrolled and self.e.guard is not None):
             return None
         outer = around[0] if around else None
         blocks = 1 if outer is None else outer.static_extent or 0
@@ -92,7 +102,7 @@ class Grouping:
         rest = self._bytes(pair, _place(outer, const(whole)), inner, left_over) if left_over else None
         if body is None or (left_over and rest is None):
             return None
-        return Groups(axis, whole, *body, rest)
+        return Groups(axis, whole, body, rest, unrolled)
 
     def _left_over(self, outer: Axis | None, blocks: int, inner: Axis) -> int | None:
         """How many bytes of the last group exist when not all do: for the guard ``outer * 4 + inner < size``."""
@@ -110,20 +120,24 @@ class Grouping:
             return None
         return counts[-1] % DEPTH
 
-    def _bytes(self, pair: tuple[Load, Load], place: dict[Expr, Expr], inner: Axis, count: int) -> tuple[Bytes, Bytes] | None:
+    def _bytes(self, pair: tuple[ByteFactor, ByteFactor], place: dict[Expr, Expr], inner: Axis, count: int) -> tuple[Bytes, Bytes] | None:
         """What both sides read there; None when it is not known to be inside the buffers, or lies otherwise."""
         simplifier, found = self.addressing.simplifier, []
-        for load, lanes in zip(pair, (0, DEPTH), strict=True):
+        for factor in pair:
+            load = factor.load
             index = tuple(simplifier(substitute(i, place)) for i in load.index)
-            exists = index if count == DEPTH or lanes else tuple(simplifier(substitute(i, {inner: const(count - 1)})) for i in index)
             along = self.addressing.line(self.addressing.flat(load.buffer, index), inner)
-            if not self.addressing.safe(load.buffer, exists) or along is None or along.step != 1:
+            across = None if along is None or along.step != 1 else self.addressing.line(along.rest, self.vector)
+            if across is None or across.step not in (0, DEPTH):
                 return None
-            across = self.addressing.line(along.rest, self.vector)
-            if across is None or across.step != lanes:
+            column = across.step == DEPTH
+            last: dict[Expr, Expr] = {inner: const(count - 1)}
+            exists = index if count == DEPTH or column else tuple(simplifier(substitute(i, last)) for i in index)
+            shift = None if factor.shift is None else simplifier(substitute(factor.shift, place))
+            if not self.addressing.safe(load.buffer, exists) or (shift is not None and not column):
                 return None
-            found.append(Bytes(load.buffer, across.rest, DEPTH if lanes else count))
-        return found[0], found[1]
+            found.append(Bytes(load.buffer, across.rest, DEPTH if column else count, column, shift))
+        return (found[0], found[1]) if found[0].column is not found[1].column else None
 
 
 def _place(outer: Axis | None, at: Expr) -> dict[Expr, Expr]:
@@ -137,8 +151,12 @@ class Dots:
         self.ops, self.w, self.memory = ops, ops.w, memory
         self.fused, self.lanes = kind.value
 
-    def left(self, b: Bytes, start: Val) -> list[Val]:
-        """The bytes of a row in every lane, as :meth:`add` wants them; those that do not exist are 0."""
+    def operand(self, b: Bytes, start: Val, shift: int | None) -> list[Val]:
+        """Bytes that begin at ``start``, as :meth:`add` wants them; ``shift`` is the number that ``b.shift`` is here."""
+        return self._column(b, start, shift) if b.column else self._row(b, start)
+
+    def _row(self, b: Bytes, start: Val) -> list[Val]:
+        """The bytes of a row in every lane; those that do not exist are 0."""
         p = self.memory.pointer(b.buffer, start)
         if b.count == DEPTH:
             quad = self.w.op(f"load i32, ptr {p}, align 1")
@@ -149,13 +167,10 @@ class Dots:
                 byte = self.w.op(f"zext i8 {self.w.op(f'load i8, ptr {at}, align 1')} to i32")
                 quad = self.w.op(f"or i32 {quad}, {self.w.op(f'shl i32 {byte}, {8 * n}')}")
         x = self.ops.splat(Val(quad, DType.i32), self.lanes)
-        if self.fused:
-            return [self._as(x, DType.u8)]
-        words = self._as(x, DType.u16)
-        return [self._shifted("and", words, 255), self._shifted("lshr", words, 8)]
+        return [self._as(x, DType.u8)] if self.fused else self._words(self._as(x, DType.u16), b.signed, None)
 
-    def right(self, b: Bytes, start: Val) -> list[Val]:
-        """The bytes of 16 columns, as :meth:`add` wants them."""
+    def _column(self, b: Bytes, start: Val, shift: int | None) -> list[Val]:
+        """The bytes of 16 columns."""
         p = self.memory.pointer(b.buffer, start)
         out: list[Val] = []
         for first in range(0, LANES, self.lanes):
@@ -163,22 +178,41 @@ class Dots:
             dtype = DType.i8 if self.fused else DType.i16
             count = self.lanes * 32 // dtype.bits
             x = Val(self.w.op(f"load {vector_of(f'i{dtype.bits}', count)}, ptr {at}, align 1"), dtype, count)
-            out += [x] if self.fused else [self._shifted("ashr", self._shifted("shl", x, 8), 8), self._shifted("ashr", x, 8)]
+            if not self.fused:
+                out += self._words(x, b.signed, shift)
+            elif shift is None:
+                out.append(x)
+            else:
+                out.append(self._shifted("lshr", x, 4) if shift else self._shifted("and", x, 15))
         return out
 
-    def add(self, total: Val, left: list[Val], right: list[Val]) -> Val:
+    def _words(self, x: Val, signed: bool, shift: int | None) -> list[Val]:
+        """The even and the odd bytes of words, as words of their own; or four bits of each."""
+        if signed:
+            return [self._shifted("ashr", self._shifted("shl", x, 8), 8), self._shifted("ashr", x, 8)]
+        if shift is None:
+            return [self._shifted("and", x, 255), self._shifted("lshr", x, 8)]
+        even = self._shifted("lshr", x, shift) if shift else x
+        odd = self._shifted("lshr", x, 8 + shift)
+        return [self._shifted("and", even, 15), odd if shift else self._shifted("and", odd, 15)]
+
+    def add(self, total: Val, unsigned: list[Val], signed: list[Val]) -> Val:
         """``total`` with the products of the groups added."""
         parts = [total] if self.lanes == LANES else list(self.ops.halves(total))
-        each = len(right) // len(parts)
-        parts = [self._add(part, left, right[n * each : (n + 1) * each]) for n, part in enumerate(parts)]
+        each = max(len(unsigned), len(signed)) // len(parts)
+
+        def half(side: list[Val], n: int) -> list[Val]:
+            return side if len(side) == each else side[n * each : (n + 1) * each]
+
+        parts = [self._add(part, half(unsigned, n), half(signed, n)) for n, part in enumerate(parts)]
         return parts[0] if len(parts) == 1 else self._joined(*parts)
 
-    def _add(self, total: Val, left: list[Val], right: list[Val]) -> Val:
+    def _add(self, total: Val, unsigned: list[Val], signed: list[Val]) -> Val:
         if self.fused:
             name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-            return total.named(self.w.call(name, total.type, total.typed, left[0].typed, right[0].typed))
+            return total.named(self.w.call(name, total.type, total.typed, unsigned[0].typed, signed[0].typed))
         name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == LANES else "llvm.x86.avx2.pmadd.wd"
-        for a, b in zip(left, right, strict=True):
+        for a, b in zip(unsigned, signed, strict=True):
             pair = self.w.call(name, total.type, a.typed, b.typed)
             total = total.named(self.w.op(f"add {total.typed}, {pair}"))
         return total
@@ -189,7 +223,7 @@ class Dots:
         return Val(self.w.op(f"bitcast {x.typed} to {vector_of(f'i{dtype.bits}', count)}"), dtype, count)
 
     def _shifted(self, instruction: str, x: Val, by: int) -> Val:
-        return x.named(self.w.op(f"{instruction} {x.typed}, splat (i16 {by})"))
+        return x.named(self.w.op(f"{instruction} {x.typed}, splat (i{x.dtype.bits} {by})"))
 
     def _joined(self, low: Val, high: Val) -> Val:
         order = ", ".join(f"i32 {n}" for n in range(LANES))

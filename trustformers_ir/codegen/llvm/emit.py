@@ -307,7 +307,8 @@ class _Emitter:
         return found
 
     def _edge(self, tile: For) -> For:
-        """The tile with its UNROLL loops as ordinary loops, so that each guard is asked point by point."""
+        """The tile with its guarded UNROLL loops, and those around them, as ordinary loops, so that each guard is asked point by point. Those inside
+        stay a tile: where rows are left over, each is a tile of one row."""
 
         def demote(s: Stmt) -> Stmt:
             if not isinstance(s, For):
@@ -316,8 +317,11 @@ class _Emitter:
             if axis.kind is not UNROLL:
                 scalar = [g for g in conjuncts(guard) if not any(a.kind is VECTOR for a in g.free_axes)]
                 lanes = [g for g in conjuncts(guard) if g not in scalar]
-                loop = For(axis, body, _join(lanes))
-                return For(Axis("once", 1, SEQ), (loop,), _join(scalar)) if scalar else loop
+                if not scalar:
+                    return For(axis, body, guard)
+                return For(Axis("once", 1, SEQ), (For(axis, body, _join(lanes)),), _join(scalar))
+            if guard is None and all(x is y for x, y in zip(body, s.body, strict=True)):
+                return s
             plain = axis.like(kind=SEQ)
             sub = Substitution({axis: plain})
             return For(plain, tuple(sub.stmt(b) for b in body), None if guard is None else sub(guard))

@@ -6,7 +6,8 @@ of ``dot.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, SEQ, UNROLL, VECTOR, Axis, Binary, Expr, Reduce, const
@@ -208,31 +209,36 @@ class Fold:
         ev, dots = self.ev, self.ev.dots
         assert dots is not None
 
-        def group(left: Bytes, right: Bytes, values: list[Val]) -> list[Val]:
-            known: dict[tuple[Bytes, tuple[int, ...]], list[Val]] = {}
+        def group(factors: tuple[Bytes, Bytes], values: list[Val]) -> list[Val]:
+            known: dict[tuple[Bytes, tuple[int, ...], int | None], list[Val]] = {}
 
-            def operand(b: Bytes, load: Callable[[Bytes, Val], list[Val]], point: Point) -> list[Val]:
-                place = (b, ev.coordinates(b.start, point))
+            def operand(b: Bytes, point: Point) -> list[Val]:
+                shift = None if b.shift is None else int(ev.eval(b.shift, point).literal or 0)
+                place = (b, ev.coordinates(b.start, point), shift)
                 if place not in known:
-                    if b.buffer.ahead is not None:  # a vector of 16 columns is one cache line
+                    if b.buffer.ahead is not None and not shift:  # a vector of 16 columns is one cache line
                         ev.fetches.ask(b.buffer, b.buffer.ahead, b.start, point)
-                    known[place] = load(b, ev.eval(b.start, point))
+                    known[place] = dots.operand(b, ev.eval(b.start, point), shift)
                 return known[place]
 
-            return [
-                dots.add(total, operand(left, dots.left, p), operand(right, dots.right, p)) for total, p in zip(values, self.points, strict=True)
-            ]
+            for turn in itertools.product(*(range(a.static_extent or 0) for a in reversed(groups.unrolled))):
+                fixed = dict(zip(reversed(groups.unrolled), turn, strict=True))
+                points = [{**p, **fixed} for p in self.points]
+                values = [dots.add(total, *(operand(b, p) for b in factors)) for total, p in zip(values, points, strict=True)]
+            return values
 
         def turn(i: Val, values: list[Val]) -> Sequence[Val]:
             ev.bound[groups.axis] = i
-            return ev.scoped(lambda: group(groups.left, groups.right, values))
+            return ev.scoped(lambda: group(groups.factors, values))
 
-        if groups.whole:
+        if groups.whole == 1:
+            acc = list(turn(literal(0, DType.i64), acc))
+        elif groups.whole:
             acc = self.w.loop(literal(0, DType.i64), literal(groups.whole, DType.i64), acc, turn, may_skip=False)
         if groups.rest is None:
             return acc
-        left, right = groups.rest
-        return ev.scoped(lambda: group(left, right, acc))
+        rest = groups.rest
+        return ev.scoped(lambda: group(rest, acc))
 
     def _element(self, acc: list[Val], bodies: Bodies, rest: list[Expr], fixed: Point, slot: int) -> list[Val]:
         """Folds one element into the accumulator of each point."""

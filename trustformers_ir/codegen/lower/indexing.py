@@ -68,6 +68,17 @@ class Flattening:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self._linear: dict[tuple[Index, tuple[Dim, ...]], Expr] = {}
+        self._blocks: dict[tuple[Expr, int], Expr] = {}
+
+    def joined(self, block: Expr, within: Expr, size: int) -> Expr:
+        """``block * size + within``, of which :meth:`block` gives ``block`` again."""
+        index = block * size + within
+        self._blocks[index, size] = block
+        return index
+
+    def block(self, index: Expr, size: int) -> Expr:
+        """``index // size``."""
+        return self._blocks.get((index, size), index // size)
 
     def digits(self, linear: Expr, dims: Sequence[Dim]) -> Index:
         """Row-major digits of ``linear`` in an array of ``dims``."""

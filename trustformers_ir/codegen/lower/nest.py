@@ -6,7 +6,8 @@ Three shapes of nest exist besides the GEMM tile of ``schedules.py``:
   chunk a vector loop;
 * *rows*: leading dims are parallel loops, the last one is a vector loop, unless a 16-lane fold depends on it (then it is an ordinary loop
   and the vector unit works inside the fold);
-* *summary*: some results have one element per row (the scale of its codes), others all of them: the folds of a row serve both.
+* *summary*: some results have one element per row (the scale of its codes), others all of them: the folds of a row serve both;
+* *groups*: the same for groups of neighbouring elements of a row.
 """
 
 from __future__ import annotations
@@ -76,6 +77,16 @@ def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit, paired: boo
         rows[axes.index(last)] = minimum(half * 2 + pair, last.extent - 1)  # where one row is left it is computed twice
     pairs = [pair] if loops and paired else []
     return nest(loops, *nest(pairs, *summary((*rows, const(0)))), *nest([*pairs, column], *columns((*rows, column))))
+
+
+def group_nest(d: Definer, shape: Sequence[Dim], group: int, summary: Emit, columns: Emit, whole_rows: bool) -> tuple[Stmt, ...]:
+    """``for rows parallel: for groups: what there is once per group; for the columns of a group vector: the rest``. ``whole_rows``: folds of a row
+    come first, so a row is not cut over workers."""
+    axes = [None if size == 1 else Axis(f"i{n}", dim_expr(size), PARALLEL) for n, size in enumerate(shape[:-1])]
+    rows: list[Expr] = [const(0) if a is None else a for a in axes]
+    g = Axis("group", dim_expr(shape[-1]) // group, SEQ if whole_rows else PARALLEL)
+    j = Axis("column", group, VECTOR)
+    return nest([*(a for a in axes if a is not None), g], *summary((*rows, g)), *nest([j], *columns((*rows, d.flat.joined(g, j, group)))))
 
 
 def _bind(order: list[Axis], kinds: dict[Axis, AxisKind], stores: list[Store]) -> tuple[Stmt, ...]:

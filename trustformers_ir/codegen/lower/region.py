@@ -26,8 +26,9 @@ from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nes
 from trustformers_ir.codegen.lower.flash_tiles import FlashTile, flash_tile
 from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.nest import flat_nest, is_flat, row_nest, summary_nest
+from trustformers_ir.codegen.lower.nest import flat_nest, group_nest, is_flat, row_nest, summary_nest
 from trustformers_ir.codegen.lower.ordered import ORDERED
+from trustformers_ir.codegen.lower.packed_blocks import PackedBlocks
 from trustformers_ir.codegen.lower.part_sums import PartSums, joined
 from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.codegen.math import expand
@@ -148,6 +149,8 @@ def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[Lower
     if anchor is None and _is_summary(*groups):
         first, second = groups.values()
         return [_lower_summary(body, first, second, ctx)]
+    if anchor is None and len(groups) == 2 and any(isinstance(o.op, ops.QuantizeGroups) for o in body):
+        return [_lower_groups(body, outputs, ctx)]
     return [kernel for group in groups.values() for kernel in _lower_group(body, anchor, group, ctx)]
 
 
@@ -162,6 +165,20 @@ def _lower_summary(body: Block, first: list[_Output], second: list[_Output], ctx
     once, rest = functools.partial(_stores, d, summary), functools.partial(_stores, d, columns)
     paired = isinstance(ctx.machine, MachineShape)
     return _finish(d, summary_nest(columns[0].core.type.shape, once, rest, paired), _label(body), ctx)
+
+
+def _lower_groups(body: Block, outputs: list[_Output], ctx: LoweringContext) -> LoweredKernel:
+    """Results of an op that quantizes groups, and of what makes its operand."""
+    (o,) = (o for o in body if isinstance(o.op, ops.QuantizeGroups))
+    assert isinstance(o.op, ops.QuantizeGroups)
+    shape = o.inputs[0].type.shape
+    columns = [out for out in outputs if out.core.type.shape == shape]
+    summary = [out for out in outputs if out.core.type.shape == o.results[1].type.shape]
+    assert len(columns) + len(summary) == len(outputs)
+    d = _definer(body, [out.target for out in (*summary, *columns)], ctx)
+    once, rest = functools.partial(_stores, d, summary), functools.partial(_stores, d, columns)
+    whole_rows = any(other.op.fusion is FusionKind.REDUCTION and other is not o for other in body)
+    return _finish(d, group_nest(d, shape, o.op.group, once, rest, whole_rows), _label(body), ctx)
 
 
 def _stores(d: Definer, outputs: list[_Output], index: Index) -> list[Store]:
@@ -277,7 +294,7 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
             return replace(g.finish(attention_nest(g.d, attention, g.emit_at(attention.result), chosen.choice)), schedule=chosen)
         except _ReadElsewhere:
             g.again()  # the plain definition serves
-    matrix = _Product.of(anchor, shape, g.body) or _Pair.of(anchor, shape)
+    matrix = _Product.of(anchor, shape, g.body) or PackedBlocks.of(anchor, shape) or _Pair.of(anchor, shape)
     if matrix is not None:
         lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
         m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)

@@ -1,6 +1,7 @@
 """Every op declaration. Importing this package fills ``trustformers_ir.ir.schema.OPS``."""
 
 from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
+from trustformers_ir.ir.ops.blocks_int8 import LinearBlocksInt8, QuantizeGroups
 from trustformers_ir.ir.ops.contract import (
     Conv1d,
     Conv2d,
@@ -231,6 +232,7 @@ __all__ = [
     "LeakyRelu",
     "Linear",
     "LinearBlocks",
+    "LinearBlocksInt8",
     "LinearInt8",
     "Literal",
     "Log",
@@ -259,6 +261,7 @@ __all__ = [
     "Pow",
     "PredicateOp",
     "QuantizeDynamic",
+    "QuantizeGroups",
     "QuantizeStatic",
     "Real",
     "Reciprocal",

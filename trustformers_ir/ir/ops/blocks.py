@@ -20,16 +20,16 @@ from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 
-_CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
+CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
 #: the planes as operands, in the order of ``PLANES``
-_PLANES = (
-    *(Operand("codes", _CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True)),
+PLANE_OPERANDS = (
+    *(Operand("codes", CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True)),
     *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True)),
 )
 
 
 @dataclass(frozen=True)
-class _InBlocks(Op):
+class InBlocks(Op):
     """An op on a matrix in blocks. Constraints 2 to 5 are those of the matrix."""
 
     format: Format
@@ -70,7 +70,7 @@ class _InBlocks(Op):
         return {name: p for name, p in zip(PLANES, arrays, strict=True) if p is not None}
 
 
-def _planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
+def planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
     """Types of the planes of a matrix, and between which values they lie where not everything is sensible."""
     row = FORMATS[format]
     shapes = row.shapes(0, k, group)
@@ -88,7 +88,7 @@ _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
 
 
 @dataclass(frozen=True)
-class LinearBlocks(_InBlocks):
+class LinearBlocks(InBlocks):
     """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` with ``w = scale * steps * (code - zero) + low`` in the given format.
 
     ``group`` is the number of elements that share a scale. Absent planes are 1 or 0. Every w is an exact real number, and the sum is rounded once;
@@ -98,11 +98,11 @@ class LinearBlocks(_InBlocks):
     """
 
     mnemonic = "linear_blocks"
-    operands = (Operand("x", ACTIVATIONS), *_PLANES, Operand("bias", ACTIVATIONS, optional=True))
+    operands = (Operand("x", ACTIVATIONS), *PLANE_OPERANDS, Operand("bias", ACTIVATIONS, optional=True))
     constraints = {
         1: "x has an axis, and codes is a matrix",
         3: "the last size of x is a constant, a multiple of the format's blocks",
-        **_InBlocks.constraints,
+        **InBlocks.constraints,
         6: "bias is a vector of provably as many elements as codes has rows, with the dtype of x",
     }
     fusion = FusionKind.CONTRACTION
@@ -160,7 +160,7 @@ class LinearBlocks(_InBlocks):
             group = FORMATS[format].group or group
             k = x.shape[-1]
             assert isinstance(k, int)
-            planes, low, high = _planes_sample(format, n, k, group)
+            planes, low, high = planes_sample(format, n, k, group)
             return Sample(cls(format, group), (x, *planes, TensorType((n,), x.dtype) if bias else None), low, high)
 
         f32, f16, bf16 = DType.f32, DType.f16, DType.bf16
@@ -182,7 +182,7 @@ class LinearBlocks(_InBlocks):
 
 
 @dataclass(frozen=True)
-class EmbeddingBlocks(_InBlocks):
+class EmbeddingBlocks(InBlocks):
     """``y[i] = w[ids[i]]`` in f32, rows of a table in blocks: ``w = scale * steps * (code - zero) + low`` in the given format, computed in f32 as
     ``ir/block_formats.py: dequantize`` does, to the bit.
 
@@ -190,11 +190,11 @@ class EmbeddingBlocks(_InBlocks):
     """
 
     mnemonic = "embedding_blocks"
-    operands = (*_PLANES, Operand("ids", INTS))
+    operands = (*PLANE_OPERANDS, Operand("ids", INTS))
     constraints = {
         1: "codes is a matrix with a constant number of columns",
         3: "the elements of a row are a multiple of the format's blocks",
-        **_InBlocks.constraints,
+        **InBlocks.constraints,
     }
     fusion = FusionKind.INJECTIVE
     exact = True
@@ -237,7 +237,7 @@ class EmbeddingBlocks(_InBlocks):
     def samples(cls) -> Iterator[Sample]:
         def sample(format: Format, rows: Dim, k: int, ids: TensorType, group: int = 0) -> Sample:
             group = FORMATS[format].group or group
-            planes, low, high = _planes_sample(format, rows, k, group)
+            planes, low, high = planes_sample(format, rows, k, group)
             return Sample(cls(format, group), (*planes, ids), {**low, "ids": -5}, {**high, "ids": 4})
 
         i64, i32 = DType.i64, DType.i32

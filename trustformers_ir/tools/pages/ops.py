@@ -33,7 +33,7 @@ The *fusion kind* says how an op takes part in a fused region:
 |---|---|
 """
 
-FAMILIES = ("unary", "elementwise", "shape", "reduce", "index", "contract", "quantized", "blocks", "nn", "data", "region")
+FAMILIES = ("unary", "elementwise", "shape", "reduce", "index", "contract", "quantized", "blocks", "blocks_int8", "nn", "data", "region")
 
 KINDS = {
     FusionKind.CONSTANT: "no tensor operands",

@@ -18,10 +18,12 @@ from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
 
 
-class _Rows:
-    """Row n of a matrix in blocks, group by group: what the codes of a group are made into numbers with."""
+class Rows:
+    """Row n of a matrix in blocks ``[…, k]``: what the codes of a group are made into numbers with. ``planes``: in the order of the operands."""
 
-    def __init__(self, d: Definer, op: ops.LinearBlocks | ops.EmbeddingBlocks, planes: Sequence[Value | None], n: Expr, k: int) -> None:
+    def __init__(
+        self, d: Definer, op: ops.LinearBlocks | ops.LinearBlocksInt8 | ops.EmbeddingBlocks, planes: Sequence[Value | None], n: Expr, k: int
+    ) -> None:
         self.d, self.row, self.n, self.groups = d, op.row, n, k // op.group
         _, self.scale, self.low, self.steps, self.low_steps = planes
 
@@ -33,17 +35,28 @@ class _Rows:
 
     def of_group(self, g: Expr, coded: Expr, plain: Expr | None = None) -> Expr:
         """``coded`` times the scale of group g, plus its low, times ``plain`` where ``coded`` is a sum, and that the sum of ones."""
-        y = self._product(self.scale, self.steps, g) * coded
+        y = self.scale_of(g) * coded
         if not self.moves:
             return y
-        moved = self._product(self.low, self.low_steps, g)
-        moved = moved if plain is None else moved * plain
+        moved = self.low_of(g) if plain is None else self.low_of(g) * plain
         return y - moved if self.row.subtracts else y + moved
 
     @property
     def moves(self) -> bool:
         """Whether something is added to the scaled codes."""
         return self.low is not None and not self._zeros
+
+    def scale_of(self, g: Expr) -> Expr:
+        """What the codes of a group are multiplied by."""
+        return self._product(self.scale, self.steps, g)
+
+    def low_of(self, g: Expr) -> Expr:
+        """What is added after that, or subtracted."""
+        return self._product(self.low, self.low_steps, g)
+
+    def zero_of(self, g: Expr) -> Expr:
+        """What is subtracted from the codes of a group before that, i32."""
+        return self._at(self.low, g, DType.i32)
 
     @property
     def _zeros(self) -> bool:
@@ -53,12 +66,12 @@ class _Rows:
         found = self._at(plane, g)
         return found if factor is None else found * self._at(factor, g)
 
-    def _at(self, plane: Value | None, g: Expr) -> Expr:
+    def _at(self, plane: Value | None, g: Expr, dtype: DType = DType.f32) -> Expr:
         """The entry of a plane for a group, of which several may share one."""
         assert plane is not None
         columns = plane.type.shape[1]
         assert isinstance(columns, int)
-        return cast(self.d.at(plane, (self.n, g // (self.groups // columns))), DType.f32)
+        return cast(self.d.at(plane, (self.n, g // (self.groups // columns))), dtype)
 
 
 @define(ops.LinearBlocks)
@@ -69,7 +82,7 @@ def _linear_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     size, (*lead, n) = o.op.group, index
     terms = x.type.shape[-1]
     assert isinstance(terms, int)
-    rows = _Rows(d, o.op, o.operands[1:-1], n, terms)
+    rows = Rows(d, o.op, o.operands[1:-1], n, terms)
     g = Axis("g", terms // size, SEQ)
     run = size // 2 if rows.row.paired else size  # elements whose codes lie in neighbouring bytes
     j = Axis("j", run, VECTOR)
@@ -92,7 +105,7 @@ def _embedding_blocks(d: Definer, o: Operation, index: Index, result: int) -> Ex
     terms = o.result.type.shape[-1]
     assert isinstance(terms, int)
     n = d.checked(o, d.at(ids, tuple(lead)), codes.type.shape[0], "token id")
-    rows = _Rows(d, o.op, planes, n, terms)
+    rows = Rows(d, o.op, planes, n, terms)
     g, within = j // size, j % size
     if rows.row.paired:
         half = size // 2
