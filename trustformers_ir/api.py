@@ -43,11 +43,12 @@ def compile(
     arrays; for other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), ``cuda`` (its
     GPU), one that ``tfc targets`` lists, or several with commas between: then there is code for each, and the best that a machine runs is executed.
     Code for a GPU that is not here can be saved. ``dtype`` is what a checkpoint computes in (f32, but for the 8-bit activations that products by
-    weights in blocks take on CPUs where no dtype is given). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples of
-    ``calibration``, or an ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs the verifier after every pass;
-    None asks ``TFIR_VERIFY``. ``schedules`` is a table of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. What
-    a checkpoint folder was compiled to, unless that rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``;
-    ``report()["cache"]`` says so). Raises ``CompilerError`` with everything that is wrong with the request.
+    weights in blocks take on CPUs where no dtype is given). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples
+    of ``calibration``, or an ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes
+    ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table
+    of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. What a checkpoint folder was compiled to, unless that
+    rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises
+    ``CompilerError`` with everything that is wrong with the request.
     """
     if partition is not None:
         raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
