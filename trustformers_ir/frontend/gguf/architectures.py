@@ -7,15 +7,20 @@ tensors of files with parameters of ``models/``, ``{n}`` being the number of a l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class GgufArchitecture:
     """``paired`` are the parameters (patterns) whose rows are, head by head, in the order in which llama.cpp turns pairs of them: 0 and 1, 2 and 3,
-    …; here row i turns with row i + half. ``columns`` are parameters that hold a row for each input; files hold one for each output. ``settings``
-    are fields that the architecture implies, ``refused`` are keys with which it is another one."""
+    …; here row i turns with row i + half. ``parted`` hold queries, keys and values of each group of heads; files hold those of all heads one behind
+    the other. ``columns`` are parameters that hold a row for each input; files hold one for each output. ``raised`` are scales of norms to which
+    files have added 1.
+
+    ``settings`` are fields that the architecture implies, ``present`` are fields that are true where there is that tensor, ``refused`` are keys with
+    which it is another one. ``partial``: only some features of a head may turn. ``wide`` is the number of layers of the one size whose queries are
+    scaled by ``hidden_size / num_attention_heads`` (0: none), where the config says by what and files do not."""
 
     name: str
     model_type: str
@@ -23,9 +28,14 @@ class GgufArchitecture:
     fields: Mapping[str, str]
     names: tuple[tuple[str, str], ...]
     paired: tuple[str, ...] = ()
+    parted: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    raised: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+    present: Mapping[str, str] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    partial: bool = False
+    wide: int | None = None
 
     def parameter(self, tensor: str) -> str | None:
         """The name of the parameter that a tensor is; None for one that has no place."""
@@ -35,13 +45,10 @@ class GgufArchitecture:
         """The name of the tensor that a parameter is; the inverse of :meth:`parameter`."""
         return _renamed(parameter, [(mine, theirs) for theirs, mine in self.names])
 
-    def is_paired(self, parameter: str) -> bool:
-        """Whether the rows of a parameter turn in neighbouring pairs in a file."""
-        return any(re.fullmatch(p, parameter) for p in self.paired)
 
-    def is_turned(self, parameter: str) -> bool:
-        """Whether the parameter is the transpose of what a file holds."""
-        return any(re.fullmatch(p, parameter) for p in self.columns)
+def fits(parameter: str, patterns: Iterable[str]) -> bool:
+    """Whether the name of a parameter is one of those."""
+    return any(re.fullmatch(p, parameter) for p in patterns)
 
 
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
@@ -63,33 +70,168 @@ _SIZES = {
     "vocab_size": "vocab_size",
 }
 
+_GROUPED = _SIZES | {"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length", "rope_theta": "rope.freq_base"}
+_RMS = {"rms_norm_eps": "attention.layer_norm_rms_epsilon"}
+_LAYER_NORM = {"layer_norm_eps": "attention.layer_norm_epsilon"}
+
+_OUTER = (("token_embd", "embed_tokens"), ("output_norm", "norm"), ("output", "lm_head"))
+_ATTENTION = (
+    ("blk.{n}.attn_norm", "layers.{n}.input_layernorm"),
+    ("blk.{n}.attn_q", "layers.{n}.self_attn.q_proj"),
+    ("blk.{n}.attn_k", "layers.{n}.self_attn.k_proj"),
+    ("blk.{n}.attn_v", "layers.{n}.self_attn.v_proj"),
+    ("blk.{n}.attn_output", "layers.{n}.self_attn.o_proj"),
+)
+_HEAD_NORMS = (("blk.{n}.attn_q_norm", "layers.{n}.self_attn.q_norm"), ("blk.{n}.attn_k_norm", "layers.{n}.self_attn.k_norm"))
+_NETWORK = (
+    ("blk.{n}.ffn_gate", "layers.{n}.mlp.gate_proj"),
+    ("blk.{n}.ffn_up", "layers.{n}.mlp.up_proj"),
+    ("blk.{n}.ffn_down", "layers.{n}.mlp.down_proj"),
+)
+_DECODER = (*_OUTER, *_ATTENTION, ("blk.{n}.ffn_norm", "layers.{n}.post_attention_layernorm"), *_NETWORK)
+_BETWEEN_NORMS = (
+    *_OUTER,
+    *_ATTENTION,
+    ("blk.{n}.post_attention_norm", "layers.{n}.post_attention_layernorm"),
+    ("blk.{n}.ffn_norm", "layers.{n}.pre_feedforward_layernorm"),
+    ("blk.{n}.post_ffw_norm", "layers.{n}.post_feedforward_layernorm"),
+    *_NETWORK,
+)
+_BIASES = {"attention_bias": "blk.0.attn_q.bias"}
+_NORMS = (r"norm\.weight", r"layers\.\d+\.(\w+_layernorm|self_attn\.[qk]_norm)\.weight")
+
 LLAMA = GgufArchitecture(
     name="llama",
     model_type="llama",
     architecture="LlamaForCausalLM",
+    fields=_GROUPED | _RMS,
+    names=_DECODER,
+    paired=(r"layers\.\d+\.self_attn\.[qk]_proj\.(weight|bias)",),
+    present=_BIASES | {"mlp_bias": "blk.0.ffn_gate.bias"},
+    refused=("expert_count",),
+)
+
+QWEN2 = GgufArchitecture("qwen2", "qwen2", "Qwen2ForCausalLM", _GROUPED | _RMS, _DECODER)
+
+QWEN3 = GgufArchitecture("qwen3", "qwen3", "Qwen3ForCausalLM", _GROUPED | _RMS, (*_DECODER, *_HEAD_NORMS), present=_BIASES)
+
+PHI3 = GgufArchitecture(
+    name="phi3",
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    fields=_GROUPED
+    | _RMS
+    | {"sliding_window": "attention.sliding_window", "original_max_position_embeddings": "rope.scaling.original_context_length"},
+    names=(
+        *_OUTER,
+        ("blk.{n}.attn_norm", "layers.{n}.input_layernorm"),
+        ("blk.{n}.attn_qkv", "layers.{n}.self_attn.qkv_proj"),
+        ("blk.{n}.attn_output", "layers.{n}.self_attn.o_proj"),
+        ("blk.{n}.ffn_norm", "layers.{n}.post_attention_layernorm"),
+        ("blk.{n}.ffn_up", "layers.{n}.mlp.gate_up_proj"),
+        ("blk.{n}.ffn_down", "layers.{n}.mlp.down_proj"),
+    ),
+    partial=True,
+)
+
+GEMMA = GgufArchitecture("gemma", "gemma", "GemmaForCausalLM", _GROUPED | _RMS, _DECODER, raised=_NORMS)
+
+_BOUNDED = {"sliding_window": "attention.sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
+
+GEMMA2 = GgufArchitecture(
+    name="gemma2",
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    fields=_GROUPED | _RMS | _BOUNDED | {"attn_logit_softcapping": "attn_logit_softcapping"},
+    names=_BETWEEN_NORMS,
+    raised=_NORMS,
+    wide=46,
+)
+
+GEMMA3 = GgufArchitecture(
+    name="gemma3",
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    fields=_GROUPED | _RMS | _BOUNDED,
+    names=(*_BETWEEN_NORMS, *_HEAD_NORMS),
+    raised=_NORMS,
+    wide=62,
+)
+
+GPT_NEOX = GgufArchitecture(
+    name="gptneox",
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    fields=_SIZES | _LAYER_NORM | {"use_parallel_residual": "use_parallel_residual", "rope_theta": "rope.freq_base"},
+    names=(
+        ("token_embd", "embed_in"),
+        ("output_norm", "final_layer_norm"),
+        ("output", "lm_head"),
+        ("blk.{n}.attn_norm", "layers.{n}.input_layernorm"),
+        ("blk.{n}.attn_qkv", "layers.{n}.attention.query_key_value"),
+        ("blk.{n}.attn_output", "layers.{n}.attention.dense"),
+        ("blk.{n}.ffn_norm", "layers.{n}.post_attention_layernorm"),
+        ("blk.{n}.ffn_up", "layers.{n}.mlp.dense_h_to_4h"),
+        ("blk.{n}.ffn_down", "layers.{n}.mlp.dense_4h_to_h"),
+    ),
+    parted=(r"layers\.\d+\.attention\.query_key_value\.(weight|bias)",),
+    present={"attention_bias": "blk.0.attn_qkv.bias"},
+    partial=True,
+)
+
+FALCON = GgufArchitecture(
+    name="falcon",
+    model_type="falcon",
+    architecture="FalconForCausalLM",
     fields=_SIZES
     | {
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+        "ffn_hidden_size": "feed_forward_length",
+        "num_kv_heads": "attention.head_count_kv",
+        "layer_norm_epsilon": "attention.layer_norm_epsilon",
         "rope_theta": "rope.freq_base",
     },
     names=(
-        ("token_embd", "embed_tokens"),
-        ("output_norm", "norm"),
+        ("token_embd", "word_embeddings"),
+        ("output_norm", "ln_f"),
         ("output", "lm_head"),
-        ("blk.{n}.attn_norm", "layers.{n}.input_layernorm"),
-        ("blk.{n}.attn_q", "layers.{n}.self_attn.q_proj"),
-        ("blk.{n}.attn_k", "layers.{n}.self_attn.k_proj"),
-        ("blk.{n}.attn_v", "layers.{n}.self_attn.v_proj"),
-        ("blk.{n}.attn_output", "layers.{n}.self_attn.o_proj"),
-        ("blk.{n}.ffn_norm", "layers.{n}.post_attention_layernorm"),
-        ("blk.{n}.ffn_gate", "layers.{n}.mlp.gate_proj"),
-        ("blk.{n}.ffn_up", "layers.{n}.mlp.up_proj"),
-        ("blk.{n}.ffn_down", "layers.{n}.mlp.down_proj"),
+        ("blk.{n}.attn_norm", "h.{n}.input_layernorm"),
+        ("blk.{n}.attn_qkv", "h.{n}.self_attention.query_key_value"),
+        ("blk.{n}.attn_output", "h.{n}.self_attention.dense"),
+        ("blk.{n}.ffn_up", "h.{n}.mlp.dense_h_to_4h"),
+        ("blk.{n}.ffn_down", "h.{n}.mlp.dense_4h_to_h"),
     ),
-    paired=(r"layers\.\d+\.self_attn\.[qk]_proj\.(weight|bias)",),
-    refused=("expert_count",),
+    parted=(r"h\.\d+\.self_attention\.query_key_value\.(weight|bias)",),
+    settings={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    present={"bias": "blk.0.attn_qkv.bias"},
+)
+
+FALCON_TWO_NORMS = replace(
+    FALCON,
+    names=(
+        *(pair for pair in FALCON.names if pair[0] != "blk.{n}.attn_norm"),
+        ("blk.{n}.attn_norm", "h.{n}.ln_mlp"),
+        ("blk.{n}.attn_norm_2", "h.{n}.ln_attn"),
+    ),
+    settings={"new_decoder_architecture": True},
+)
+
+STABLELM = GgufArchitecture(
+    name="stablelm",
+    model_type="stablelm",
+    architecture="StableLmForCausalLM",
+    fields=_GROUPED | _LAYER_NORM | {"use_parallel_residual": "use_parallel_residual"},
+    names=(*_DECODER, *_HEAD_NORMS),
+    present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+    partial=True,
+)
+
+COMMAND_R = GgufArchitecture(
+    name="command-r",
+    model_type="cohere",
+    architecture="CohereForCausalLM",
+    fields=_GROUPED | _LAYER_NORM | {"logit_scale": "logit_scale"},
+    names=(*_DECODER, *_HEAD_NORMS),
+    present=_BIASES | {"use_qk_norm": "blk.0.attn_q_norm.weight"},
 )
 
 GPT2 = GgufArchitecture(
@@ -121,5 +263,12 @@ GPT2 = GgufArchitecture(
     settings={"activation_function": "gelu_new"},
 )
 
-ARCHITECTURES: Mapping[str, GgufArchitecture] = {a.name: a for a in (LLAMA, GPT2)}
+ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    a.name: a for a in (LLAMA, GPT2, QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, COMMAND_R)
+}
 
+
+def architecture_of(name: str, tensors: Container[str]) -> GgufArchitecture:
+    """The row of that name, for a model of these tensors: the larger Falcons have two norms in each layer, and call them otherwise."""
+    found = ARCHITECTURES[name]
+    return FALCON_TWO_NORMS if found is FALCON and "blk.0.attn_norm_2.weight" in tensors else found
