@@ -24,6 +24,7 @@ from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
+from trustformers_ir.frontend.generation import end_tokens
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
@@ -32,7 +33,7 @@ from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import GENERATION_KEY, QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -122,13 +123,13 @@ def _spec(spec: Any) -> Any:
 # --- what the model is -------------------------------------------------------------------------------------------------------------
 
 
-def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None) -> Module:
-    """The graph of a model by its front end alone. A given ``Module`` is returned as it is."""
+def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: bool = False) -> Module:
+    """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text."""
     if isinstance(model, (str, Path)):
-        return _from_path(str(model), _dtype(dtype))
+        return _from_path(str(model), _dtype(dtype), generation)
     if isinstance(model, GgufFile):
         note("reading the model")
-        return load_gguf(model, dtype=_dtype(dtype))
+        return load_gguf(model, dtype=_dtype(dtype), generation=generation)
     if dtype is not None:
         message = f"dtype chooses what a checkpoint computes in; {type(model).__name__} says that itself"
         raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
@@ -165,9 +166,9 @@ def _opened(model: Any) -> Any:
     return open_gguf(model) if given else model
 
 
-def _from_path(name: str, dtype: DType | None) -> Module:
+def _from_path(name: str, dtype: DType | None, generation: bool) -> Module:
     if name.startswith(PREFIX):
-        return random_model(name, dtype)
+        return random_model(name, dtype, generation)
     path = Path(name)
     if dtype is not None and not path.is_dir() and path.suffix != ".gguf":
         raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint", help="leave it out")
@@ -177,9 +178,9 @@ def _from_path(name: str, dtype: DType | None) -> Module:
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{name}' does not exist", Where(file=name), "look at the path")
     if path.is_dir():
         note("reading the checkpoint")
-        return load_checkpoint(path, dtype=dtype)
+        return load_checkpoint(path, dtype=dtype, generation=generation)
     if path.suffix == ".gguf":
-        return to_module(open_gguf(path), dtype=dtype)
+        return to_module(open_gguf(path), dtype=dtype, generation=generation)
     if path.suffix == ".tfir":
         return read_module(path, resolve=_beside(path))
     if path.suffix == ".tfc":
@@ -225,10 +226,10 @@ class _Source:
     seconds: Mapping[str, float]
 
     @classmethod
-    def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None) -> _Source:
+    def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None, generation: bool = False) -> _Source:
         started = time.perf_counter()
         model = _opened(model)
-        module = _own_module(model, example_inputs, request)
+        module = _own_module(model, example_inputs, request, generation)
         names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
         files = mapped_files(module)
         seconds = {"read": time.perf_counter() - started}
@@ -243,7 +244,8 @@ class _Source:
     def metadata(self, report: Report) -> dict[str, str]:
         """What artifacts carry besides code; ``report`` is of the passes."""
         told = {} if self.recipe is None else {RECIPE_KEY: str(self.recipe), QUANTIZATION_KEY: _told(self.recipe, self.quantizer, report)}
-        return _tokenizer(self.model) | told
+        ends = end_tokens(self.model) if len(self.module.functions) > 1 else []
+        return _tokenizer(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
 
 
 def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Runnable:
@@ -262,7 +264,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
 def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
     targets = building.find_targets(request.target)
     request.schedules.check([t.kind for t in targets])
-    source = _Source.read(model, example_inputs, request, threads)
+    source = _Source.read(model, example_inputs, request, threads, generation=request.dynamic is None)
     started = time.perf_counter()
     graphs = _graphs(source.module, targets, source.quantizer, request)
     passed = time.perf_counter()
@@ -365,9 +367,9 @@ def _gpu_targets(names: str) -> list[GpuTarget]:
     return sorted(found, key=lambda t: (t.backend, str(t.arch).zfill(8)), reverse=True)
 
 
-def _own_module(model: Any, example_inputs: Any, request: Request) -> Module:
+def _own_module(model: Any, example_inputs: Any, request: Request, generation: bool = False) -> Module:
     """The graph of a model as it is asked for, with all weights there: one that may be changed, so a copy of a module that was given."""
-    module = to_module(model, example_inputs, request.dtype)
+    module = to_module(model, example_inputs, request.dtype, generation)
     if module is model:
         module = clone_module(module)
     _specialise(module, request.dynamic, example_inputs)

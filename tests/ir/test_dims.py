@@ -117,7 +117,7 @@ def test_multiples_divide_exactly(x: Dim, k: int) -> None:
 
 
 @given(dims, st.fixed_dictionaries(dict.fromkeys(NAMES, dims)), envs)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_substitution_then_evaluation_is_evaluation_of_the_values(dim: Dim, replacement: dict[str, Dim], env: dict[str, int]) -> None:
     values = {name: evaluate(d, env) for name, d in replacement.items()}
     assert evaluate(substitute(dim, replacement), env) == evaluate(dim, values)
@@ -131,7 +131,7 @@ def test_bounds_contain_every_value(dim: Dim, known: tuple[Facts, dict[str, int]
 
 
 @given(dims, dims, facts_and_values())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_decisions_agree_with_the_values(x: Dim, y: Dim, known: tuple[Facts, dict[str, int]]) -> None:
     facts, env = known
     vx, vy = evaluate(x, env), evaluate(y, env)

@@ -24,6 +24,16 @@ Types = list[TensorType | None]
 PAIRS: list[tuple[int, Types]] = [(1, [f32[3], f64[3]]), (2, [f32[3], f32[4]]), (2, [f32["n"], f32["m"]]), (2, [f32["n"], f32[5]])]
 INTEGER_PAIRS: list[tuple[int, Types]] = [(1, [i32[3], i64[3]]), (2, [i32[3, 2], i32[2, 3]])]
 
+QKV: Types = [f32[1, 2, 3, 4], f32[1, 2, 8, 4], f32[1, 2, 8, 4]]
+CACHED: list[tuple[dict[str, Any], int, Types]] = [
+    ({}, 1, [*QKV[:2], f64[1, 2, 8, 4], None, None]),
+    ({}, 2, [f32[2, 3, 4], *QKV[1:], None, None]),
+    ({}, 3, [f32[2, 2, 3, 4], *QKV[1:], None, None]),
+    ({}, 4, [f32[1, 3, 3, 4], *QKV[1:], None, None]),
+    ({}, 5, [*QKV, b8[2, 1, 3, 8], None]),
+    ({"window": 0}, 6, [*QKV, None, None]),
+]
+
 ROWS: list[tuple[Op, int, Types]] = [
     *((kind(), number, types) for kind in OPS.values() if issubclass(kind, ops.BinaryOp) and f64 in kind.operands[0].dtypes
       for number, types in PAIRS),
@@ -230,6 +240,13 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.Attention(), 5, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], b8[2, 1, 3, 3], None]),
     (ops.Attention(), 5, [f32[1, 2, "n", 4], f32[1, 2, "m", 4], f32[1, 2, "m", 4], None, f32["n", "n"]]),
     (ops.Attention(window=0), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
+    (ops.CacheWrite(), 1, [f32[1, 2, 8, 4], f64[1, 2, 1, 4], i64[1]]),
+    (ops.CacheWrite(), 2, [f32[1, 2, 8, 4], f32[2, 1, 4], i64[1]]),
+    (ops.CacheWrite(), 3, [f32[1, 2, 8, 4], f32[1, 3, 1, 4], i64[1]]),
+    (ops.CacheWrite(), 3, [f32[1, 2, 8, 4], f32[1, 2, 1, 4], i64["n"]]),
+    *((ops.CachedAttention(**options), number, [*types, i64[1]]) for options, number, types in CACHED),
+    (ops.CachedAttention(causal=False), 7, [f32[1, 2, 3, 4], f32[1, 2, 8, 4], f32[1, 2, 8, 4], None, None, i64[1]]),
+    (ops.CachedAttention(), 7, [f32[1, 2, 3, 4], f32[1, 2, 8, 4], f32[1, 2, 8, 4], None, None, i64[2]]),
     (ops.Attention(softcap=0.0), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
     (ops.Attention(scale=math.inf), 6, [f32[1, 2, 3, 4], f32[1, 2, 3, 4], f32[1, 2, 3, 4], None, None]),
     (ops.PackedAttention(), 1, [f32[3, 2, 4], f32[3, 2, 4], f64[3, 2, 4], i64[2], i64[2]]),

@@ -68,7 +68,15 @@ def packed_attention(o: ops.PackedAttention, case: Case, q: T, k: T, v: T, q_sta
     return out
 
 
-def attention(o: ops.Attention, case: Case, q: T, k: T, v: T, mask: T | None, bias: T | None) -> T:
+def cache_write(o: ops.CacheWrite, case: Case, cache: T, rows: T, start: T) -> T:
+    """One head of one token at a time."""
+    out = cache.clone()
+    for b, h, i in itertools.product(*map(range, rows.shape[:3])):
+        out[b, h, int(start[b]) + i] = rows[b, h, i]
+    return out
+
+
+def attention(o: ops.Attention, case: Case, q: T, k: T, v: T, mask: T | None, bias: T | None, start: T | None = None) -> T:
     """Row by row, as the definition reads."""
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
     queries, keys = q.shape[2], k.shape[2]
@@ -80,7 +88,7 @@ def attention(o: ops.Attention, case: Case, q: T, k: T, v: T, mask: T | None, bi
         g = h // (q.shape[1] // k.shape[1])
         scores, seen = [], []
         for j in range(keys):
-            at = i + keys - queries
+            at = i + (keys - queries if start is None else int(start[b]))
             if (o.causal and j > at) or (o.window is not None and j <= at - o.window) or (mask is not None and not mask[b, h, i, j]):
                 continue
             s = scale * torch.dot(q[b, h, i], k[b, g, j])
@@ -289,6 +297,8 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.RmsNorm: rms_norm,
     ops.Rope: rope,
     ops.Attention: attention,
+    ops.CachedAttention: attention,
+    ops.CacheWrite: cache_write,
     ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),
 }  # fmt: skip

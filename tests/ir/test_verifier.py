@@ -315,6 +315,15 @@ def negative_dim(g: Graph) -> None:
     g.block.add_arg(DType.f32[symbol("n") - 2], "z")
 
 
+def more_states_than_results(g: Graph) -> None:
+    g.function.states = len(g.function.outputs) + 1
+
+
+def state_of_another_type(g: Graph) -> None:
+    g.block.add_arg(DType.bf16[3], "s")
+    g.function.states = 1
+
+
 GRAPHS: list[tuple[str, Callable[[Graph], None], int | None]] = [
     ("V1", move_operand_before_its_definition, 0),
     ("V1", body_reads_outside, 0),
@@ -368,6 +377,8 @@ GRAPHS: list[tuple[str, Callable[[Graph], None], int | None]] = [
     ("V12", text_for_an_enum, 2),
     ("V12", text_for_a_number, 0),
     ("V13", negative_dim, None),
+    ("V14", more_states_than_results, None),
+    ("V14", state_of_another_type, None),
 ]
 
 
@@ -393,7 +404,7 @@ def test_use_lists_are_checked_in_both_directions() -> None:
 
 
 def test_every_rule_is_broken_somewhere() -> None:
-    assert [f"V{i}" for i in range(1, 14)] == RULES
+    assert [f"V{i}" for i in range(1, 15)] == RULES
     assert {rule for rule, _, _ in GRAPHS} == set(RULES)
 
 

@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     "the header alone": (lambda: good_file()[:256], TRUNCATED, "were written"),
     "the last byte missing": (lambda: good_file()[:-1], TRUNCATED, "were written"),
     "something appended": (lambda: good_file() + b"x", CORRUPT, "1 bytes follow"),
-    "newer version": (lambda: patched(8, "<I", 3), VERSION, "version 3"),
+    "newer version": (lambda: patched(8, "<I", 4), VERSION, "version 4"),
     "older version": (lambda: patched(8, "<I", 1), VERSION, "version 1"),
     "version zero": (lambda: patched(8, "<I", 0), VERSION, "version 0"),
     # the header

@@ -205,7 +205,8 @@ def manifest(lowered: Lowered) -> Manifest:
         for need in needs:
             scratch = need if facts.is_less_equal(scratch, need) else maximum(scratch, need)
         kernels = tuple(KernelInfo(lowered.kernel_name(c.kernel), c.label, c.location, c.flops, c.bytes) for c in program.calls)
-        entries.append(Entry(program.name, symbol, program.inputs, program.outputs, plan.arena_bytes, scratch, kernels, len(plan.barriers)))
+        ports, meetings = (program.inputs, program.outputs), len(plan.barriers)
+        entries.append(Entry(program.name, symbol, *ports, plan.arena_bytes, scratch, kernels, meetings, program.states))
     return Manifest(
         name=lowered.module.name,
         target=target_info(target),

@@ -27,7 +27,7 @@ RULES = {
     "P3": "a slot is at least as large as each of its tenants",
     "P4": "slots are aligned, do not overlap and lie inside the arena",
     "P5": "between two conflicting accesses of different workers lies a barrier",
-    "P6": "only outputs and arena buffers are written",
+    "P6": "only outputs, arena buffers and states are written",
 }
 TYPICAL_DIM = 64  # stands for a symbol without an upper bound when sizes are compared
 Place = tuple[Storage, int | str]
@@ -177,9 +177,11 @@ def _fail(rule: str, detail: str) -> None:
 
 def _verify_order(program: Program) -> None:
     written: set[int | str] = set()
+    first_state = len(program.inputs) - program.states
     for i, call in enumerate(program.calls):
         for ref, writes in zip(call.arguments, call.writes, strict=True):
-            if writes and ref.storage not in (Storage.ARENA, Storage.OUTPUT):
+            state = ref.storage is Storage.INPUT and int(ref.key) >= first_state
+            if writes and ref.storage not in (Storage.ARENA, Storage.OUTPUT) and not state:
                 _fail("P6", f"call {i} ({call.label}) writes {ref.storage.value} {ref.key}")
             if not writes and ref.storage is Storage.ARENA and ref.key not in written:
                 _fail("P1", f"call {i} ({call.label}) reads arena buffer {ref.key}")

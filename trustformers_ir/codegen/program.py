@@ -69,10 +69,15 @@ class KernelCall:
 
     @property
     def bytes(self) -> Dim:
-        """What the call reads and writes, each argument once. Of a table that is read at data-dependent places only, as much as is written."""
-        written = sum((r.type.bytes for r, w in zip(self.arguments, self.writes, strict=True) if w), start=0)
+        """What the call reads and writes, each argument once. Of a table that is read at data-dependent places only, as much as is written; of a
+        state that it writes, nothing: as much as it reads for it."""
+        written = sum((r.type.bytes for r, w in zip(self.arguments, self.writes, strict=True) if w and r.storage is not Storage.INPUT), start=0)
         picked = _picked_from(self.kernel)
-        return sum((written if b in picked else r.type.bytes for b, r in zip(self.kernel.params, self.arguments, strict=True)), start=0)
+        read: Dim = 0
+        for b, r, w in zip(self.kernel.params, self.arguments, self.writes, strict=True):
+            if not (w and r.storage is Storage.INPUT):
+                read = read + (written if b in picked else r.type.bytes)
+        return read
 
 
 def _picked_from(kernel: Kernel) -> frozenset[Buffer]:
@@ -90,7 +95,7 @@ def _picked_from(kernel: Kernel) -> frozenset[Buffer]:
 
 @dataclass(frozen=True)
 class Program:
-    """One entry point: its ports, arena buffers and kernel calls in execution order."""
+    """One entry point: its ports, arena buffers and kernel calls in execution order. ``states``: the last inputs, which are written in place."""
 
     name: str
     inputs: tuple[Port, ...]
@@ -98,3 +103,4 @@ class Program:
     arena: tuple[BufferRef, ...]
     calls: tuple[KernelCall, ...]
     sites: tuple[Site, ...]
+    states: int = 0

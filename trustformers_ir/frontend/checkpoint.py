@@ -44,14 +44,16 @@ class Checkpoint:
     ignored: tuple[str, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def module(self) -> Module:
-        """The traced model."""
-        return traced(self.model, self.weights, self.folder.resolve().name, self.metadata)
+    def module(self, generation: bool = False) -> Module:
+        """The traced model. ``generation``: a language model can also write text."""
+        return traced(self.model, self.weights, self.folder.resolve().name, self.metadata, generation)
 
 
-def load_checkpoint(folder: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None) -> Module:
+def load_checkpoint(
+    folder: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None, generation: bool = False
+) -> Module:
     """The module of a checkpoint folder; see :func:`open_checkpoint`."""
-    return open_checkpoint(folder, dtype=dtype, architecture=architecture, sentence=sentence).module()
+    return open_checkpoint(folder, dtype=dtype, architecture=architecture, sentence=sentence).module(generation)
 
 
 def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None) -> Checkpoint:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from trustformers_ir.frontend.trace import trace
+from trustformers_ir.frontend.stored import described, traced
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
 from trustformers_ir.ir.dtypes import DType
@@ -44,14 +44,12 @@ class RandomModel:
     weights: Mapping[str, Weight]
 
 
-def random_model(spec: str, dtype: DType | None = None) -> Module:
-    """The module of ``random:<model_type>[?field=value&…]``. ``dtype`` is what the model computes in (f32)."""
+def random_model(spec: str, dtype: DType | None = None, generation: bool = False) -> Module:
+    """The module of ``random:<model_type>[?field=value&…]``. ``dtype`` is what the model computes in (f32). ``generation``: a language model can also
+    write text."""
     made = untraced_model(spec, dtype)
-    model = made.model
-    module = trace(model, facts=model.facts, weights=made.weights, name=f"random_{made.model_type}", **model.inputs)
-    module.metadata.update({"model_type": made.model_type, "architecture": made.architecture})
-    module.metadata.update({f"default.{name}": str(value) for name, value in model.defaults.items()})
-    return module
+    about = described(find_family(made.model_type), made.architecture, made.model)
+    return traced(made.model, made.weights, f"random_{made.model_type}", about, generation)
 
 
 def untraced_model(spec: str, dtype: DType | None = None) -> RandomModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trustformers_ir.frontend.generation import add_generation
 from trustformers_ir.frontend.trace import trace
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
@@ -39,12 +40,14 @@ def described(family: Family, architecture: str, model: Model) -> dict[str, str]
     return {"model_type": family.model_type, "architecture": architecture, **defaults}
 
 
-def traced(model: Model, weights: Mapping[str, Weight], name: str, metadata: Mapping[str, str]) -> Module:
-    """The module of a model, named after a file or folder."""
+def traced(model: Model, weights: Mapping[str, Weight], name: str, metadata: Mapping[str, str], generation: bool = False) -> Module:
+    """The module of a model, named after a file or folder. ``generation``: a language model can also write text."""
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
     name = name if name and not name[0].isdigit() else f"model_{name}".rstrip("_")
     module = trace(model, facts=model.facts, weights=weights, name=name, **model.inputs)
     module.metadata.update(metadata)
+    if generation:
+        add_generation(module, model, weights)
     return module
 
 

@@ -48,6 +48,22 @@ def trace(
     parameters that ``fn`` asks for by name. Raises ``CompilerError``: at the user's line where there is one.
     """
     module = Module(_module_name(fn) if name is None else name)
+    trace_into(module, "main", fn, *specs, facts=facts, weights=weights, **named_specs)
+    return module
+
+
+def trace_into(
+    module: Module,
+    function: str,
+    fn: Callable[..., Any],
+    *specs: Any,
+    facts: Mapping[str, FactLike] | None = None,
+    weights: Mapping[str, Any] | None = None,
+    states: int = 0,
+    **named_specs: Any,
+) -> Function:
+    """One more function of a module, which computes what ``fn`` computes and shares its weights. ``states``: so many of its last arguments are memory
+    that outlives a call, so many of the last results of ``fn`` what is there afterwards. The rest is as in :func:`trace`."""
     positional = dict(zip(_positional_names(fn, specs, named_specs), specs, strict=True))
     leaves = [leaf for key, spec in (*positional.items(), *named_specs.items()) for leaf in _leaves(spec, key)]
     types = {path: _spec_type(path, spec) for path, spec in leaves if _is_tensor_spec(spec)}
@@ -62,8 +78,7 @@ def trace(
         outputs = list(_outputs(_call(fn, args, kwargs)))
         results = [_named(running.builder, name, value, chosen) for name, value, chosen in outputs]
         running.builder.create(Return(), *results)  # no line of the user's asked for it
-    module.add_function(Function("main", block))
-    return module
+    return module.add_function(Function(function, block, states))
 
 
 def _module_name(fn: Callable[..., Any]) -> str:

@@ -31,6 +31,8 @@ ABI_VERSION = 3
 ALIGNMENT = 64  # of arena buffers, scratch and packed weights, in bytes
 WEIGHT_ALIGNMENT = 4096  # of a weight in the artifact, so that it can be mapped
 POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_patience", "tfir_pool_destroy", "tfir_pool_next")  # entries call the last one
+PREFILL, DECODE = "prefill", "decode"  # entries of language models: read a piece of text, read one token
+GENERATION_KEY = "generation"  # of the manifest's metadata: which tokens end a text, as JSON
 RECIPE_KEY = "quantize"  # of the manifest's metadata: the quantization recipe
 QUANTIZATION_KEY = "quantization"  # of the manifest's metadata: what was decided about each product, as JSON
 TOKENIZER_KEY = "tokenizer.json"  # of the manifest's metadata: the text of the model's tokenizer
@@ -67,7 +69,7 @@ class KernelInfo:
 
 @dataclass(frozen=True)
 class Entry:
-    """One callable function of the module."""
+    """One callable function of the module. The last ``states`` inputs are memory that a call changes: they are read and written in place."""
 
     name: str
     symbol: str
@@ -77,6 +79,7 @@ class Entry:
     scratch_bytes: Dim
     kernels: tuple[KernelInfo, ...] = ()
     barriers: int = 0
+    states: int = 0
 
 
 @dataclass(frozen=True)

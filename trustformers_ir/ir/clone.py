@@ -9,7 +9,7 @@ def clone_module(module: Module) -> Module:
     """The same functions, operations, names and locations, made of new values."""
     copy = Module(module.name, module.facts.copy(), dict(module.weights), {}, dict(module.metadata))
     for name, function in module.functions.items():
-        copy.functions[name] = Function(function.name, _block(function.body, {}))
+        copy.functions[name] = Function(function.name, _block(function.body, {}), function.states)
     return copy
 
 

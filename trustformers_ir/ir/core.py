@@ -271,11 +271,16 @@ class Block:
 
 
 class Function:
-    """A named block whose terminator is ``return``."""
+    """A named block whose terminator is ``return``.
 
-    def __init__(self, name: str, body: Block) -> None:
+    ``states``: so many of its last arguments are memory that outlives a call, and so many of its last results are what is there afterwards, in
+    the same order. By itself the function changes nothing; who executes it writes in place.
+    """
+
+    def __init__(self, name: str, body: Block, states: int = 0) -> None:
         self.name = name
         self.body = body
+        self.states = states
         body.parent = self
 
     @property
@@ -285,6 +290,12 @@ class Function:
     @property
     def outputs(self) -> list[Value]:
         return self.body.outputs
+
+    @property
+    def next_states(self) -> dict[Value, Value]:
+        """The argument that is a state -> the value that it has after the call."""
+        count = self.states
+        return dict(zip(self.args[len(self.args) - count :], self.outputs[len(self.outputs) - count :], strict=True))
 
     @property
     def input_types(self) -> list[TensorType]:

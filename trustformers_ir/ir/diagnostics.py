@@ -139,6 +139,9 @@ class Code(enum.Enum):
     OUTPUT_SIZE = (5019, "output too small", "A buffer that is to receive an output of a compiled library is smaller than the output.")
     CALL_IN_CALL = (5020, "call inside a call", "A signal handler or a `__del__` calls the executable whose call it interrupts.")
     DEVICE_FAILED = (5021, "error of the GPU", "A call of the GPU's driver failed, for another reason than want of memory.")
+    INPUT_STATE = (5022, "state that cannot be written", "A state of the call, which is written in place, is read-only or has gaps.")
+    NO_GENERATION = (5023, "not a language model", "The model has no entries by which text can be written.")
+    CACHE_FULL = (5024, "text longer than the cache", "The model has no positions for so many tokens, prompt and continuation together.")
 
     # 6xxx: requests: the command line, files, the environment
     USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")
@@ -285,6 +288,9 @@ ADVICE = {
     Code.OUT_OF_MEMORY: "give smaller inputs, or run where there is more memory",
     Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
     Code.OUTPUT_SIZE: "ask for the shapes of the outputs first",
+    Code.INPUT_STATE: "give an array of numpy.zeros, and keep it from call to call",
+    Code.NO_GENERATION: "compile a checkpoint or a GGUF file of a language model, for a CPU",
+    Code.CACHE_FULL: "give a shorter prompt, or ask for fewer tokens",
     Code.CALL_IN_CALL: "let the signal handler or __del__ note what is to be done, and call later",
     Code.DEVICE_FAILED: "look at the driver's message; `TFIR_GPU=interpreter` runs the same plan without a GPU",
     Code.USAGE: "`tfc COMMAND --help` shows what there is",

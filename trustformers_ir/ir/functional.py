@@ -376,6 +376,33 @@ def attention(
     return q._emit(ops.Attention(causal, scale, window, softcap), k, v, mask, bias)  # type: ignore[no-any-return]
 
 
+def cached_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    start: Any,
+    mask: Any = None,
+    bias: Any = None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Causal ``attention`` of new tokens to a cache: k and v are ``[batch, heads, places, features]``, with what was written for these tokens and
+    those before, and ``start[batch]`` is the place of the first query of each sequence."""
+    q, k, v = aligned(q, k, v)
+    mask = None if mask is None else as_tensor(mask, DType.bool)
+    bias = None if bias is None else as_tensor(bias, q.dtype)
+    op = ops.CachedAttention(True, scale, window, softcap)
+    return q._emit(op, k, v, mask, bias, as_tensor(start))  # type: ignore[no-any-return]
+
+
+def cache_write(cache: Any, rows: Any, start: Any) -> Tensor:
+    """``cache[batch, heads, places, features]`` with ``rows[batch, heads, length, features]`` at the places from ``start[batch]`` on."""
+    cache = as_tensor(cache)
+    return cache._emit(ops.CacheWrite(), as_tensor(rows, cache.dtype), as_tensor(start))  # type: ignore[no-any-return]
+
+
 def packed_attention(
     q: Any,
     k: Any,

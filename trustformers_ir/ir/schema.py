@@ -50,6 +50,7 @@ class FusionKind(enum.Enum):
     REDUCTION = "reduction"  # rows are folded: reductions, norms, softmax
     CONTRACTION = "contraction"  # matmul-like: a template anchor
     ATTENTION = "attention"  # a template anchor
+    WRITE = "write"  # writes into memory that outlives the call; what it writes may be computed on the way
     OPAQUE = "opaque"  # its own kernel: ordered or data-dependent writes
     STRUCTURE = "structure"  # regions and terminators
 

@@ -13,6 +13,7 @@ V10  Links are consistent: operations with their blocks and neighbours, values w
 V11  A weight has a static type and a digest ``sha256:<64 hex digits>``, or bytes of that type.
 V12  Attributes have their declared kinds.
 V13  Every dim of a type is provably not negative, by the facts of its symbols.
+V14  A function has at least as many arguments and results as states, and the next value of a state has its type.
 
 ``verify_module`` lists violations, ``check_module`` raises them. Rules that others rest on come first: where the links of a function are
 broken nothing else is said about it, and an operation with an attribute of the wrong kind is not asked to infer its types.
@@ -237,6 +238,21 @@ class _Verifier:
             seen.add(name)
         self._uses(function, function.body)
         self._block(function, function.body, None)
+        self._states(function)
+
+    def _states(self, function: Function) -> None:
+        """V14; a function that ends in no ``return`` has had its say."""
+        last = function.body._last
+        if not function.states or last is None or not last.op.terminator:
+            return
+        args, results = function.args, last.inputs
+        if not 0 < function.states <= min(len(args), len(results)):
+            message = f"the function has {function.states} states, {len(args)} arguments and {len(results)} results"
+            self._at("V14", message, function)
+            return
+        for old, new in zip(args[-function.states :], results[-function.states :], strict=True):
+            if old.type != new.type:
+                self._at("V14", f"the state '{old.name}' is {old.type}, its next value {new.type}", function)
 
     def _links(self, function: Function, block: Block) -> None:
         """V10 for a block and the bodies in it."""

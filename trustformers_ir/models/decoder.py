@@ -19,6 +19,7 @@ from trustformers_ir.ir.parameters import Parameter, Scope
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.models.blocks import Activation, Embedding, LearnedPositions, Text, padding_mask
+from trustformers_ir.models.cached import CachedText
 from trustformers_ir.models.family import MAX_BATCH
 from trustformers_ir.models.rotary import Rotary
 
@@ -99,5 +100,17 @@ class LanguageModel(Decoder):
         """The scores made of the products with the head."""
         return logits
 
+    def scored(self, states: Tensor) -> Tensor:
+        """The scores that follow from states."""
+        return self.shaped(F.linear(states, self.head, self.head_bias))
+
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.shaped(F.linear(self.decode(**inputs), self.head, self.head_bias))}
+        return {"logits": self.scored(self.decode(**inputs))}
+
+    def read_on(self, input_ids: Tensor, text: CachedText, last: Tensor | None) -> Tensor:
+        """The scores ``[batch, vocab]`` after the token ``last`` of each text, counted from the first of ``input_ids``; after the last one."""
+        states = self.states(input_ids, text)
+        if last is not None:
+            batch, _, features = states.shape
+            states = states.gather(1, last[:, None, None].expand(batch, 1, features))
+        return self.scored(states[:, -1])

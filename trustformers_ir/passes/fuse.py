@@ -24,7 +24,8 @@ Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen 
    gated feed-forward network, ``silu(x W) * (x V)``, are one kernel, and neither goes to memory;
 3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result, or
    its cast, whatever else reads that result: the row is at hand;
-4. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
+4. *writes* into a cache take in what computes the rows that they write: views, rotary embeddings, elementwise operations;
+5. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
 
 An operation enters a region only when nothing else needs its result, so no work is done twice, except that operations without operands
 (constants, ranges, sizes) are copied into every region that reads them. Operations grow along single uses, so a region never depends on
@@ -114,6 +115,9 @@ class _Fusion:
             for o in operations:
                 if o.op.fusion is kind and o not in self.group_of:
                     self.grow(self.start(o))
+        for o in operations:
+            if o.op.fusion is FusionKind.WRITE:
+                self.grow_up(self.start(o))
         for o in reversed(operations):
             if o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE) and o not in self.group_of:
                 self.grow_up(self.start(o))
@@ -278,7 +282,7 @@ class _Fusion:
         rope = attention.inputs[0].producer
         if rope is not None and isinstance(rope.op, ops.Rope) and self.only_here(rope, group) and self.add(group, rope):
             self.views_before(group, rope)
-        waiting = [v for v in attention.operands[3:] if v is not None] if isinstance(attention.op, ops.Attention) else []
+        waiting = [v for v in attention.operands[3:5] if v is not None] if isinstance(attention.op, ops.Attention) else []
         while waiting:
             o = waiting.pop().producer
             if o is not None and isinstance(o.op, (*CHEAP, *VIEWS, ops.Expand)) and self.only_here(o, group) and self.add(group, o):

@@ -33,7 +33,7 @@ from trustformers_ir.runtime.memory import section_bytes, stored_view, typed_vie
 from trustformers_ir.runtime.records import Broken
 
 MAGIC = b"\x89TFC\r\n\x1a\n"  # as in PNG: a transfer that changes line ends or cuts the eighth bit is noticed
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SECTIONS = ("manifest", "graph", "code", "weights")
 ALIGNMENTS = (64, 64, 64, WEIGHT_ALIGNMENT)
 HEADER_BYTES = 256

@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +54,7 @@ class EntryCall(Generic[P]):
         self.manifest = manifest
         self.entry = entry
         self.facts = Facts(dict(manifest.symbols))
+        self.first_state = len(entry.inputs) - entry.states
         self.names = {p.name: i for i, p in enumerate(entry.inputs)}
         self.plans: dict[tuple[object, ...], P] = {}
 
@@ -70,6 +71,18 @@ class EntryCall(Generic[P]):
     def plan(self, arrays: Sequence[Array]) -> P:
         """Checks the arrays against the ports and computes all that follows from their shapes."""
 
+    def fixed(self, arrays: Sequence[np.ndarray]) -> tuple[list[Array], Callable[[], None]]:
+        """The outputs of these inputs, and what computes them when it is called: for who changes what is in the arrays, call by call. The arrays are
+        as the code reads them."""
+        raise CompilerError.of(Code.NOT_BUILT, f"'{self.entry.name}' cannot be called over and over on this target yet", help="compile it for a CPU")
+
+    def state(self, x: Any, port: Port) -> Array:
+        """Memory that is written in place. ``INPUT_STATE`` for what would have to be copied."""
+        if is_tensor(x) and x.is_contiguous() and not x.requires_grad:
+            return ready(x, port, self.devices)
+        message = f"'{port.name}' is a state, which a call writes in place: it has to be a writable array whose elements lie one after the other"
+        raise CompilerError.of(Code.INPUT_STATE, message, Where(tensor=port.name), f"numpy.zeros(…, {port.type.dtype.name!r}), and keep it")
+
     def prepared(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[P, list[Array]]:
         """What follows from the shapes, and the inputs as arrays that the code can read."""
         ports = self.entry.inputs
@@ -79,7 +92,7 @@ class EntryCall(Generic[P]):
         key: list[object] = []
         for n, x in enumerate(given):
             if type(x) is not np.ndarray or not x.flags.carray or not x.dtype.isnative:
-                x = ready(x, ports[n], self.devices)
+                x = ready(x, ports[n], self.devices) if n < self.first_state else self.state(x, ports[n])
             arrays.append(x)
             key += (x.shape, x.dtype)
         known = tuple(key)

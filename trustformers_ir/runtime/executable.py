@@ -20,7 +20,7 @@ import numpy as np
 
 from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, Entry
 from trustformers_ir.ir.atomic import atomic_output
-from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.runtime import memory
 from trustformers_ir.runtime.arguments import Array, address_of
 from trustformers_ir.runtime.entry_call import Bound, EntryCall
@@ -172,7 +172,7 @@ class Executable(Runnable):
     def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
         """Calls ``entry`` once, as :meth:`run` does, and says when each worker did what."""
         self.run(*inputs, entry=entry, **named)  # warms up, and raises what there is to raise
-        called = self._called(entry)
+        called = self.called(entry)
         assert isinstance(called, _Callable)
         return called.profile(inputs, named)
 
@@ -237,6 +237,22 @@ class _Callable(EntryCall[_Plan]):
         if site:
             raise self.out_of_range(site, index, plan.bound.env)
         return results[0] if len(results) == 1 else tuple(results)
+
+    def fixed(self, arrays: Sequence[np.ndarray]) -> tuple[list[Array], Callable[[], None]]:
+        plan, ready = self.prepared(tuple(arrays), {})
+        if any(a is not b for a, b in zip(arrays, ready, strict=True)):
+            raise InternalError.of(Code.INTERNAL, f"an input of a fixed call of '{self.entry.name}' has to be converted")
+        results = self.host_outputs(plan.bound)
+        inputs, outputs = [*map(address_of, arrays)], [*map(address_of, results)]
+        kept = (list(arrays), results)  # live as long as their addresses are used
+
+        def call() -> None:
+            site, index = self.executable._run(self.entry, plan, inputs, outputs)
+            if site:
+                raise self.out_of_range(site, index, plan.bound.env)
+            assert kept
+
+        return results, call
 
     def profile(self, given: tuple[Any, ...], named: dict[str, Any]) -> Profile:
         plan, arrays = self.prepared(given, named)

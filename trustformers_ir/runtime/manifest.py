@@ -32,8 +32,9 @@ RULES = {
     "an empty page between them; one name is one weight",
     "M7": "every weight has a digest, 64 hexadecimal digits",
     "M8": "the triple, the CPU and the features of the target are single words; the targets of a file have different names",
-    "M9": "variants have the same name, compiler, calling convention, dim symbols, entries, inputs and outputs; the first alone has metadata",
+    "M9": "variants have the same name, compiler, calling convention, dim symbols, entries, inputs, outputs and states; the first alone has metadata",
     "M10": "graphs and codes follow each other at multiples of 64 and fill their section; variants may share them",
+    "M11": "an entry has no more states than inputs",
 }
 MAX_VARIANTS = 64
 
@@ -106,7 +107,7 @@ def check(variants: Sequence[Variant], digests: Mapping[str, str]) -> None:
 
 def _common(m: Manifest) -> tuple[object, ...]:
     """What variants agree in."""
-    return (m.name, m.compiler, m.abi, m.symbols, [(e.name, e.inputs, e.outputs) for e in m.entries])
+    return (m.name, m.compiler, m.abi, m.symbols, [(e.name, e.inputs, e.outputs, e.states) for e in m.entries])
 
 
 def joined_weights(manifests: Sequence[Manifest]) -> tuple[StoredWeight, ...]:
@@ -179,6 +180,8 @@ def _check_entry(entry: Entry, declared: Mapping[str, bool]) -> None:
         _check_symbols(symbols_of(kernel.flops, kernel.bytes), bound, f"{name}, kernel {shown(kernel.symbol)}")
     if entry.barriers < 0:
         fail("M1", f"{name} has {entry.barriers} barriers")
+    if not 0 <= entry.states <= len(entry.inputs):
+        fail("M11", f"{name} has {entry.states} states and {len(entry.inputs)} inputs")
 
 
 def _check_port(port: Port, allowed: typing.AbstractSet[str], place: str) -> None:

@@ -20,6 +20,9 @@ from trustformers_ir.ir.dims import Dim, SymbolFact, evaluate
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.entry_call import EntryCall
+from trustformers_ir.runtime.generation.loop import Beams, Ending, generate
+from trustformers_ir.runtime.generation.sampling import Sampling
+from trustformers_ir.runtime.generation.settings import end_tokens, text_decoder
 from trustformers_ir.runtime.manifest import quantization
 from trustformers_ir.runtime.profile import Profile
 
@@ -185,9 +188,44 @@ class Runnable:
 
     def run(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Any:
         """Calls ``entry`` (None: the first). ``UNKNOWN_ENTRY`` when there is none of that name."""
-        return self._called(entry)(inputs, named)
+        return self.called(entry)(inputs, named)
 
-    def _called(self, entry: str | None) -> EntryCall[Any]:
+    def generate(
+        self,
+        prompt_ids: Any,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        seed: int | None = None,
+        stream: bool | Callable[[Any], object] = False,
+        stop: Sequence[str] | str = (),
+        ends: Sequence[int] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> Any:
+        """The continuation of a prompt, token ids ``[length]``: its new tokens, ``i64[new]``, the one that ended it included. Several prompts, of any
+        lengths, give a list of such arrays.
+
+        A text ends behind ``max_new_tokens``, with one of the tokens ``ends`` (None: those that the model names; ``()``: none), or when it holds one
+        of the texts ``stop``, which ``decode`` finds (None: the tokenizer in the artifact). How tokens are chosen, ``temperature`` 0 being the
+        likeliest, is said in ``runtime/generation/sampling.py``; ``seed`` makes it repeatable. ``num_beams`` above 1 is beam search. ``stream=True``
+        gives an iterator, of a token at a time, or of a list with one for each prompt and None where it has ended; a function is called with each
+        instead.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        if texts and decode is None:
+            decode = text_decoder(self.manifest.metadata)
+        found = end_tokens(self.manifest.metadata) if ends is None else ends
+        ending = Ending(max_new_tokens, frozenset(int(n) for n in found), texts, decode)
+        return generate(self, prompt_ids, sampling, ending, Beams(num_beams, length_penalty), seed, stream)
+
+    def called(self, entry: str | None) -> EntryCall[Any]:
         """The entry of that name; None: the first."""
         if entry is None:
             return self._first

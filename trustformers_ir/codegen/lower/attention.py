@@ -10,7 +10,8 @@ block of keys, by absolute position::
 and at the end ``out = acc * (1 / l)`` (or acc, which is zero, for a row that sees nothing). Where m' is -inf, 0 takes its place; a NaN or a
 score of +inf gives NaN through m and l, as in the reference. A block of masked keys leaves m, l and acc as they were, bit for bit (c is
 exp(0) = 1, p is 0), and the blocks do not depend on threads or on the query tile: padding keys or splitting the batch changes no bit.
-Blocks that no query of a tile may see by its position (above the diagonal, or before the window) are left out but for what NaN in v makes of them.
+Blocks that no query of a tile may see by its position (above the diagonal, or before the window) are left out but for what NaN in v makes of them;
+where keys and values are a cache, without that.
 On one core, 12 heads of 64 features, 512 tokens: causal 11.8 -> 7.3 ms, causal with a window of 100 12.3 -> 4.5 ms.
 
 The lanes of vectors are *queries*, 32 of them or the last 16, so everything is transposed: scores are a tile ``keys x queries``, of which a
@@ -133,6 +134,7 @@ class _Template:
         self.kv_head = a.kv_head(self.heads)
         begin, end = self.seen_blocks()
         self.step = Axis("block", end - begin, SEQ)
+        self.near = self.blocks_in_sight(begin + self.step)
         self.block = begin + self.step
         self.unseen = [(const(0), begin * KEY_BLOCK), (binary("min", end * KEY_BLOCK, self.keys), self.keys)]  # ranges of keys
         self.live = binary("min", const(KEY_BLOCK), self.keys - self.block * KEY_BLOCK)  # keys of this block
@@ -147,7 +149,7 @@ class _Template:
         """Everything that happens to one tile of queries."""
         mem = self.mem
         minus_infinity, zero = Const(-math.inf, self.dtype), Const(0, self.dtype)
-        step = For(self.step, (*self.who_is_seen(), *self.scores(), *self.softmax(), *self.accumulate()))
+        step = For(self.step, (*self.who_is_seen(), *self.scores(), *self.softmax(), *self.accumulate()), self.near)
         return (
             *self.pack(),
             self.columns(lambda i: (store(mem.top, i, minus_infinity), store(mem.total, i, zero))),
@@ -195,6 +197,8 @@ class _Template:
     def seen_blocks(self) -> tuple[Expr, Expr]:
         """The first block of keys that a query of the tile may see by its position, and the one behind the last."""
         op, everything = self.a.op, (self.keys + (KEY_BLOCK - 1)) // KEY_BLOCK
+        if self.a.start is not None:
+            return const(0), everything
         position = self.keys - self.queries  # of query 0
         begin: Expr = const(0)
         end = everything
@@ -205,11 +209,21 @@ class _Template:
             begin = binary("min", binary("max", (self.first + position - op.window + 1) // KEY_BLOCK, const(0)), end)
         return begin, end
 
+    def blocks_in_sight(self, block: Expr) -> Expr | None:
+        """The same where only memory says which keys there are: whether a block has one that a query of the tile may see by its position."""
+        if self.a.start is None:
+            return None
+        last = self.a.position(self.batch, binary("min", self.first + self.vectors * LANES, self.queries) - 1)
+        near = block * KEY_BLOCK <= last
+        if self.a.op.window is not None:
+            near = near & (block * KEY_BLOCK + KEY_BLOCK > self.a.position(self.batch, self.first) - self.a.op.window + 1)
+        return near
+
     def spread_nan(self) -> list[Stmt]:
         """Adds the products of the blocks outside, which are neither scored nor weighted: their weights are 0, so these are zeros, but for NaN and
         infinities in v, which make NaN. They are the same for all queries of the tile."""
         out: list[Stmt] = []
-        for begin, end in self.unseen:
+        for begin, end in self.unseen if self.a.start is None else ():
             if isinstance(end - begin, Const) or end is begin:
                 continue
             once, x, j = Axis("once", binary("min", end - begin, const(1)), SEQ), Axis("x", self.value_features, VECTOR), Axis("j", end - begin, SEQ)

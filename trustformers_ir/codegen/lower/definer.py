@@ -88,10 +88,15 @@ class Sites:
 
     def __init__(self) -> None:
         self.rows: list[Site] = []
+        self.asked = 0  # how often a number was given out
 
     def add(self, operation: Operation, what: str, bound: Dim) -> int:
-        self.rows.append(Site(operation.op.mnemonic, what, str(bound), str(operation.loc) if operation.loc else ""))
-        return len(self.rows) - 1
+        """The number of a site. One that an error would describe in the same words, as that of another layer, is the same."""
+        self.asked += 1
+        site = Site(operation.op.mnemonic, what, str(bound), str(operation.loc) if operation.loc else "")
+        if site not in self.rows:
+            self.rows.append(site)
+        return self.rows.index(site)
 
 
 class Definer:

@@ -268,6 +268,9 @@ class DenseFlash(Flash):
     def spans(self) -> list[tuple[Expr, Expr, bool]]:
         op, rows = self.dense.op, self.rows
         zero: Expr = const(0)
+        if self.dense.start is not None:  # only the memory says which keys there are
+            first, behind = self.only or (zero, (self.keys + (self.width - 1)) // self.width)
+            return [(first, binary("min", behind, (self.keys + (self.width - 1)) // self.width), True)]
         offset = self.keys - dim_expr(self.dense.queries)  # of a query's position from its number
         low = rows.query(rows.first) + offset
         high = rows.query(binary("min", rows.first + self.height, rows.count) - 1) + offset
@@ -297,8 +300,9 @@ class DenseFlash(Flash):
         row = rows.first + i
         at, exists = rows.query(row), key < self.keys
         conditions = [exists] if checked else []
-        if checked and (self.dense.queries != 1 or self.dense.op.window is not None):  # a single query stands behind all keys
-            conditions += self.dense.in_sight(at, key)
+        behind_all = self.dense.queries == 1 and self.dense.op.window is None and self.dense.start is None
+        if checked and not behind_all:
+            conditions += self.dense.in_sight(rows.batch, at, key)
         masked = self.dense.masked(rows.batch, rows.head_of(row), at, key)
         if masked is not None:
             conditions.append(select(exists, masked, Const(False, DType.bool)) if checked else masked)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from trustformers_ir.codegen.kernel_ir.kernel import For, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL
 from trustformers_ir.codegen.lower.blocks import BlockMachine
-from trustformers_ir.codegen.lower.definer import Sites
+from trustformers_ir.codegen.lower.definer import Sites, unsupported
 from trustformers_ir.codegen.lower.region import LoweredKernel, LoweringContext, lower_region
 from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage, Temporary
@@ -46,6 +46,7 @@ class _FunctionLowering:
         self.arena: list[BufferRef] = []
         self.calls: list[KernelCall] = []
         self.taken: set[int] = set()  # outputs that some operation writes directly
+        self.states: dict[Value, BufferRef] = {}  # what is made by writing into a state, and where that is
 
     def run(self, names: tuple[str, ...]) -> Program:
         function = self.function
@@ -54,7 +55,10 @@ class _FunctionLowering:
         for operation in function.body.operations:
             if not isinstance(operation.op, (ops.Fused, ops.WeightOp)) and not operation.op.terminator:
                 outline({operation}, RegionKind.LOOP)
-        outputs = function.outputs
+        count = function.states if isinstance(self.ctx.machine, MachineShape) else 0
+        if count:
+            self.states = {new: self.refs[old] for old, new in function.next_states.items() if new is not old}
+        outputs = function.outputs[: len(function.outputs) - count]
         for operation in function.body:
             if not operation.op.terminator:
                 self.operation(operation, outputs)
@@ -63,7 +67,7 @@ class _FunctionLowering:
                 self.copy(value, BufferRef(Storage.OUTPUT, i, value.type))
         inputs = tuple(Port(a.name or f"input{i}", a.type) for i, a in enumerate(function.args))
         ports = tuple(Port(names[i] if i < len(names) else (v.name or f"output{i}"), v.type) for i, v in enumerate(outputs))
-        return Program(function.name, inputs, _distinct(ports), tuple(self.arena), tuple(self.calls), tuple(self.ctx.sites.rows))
+        return Program(function.name, inputs, _distinct(ports), tuple(self.arena), tuple(self.calls), tuple(self.ctx.sites.rows), count)
 
     def operation(self, operation: Operation, outputs: list[Value]) -> None:
         if isinstance(operation.op, ops.WeightOp):
@@ -77,12 +81,17 @@ class _FunctionLowering:
             self.refs[result] = self.place(result, outputs)
         flops = region_flops(operation)
         temporaries: dict[Temporary, BufferRef] = {}
-        for lowered in lower_region(operation, self.ctx):
+        in_place = any(r in self.states for r in operation.results)
+        if in_place:
+            _require_write(operation, self.function)
+        for lowered in lower_region(operation, self.ctx, in_place):
             fewer = lowered.when is not None and lowered.when.most is not None  # another kernel computes the same, for more rows
             self.call(lowered, operation, temporaries, 0 if fewer else flops)
             flops = flops if fewer else 0
 
     def place(self, result: Value, outputs: list[Value]) -> BufferRef:
+        if result in self.states:
+            return self.states[result]
         for i, v in enumerate(outputs):
             if v is result and i not in self.taken:
                 self.taken.add(i)
@@ -146,6 +155,21 @@ class _FunctionLowering:
         for lowered in lower_region(region, self.ctx):
             self.call(lowered, region, {})
         region.drop_operands()
+
+
+def _require_write(region: Operation, function: Function) -> None:
+    """Raises unless the region does nothing but write rows into a state that nothing else reads, and that it becomes the next value of."""
+    body = region.body
+    assert body is not None
+    write = body.outputs[0].producer
+    if write is not None and isinstance(write.op, ops.CacheWrite) and len(region.results) == 1:
+        inner = write.inputs[0]
+        if inner.producer is None and inner.has_one_use:
+            state = region.inputs[inner.index]
+            if state.has_one_use and function.next_states.get(state) is region.result:
+                return
+    help = "a state becomes what one cache_write makes of it, and nothing else reads what it was before"
+    raise unsupported(write or region, f"a state of '{function.name}' is not written in place", help)
 
 
 def region_flops(region: Operation) -> Dim:

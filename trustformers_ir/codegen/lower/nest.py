@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trustformers_ir.codegen.kernel_ir.kernel import Stmt, Store, nest, walk
+from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, nest, walk
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, AxisKind, Expr, Reduce, binary, const, minimum
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.lower.definer import Definer
@@ -36,6 +36,19 @@ def flat_nest(d: Definer, shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
     lane = Axis("i", binary("min", const(FLAT_CHUNK), total - chunk * FLAT_CHUNK), VECTOR)
     stores = emit(d.flat.digits(chunk * FLAT_CHUNK + lane, shape))
     return nest((chunk, lane), *stores)
+
+
+def sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The same loops without workers: a later statement reads what an earlier one wrote, and there is no barrier inside a kernel."""
+    from_parallel: list[Stmt] = []
+    for s in body:
+        if isinstance(s, For) and s.axis.kind is PARALLEL:
+            axis = s.axis.like(kind=SEQ)
+            inner = sequential(s.body)
+            from_parallel.append(For(axis, tuple(Substitution({s.axis: axis}).stmt(b) for b in inner), s.guard))
+        else:
+            from_parallel.append(s)
+    return tuple(from_parallel)
 
 
 def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:

@@ -24,11 +24,10 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     select,
     unary,
 )
-from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.elementwise import combine
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.nest import row_nest
+from trustformers_ir.codegen.lower.nest import row_nest, sequential
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dims import Dim
@@ -177,7 +176,7 @@ def _scatter_elements(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     source = _put(outer, axis, step)
     target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
     write = For(step, (_update(d, o, *d.place(out, _put(outer, axis, target)), d.at(updates, source)),))
-    return (*_sequential(_copy(d, x, out)), *_sequential(nest(outer, write)))
+    return (*sequential(_copy(d, x, out)), *sequential(nest(outer, write)))
 
 
 def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stmt, ...]:
@@ -217,7 +216,7 @@ def _scatter_nd(d: Definer, o: Operation) -> tuple[Stmt, ...]:
         return _scatter_columns(d, o, lead, target)
     slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
     write = _update(d, o, *d.place(out, (*target, *slices)), d.at(updates, (*lead, *slices)))
-    return (*_sequential(_copy(d, x, out)), *nest([*lead, *slices], write))
+    return (*sequential(_copy(d, x, out)), *nest([*lead, *slices], write))
 
 
 def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) -> tuple[Stmt, ...]:
@@ -244,19 +243,6 @@ def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) 
         *across(lead, lambda at, lane: _update(d, o, columns, (*target, *lane), cast(d.at(updates, (*lead, *at)), DType.f64))),
         *across(empty, lambda at, lane: _write(d, o.result, (*empty, *at), cast(Load(columns, (*empty, *lane)), o.result.type.dtype))),
     )
-
-
-def _sequential(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-    """The same loops without workers: a later statement reads what an earlier one wrote, and there is no barrier inside a kernel."""
-    from_parallel: list[Stmt] = []
-    for s in body:
-        if isinstance(s, For) and s.axis.kind is PARALLEL:
-            axis = s.axis.like(kind=SEQ)
-            inner = _sequential(s.body)
-            from_parallel.append(For(axis, tuple(Substitution({s.axis: axis}).stmt(b) for b in inner), s.guard))
-        else:
-            from_parallel.append(s)
-    return tuple(from_parallel)
 
 
 @_ordered(ops.Pack)

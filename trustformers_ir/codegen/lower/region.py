@@ -19,6 +19,7 @@ from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BlockMachine, folds, in_blocks, line_nest, tiled_line
+from trustformers_ir.codegen.lower.cache import write_nest
 from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
@@ -93,14 +94,15 @@ class _Output:
         return Store(buffer, at, value)
 
 
-def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]:
+def lower_region(region: Operation, ctx: LoweringContext, in_place: bool = False) -> list[LoweredKernel]:
     """The kernels of one fused region, in order. Equal regions (layers of one model) are lowered once and share their kernels.
 
-    A region whose indices are checked is lowered each time: an error names its place in the source.
+    A region whose indices are checked is lowered each time: an error names its place in the source. ``in_place``: it writes into the cache that it
+    takes.
     """
     body = region.body
     assert body is not None
-    key = _structure(region, body)
+    key = (_structure(region, body), in_place)
     if key in ctx.known:
         first, kernels = ctx.known[key]
         same = dict(zip(_values(first), _values(body), strict=True))
@@ -109,9 +111,9 @@ def lower_region(region: Operation, ctx: LoweringContext) -> list[LoweredKernel]
             return v if isinstance(v, Temporary) else same.get(v) or region.results[v.index]
 
         return [replace(k, values=tuple(map(again, k.values))) for k in kernels]
-    sites = len(ctx.sites.rows)
-    kernels = _lowered(region, body, ctx)
-    if len(ctx.sites.rows) == sites:
+    asked = ctx.sites.asked
+    kernels = _lowered(region, body, ctx, in_place)
+    if ctx.sites.asked == asked:
         ctx.known[key] = (body, kernels)
     return kernels
 
@@ -136,10 +138,13 @@ def _structure(region: Operation, body: Block) -> Hashable:
     return repr(region.op), tuple(a.type for a in body.args), tuple(r.type for r in region.results), rows
 
 
-def _lowered(region: Operation, body: Block, ctx: LoweringContext) -> list[LoweredKernel]:
+def _lowered(region: Operation, body: Block, ctx: LoweringContext, in_place: bool) -> list[LoweredKernel]:
     for o in body:
         require_native(o, region)
     anchor = _anchor(body)
+    if anchor is not None and anchor.op.fusion is FusionKind.WRITE:
+        d = _definer(body, [anchor.result], ctx)
+        return [_finish(d, write_nest(d, anchor, in_place), _label(body), ctx, {anchor.result: region.result})]
     if anchor is not None and type(anchor.op) in ORDERED:
         return [_lower_ordered(region, body, anchor, ctx)]
     outputs = [_output(target, value) for target, value in zip(region.results, body.outputs, strict=True)]
@@ -192,7 +197,7 @@ def _label(body: Block) -> str:
 
 def _anchor(body: Block) -> Operation | None:
     """The op that decides the loops: an ordered op, an attention, or a contraction."""
-    for kinds in ((FusionKind.OPAQUE,), (FusionKind.ATTENTION,), (FusionKind.CONTRACTION,)):
+    for kinds in ((FusionKind.WRITE, FusionKind.OPAQUE), (FusionKind.ATTENTION,), (FusionKind.CONTRACTION,)):
         for o in body:
             if o.op.fusion in kinds:
                 return o

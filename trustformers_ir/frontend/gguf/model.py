@@ -27,9 +27,9 @@ from trustformers_ir.ir.types import TensorType
 from trustformers_ir.models.registry import find_family
 
 
-def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None) -> Module:
+def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None, generation: bool = False) -> Module:
     """The module of a GGUF file, or of the several files of which it is the first, by path or opened. ``dtype`` is what the model computes in
-    (f32). Raises ``CompilerError`` with all problems."""
+    (f32). ``generation``: a language model can also write text. Raises ``CompilerError`` with all problems."""
     file = source if isinstance(source, GgufFile) else open_gguf(source)
     architecture = _architecture(file)
     family = find_family(architecture.model_type)
@@ -43,7 +43,7 @@ def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None) -> M
     compare(parameters, stored, family, file.path, FITS, problems)
     problems.check()
     weights = {p.name: tensors[p.name].weight(p.name) for p in parameters}
-    return traced(model, weights, file.path.stem, described(family, architecture.architecture, model))
+    return traced(model, weights, file.path.stem, described(family, architecture.architecture, model), generation)
 
 
 def _architecture(file: GgufFile) -> GgufArchitecture:

@@ -2,6 +2,7 @@
 
 from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
 from trustformers_ir.ir.ops.blocks_int8 import LinearBlocksInt8, QuantizeGroups
+from trustformers_ir.ir.ops.cache import CachedAttention, CacheWrite
 from trustformers_ir.ir.ops.contract import (
     Conv1d,
     Conv2d,
@@ -183,6 +184,8 @@ __all__ = [
     "Attention",
     "BinaryOp",
     "BitwiseNot",
+    "CacheWrite",
+    "CachedAttention",
     "Cast",
     "Ceil",
     "Clamp",

@@ -242,22 +242,27 @@ class Attention(_Scored):
     def reference(
         self, ctx: EvalContext, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, bias: np.ndarray | None
     ) -> Any:
+        return self.attend(q, k, v, mask, bias, np.array(k.shape[2] - q.shape[2]))
+
+    def attend(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, bias: np.ndarray | None, first: np.ndarray
+    ) -> np.ndarray:
+        """The result where the first query stands at position ``first``, broadcastable to the scores."""
         group = q.shape[1] // k.shape[1] if k.shape[1] else 1
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scores = self.scores(q, k)
         if bias is not None:
             scores = scores + bias
-        return _averaged(np.where(self.visible(q.shape[2], k.shape[2], mask), scores, -np.inf), v)
+        return _averaged(np.where(self.visible(first + np.arange(q.shape[2])[:, None], k.shape[2], mask), scores, -np.inf), v)
 
-    def visible(self, queries: int, keys: int, mask: np.ndarray | None) -> np.ndarray:
-        """Which key each query may see, broadcastable to the scores."""
-        last = np.arange(queries)[:, None] + (keys - queries)
+    def visible(self, position: np.ndarray, keys: int, mask: np.ndarray | None) -> np.ndarray:
+        """Which key a query at each position may see, broadcastable to the scores."""
         j = np.arange(keys)[None, :]
-        seen = np.ones((queries, keys), bool)
+        seen = np.ones(np.broadcast_shapes(position.shape, j.shape), bool)
         if self.causal:
-            seen &= j <= last
+            seen &= j <= position
         if self.window is not None:
-            seen &= j > last - self.window
+            seen &= j > position - self.window
         return seen if mask is None else seen & mask
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:

@@ -292,13 +292,14 @@ class _Parser:
             reader.listed("(", ")", functools.partial(self._argument, block, scope), MAX_OPERANDS)
             reader.expect("->")
             types = reader.listed("(", ")", lambda: (reader.peek(), parse_type(reader)), MAX_OPERANDS)
+            states = reader.integer("the number of states", 1, MAX_OPERANDS) if reader.accept("states") else 0
             reader.expect("{")
             reader.end_line()
         except TextProblem as problem:
             self._report_problem(problem)
             self._recover_header()
             return
-        function = self.module.add_function(Function(name, block))
+        function = self.module.add_function(Function(name, block, states))
         self.places[id(function)] = place
         if self._statements(block, scope, 0):
             self._check_outputs(block, types, place)

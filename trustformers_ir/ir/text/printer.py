@@ -98,7 +98,8 @@ def _module_lines(module: Module, loc: bool, writer: Writer) -> Iterator[str]:
 def _function_lines(function: Function, indent: str, loc: bool, writer: Writer) -> Iterator[str]:
     names = Names(function)
     arguments = [f"{names[a]}: {type_text(a.type)}" for a in function.args]
-    results = f"-> ({', '.join(type_text(t) for t in _output_types(function.body))}) {{"
+    states = f" states {function.states}" if function.states else ""
+    results = f"-> ({', '.join(type_text(t) for t in _output_types(function.body))}){states} {{"
     head = f"{indent}func {global_name(function.name)}"
     line = f"{head}({', '.join(arguments)}) {results}"
     if len(line) <= WIDTH or not arguments:

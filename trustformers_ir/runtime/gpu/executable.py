@@ -171,7 +171,7 @@ class GpuExecutable(Runnable):
     def profile(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Profile:
         """Calls ``entry`` with inputs copied to the GPU, kernel by kernel, and says how long each took there. The whole is longer than a call, which
         is one graph and has no pauses between kernels."""
-        called = self._called(entry)
+        called = self.called(entry)
         assert isinstance(called, _GpuCall)
         called(inputs, named)  # loads the kernels, and raises what there is to raise
         return called.profile(inputs, named)

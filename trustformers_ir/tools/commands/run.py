@@ -18,6 +18,7 @@ from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
+from trustformers_ir.tools.commands.generate import Wish, check_can_write, continue_prompt
 from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Quantize, Target, Threads, check_options_of_artifact, files
 from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
@@ -27,8 +28,15 @@ def run(
     text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text to read; give it again for more.")] = None,
     text_file: Annotated[str | None, typer.Option(metavar="FILE", help="A file with a text on each line.")] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="A prompt to continue.")] = None,
-    length: Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many tokens to generate.")] = None,
+    length: Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many tokens to generate at most (64).")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, metavar="T", help="Randomness of generated tokens; 0 takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Draw from the K likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, metavar="P", help="Draw from the likeliest that make up P.")] = None,
+    min_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, metavar="P", help="Draw from those P times as likely as the best.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="R", help="Above 1: tokens that occurred are less likely.")] = None,
+    beams: Annotated[int | None, typer.Option(min=1, metavar="N", help="Follow the N likeliest continuations.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Makes what is drawn repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End where this text is written; give it again for more.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show tokens as they are generated.")] = False,
     input: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE.npy", help="An input array; give it again for more.")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Where to write the outputs.")] = None,
@@ -47,8 +55,11 @@ def run(
 ) -> None:
     """Run MODEL, compiling it first unless it is an artifact."""
     texts = [(t, Where()) for t in text or []] + (_lines(text_file) if text_file is not None else [])
-    if prompt is not None or length is not None or temperature is not None or stream:
-        raise console.not_built("generation (--prompt, -n, --temperature, --stream)")
+    wish = Wish(length, temperature, top_k, top_p, min_p, repetition_penalty, beams, seed, tuple(stop or ()), stream)
+    if prompt is None and wish.asked:
+        raise console.usage("options of generation without a prompt", '--prompt "The capital of France is"')
+    if prompt is not None and (texts or input or output is not None or profile is not None):
+        raise console.usage("--prompt excludes --text, --text-file, --input, --output and --profile", "give a prompt alone")
     if texts and input:
         raise console.usage("--text and --input exclude each other", "give texts, or arrays")
     if output is not None:
@@ -64,6 +75,10 @@ def run(
             executable = tfir.load(model, threads=threads, target=None if target == "cpu" else target)
         else:
             executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads, calibration=files(calibrate))
+    if prompt is not None:
+        check_can_write(executable, model)
+        continue_prompt(executable, model, prompt, wish, json)
+        return
     started = time.perf_counter()
     call = _Call(executable)
     results = _run_texts(executable, call, model, texts, batch, pad, truncate) if texts else _named(executable, call(**arrays))

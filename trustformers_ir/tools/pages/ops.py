@@ -33,7 +33,7 @@ The *fusion kind* says how an op takes part in a fused region:
 |---|---|
 """
 
-FAMILIES = ("unary", "elementwise", "shape", "reduce", "index", "contract", "quantized", "blocks", "blocks_int8", "nn", "data", "region")
+FAMILIES = ("unary", "elementwise", "shape", "reduce", "index", "cache", "contract", "quantized", "blocks", "blocks_int8", "nn", "data", "region")
 
 KINDS = {
     FusionKind.CONSTANT: "no tensor operands",
@@ -42,6 +42,7 @@ KINDS = {
     FusionKind.REDUCTION: "rows are folded",
     FusionKind.CONTRACTION: "a sum of products: the anchor of a matrix template",
     FusionKind.ATTENTION: "the anchor of the attention template",
+    FusionKind.WRITE: "rows are written into memory that outlives the call",
     FusionKind.OPAQUE: "a kernel of its own",
     FusionKind.STRUCTURE: "regions and terminators",
 }

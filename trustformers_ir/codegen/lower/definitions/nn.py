@@ -96,21 +96,28 @@ class ScoreMath:
 class AttentionMath(ScoreMath):
     """``attention``: who may see whom.
 
-    Causal masks are aligned to the bottom right: query i of Sq stands at position ``i + Sk - Sq`` among the Sk keys.
+    Causal masks are aligned to the bottom right, query i of Sq stands at position ``i + Sk - Sq`` among the Sk keys, unless ``start`` says where.
     """
 
     def __init__(self, d: Definer, o: Operation) -> None:
         super().__init__(d, o, rows=2)
-        self.mask, self.bias = o.operands[3:]
+        self.mask, self.bias = o.operands[3:5]
+        self.start = o.operands[5] if len(o.operands) > 5 else None
 
     def visible(self, b: Expr, h: Expr, i: Expr, j: Expr) -> Expr | None:
         """Whether query i may see key j; None where every query sees every key."""
         masked = self.masked(b, h, i, j)
-        return all_of(*self.in_sight(i, j), *([] if masked is None else [masked]))
+        return all_of(*self.in_sight(b, i, j), *([] if masked is None else [masked]))
 
-    def in_sight(self, i: Expr, j: Expr) -> list[Expr]:
+    def position(self, b: Expr, i: Expr) -> Expr:
+        """Where query i stands among the keys."""
+        if self.start is None:
+            return i + (dim_expr(self.keys) - dim_expr(self.queries))
+        return i + cast(self.d.at(self.start, (b,)), DType.i64)
+
+    def in_sight(self, b: Expr, i: Expr, j: Expr) -> list[Expr]:
         """What the positions of query i and key j must fulfil."""
-        position = i + (dim_expr(self.keys) - dim_expr(self.queries))
+        position = self.position(b, i)
         conditions = [j <= position] if self.op.causal else []
         return conditions if self.op.window is None else [*conditions, j > position - self.op.window]
 
@@ -170,7 +177,7 @@ def normalised(value: Expr, total: Expr) -> Expr:
     return value / select(eq(total, 0.0), Const(1, total.dtype), total)
 
 
-@define(ops.Attention)
+@define(ops.Attention, ops.CachedAttention)
 def _attention(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     m = AttentionMath(d, o)
     b, h, i, e = index

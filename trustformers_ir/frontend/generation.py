@@ -1,0 +1,79 @@
+"""What a language model needs to write text, beside its scores: two more functions over the same weights, which keep what was read.
+
+    prefill(input_ids[batch, seq], start[batch], last[batch], whole[batch], key_0, value_0, …)   reads a piece of each text
+    decode(input_ids[batch, 1], start[batch], key_0, value_0, …)                                 reads one token of each text
+
+Both give ``logits[batch, vocab]``, the scores of the token after the last one that was read; ``last`` counts it from the first of the piece.
+``start`` is how many tokens of each text were read before, ``whole`` how many there are when pieces that belong together, a prompt, have been read:
+some rotary positions depend on it. ``key_i`` and ``value_i``, ``[batch, heads, capacity, features]``, are states: the cache of layer i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trustformers_ir.frontend.folder import Folder
+from trustformers_ir.frontend.gguf.container import GgufFile
+from trustformers_ir.frontend.trace import trace_into
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.abi import DECODE, PREFILL
+from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.diagnostics import Code
+from trustformers_ir.ir.dims import SymbolFact, symbol
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.tensor import Tensor
+from trustformers_ir.ir.types import TensorType
+from trustformers_ir.models.cached import CachedText
+from trustformers_ir.models.decoder import LanguageModel
+
+
+def add_generation(module: Module, model: object, weights: Mapping[str, Weight]) -> None:
+    """Gives the module of a language model its ``prefill`` and ``decode``; one of another model stays as it is."""
+    if not isinstance(model, LanguageModel):
+        return
+    capacity = symbol("capacity")
+    caches: dict[str, TensorType] = {}
+    for layer, o in enumerate(o for o in module.main.body if isinstance(o.op, ops.Attention)):
+        for name, kept in zip(("key", "value"), o.inputs[1:3], strict=True):
+            batch, heads, _, features = kept.type.shape
+            caches[f"{name}_{layer}"] = TensorType((batch, heads, capacity, features), kept.type.dtype)
+    ids, one, many = DType.i64["batch", "seq"], DType.i64["batch", 1], DType.i64["batch"]
+
+    def read(input_ids: Tensor, start: Tensor, last: Tensor | None, whole: Tensor, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        text = CachedText(input_ids.shape[1], start, whole, list(kept.values()))
+        scores = model.read_on(input_ids, text, last)
+        return {"logits": scores, **{f"{name}_next": cache for name, cache in zip(kept, text.caches, strict=True)}}
+
+    def prefill(input_ids: Tensor, start: Tensor, last: Tensor, whole: Tensor, **kept: Tensor) -> dict[str, Tensor]:
+        return read(input_ids, start, last, whole, kept)
+
+    def decode(input_ids: Tensor, start: Tensor, **kept: Tensor) -> dict[str, Tensor]:
+        return read(input_ids, start, None, start + 1, kept)
+
+    texts: dict[str, Any] = {"input_ids": ids, "start": many, "last": many, "whole": many, **caches}
+    tokens: dict[str, Any] = {"input_ids": one, "start": many, **caches}
+    for name, function, specs in ((PREFILL, prefill, texts), (DECODE, decode, tokens)):
+        trace_into(module, name, function, facts={"capacity": SymbolFact(1, model.longest)}, weights=weights, states=len(caches), **specs)
+
+
+def end_tokens(source: Any) -> list[int]:
+    """The tokens that end a text, as a GGUF file, or a checkpoint folder (``generation_config.json``, else ``config.json``), names them."""
+    if isinstance(source, GgufFile):
+        found = [source.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    elif isinstance(source, (str, Path)) and Path(source).is_dir():
+        found = _configured(Folder(source))
+    else:
+        found = []
+    return sorted({n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0})
+
+
+def _configured(folder: Folder) -> list[Any]:
+    for name in ("generation_config.json", "config.json"):
+        if folder.has(name):
+            raw, _ = folder.json(name, Code.CONFIG_INVALID)
+            value = raw.get("eos_token_id") if isinstance(raw, dict) else None
+            if value is not None:
+                return value if isinstance(value, list) else [value]
+    return []
