@@ -416,6 +416,8 @@ class Simplifier:
         e = self.expr(r)
         if op == "floordiv" and isinstance(e, Binary) and e.op == "floordiv" and isinstance(e.b, Const) and e.b.value > 0:
             return self._divide("floordiv", e.a, const(d * int(e.b.value)))
+        if op == "mod" and isinstance(e, Binary) and e.op == "mod" and isinstance(e.b, Const) and e.b.value > 0 and e.b.value % d == 0:
+            return self._divide("mod", e.a, const(d))
         if not r or (op == "mod" and all(self._term_divisor(m, c) % d == 0 for m, c in r.items())):
             return const(0)
         return binary(op, e, const(d))

@@ -7,21 +7,28 @@ is masked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, Expr, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, TILE, VECTOR, Axis, Expr, Reduce
 from trustformers_ir.codegen.kernel_ir.schedule import apply, axes_of, retag, tile_axis
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
-from trustformers_ir.codegen.lower.definer import Definer
+from trustformers_ir.codegen.lower.definer import Arithmetic, Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
+from trustformers_ir.codegen.program import Launch
 from trustformers_ir.ir.dims import Dim, product
 
 LINE = 1024  # elements of a block of a nest without folds
-ROW = 4096  # most elements of a row that is one block
-PART = 1024  # elements of a block of a longer row
+ROW = 16384  # most elements of a row that is one block
+PART = 4096  # elements of a block of a longer row; of one whose length is not known ``LINE``
+COLUMNS = 4096  # most elements of a block of columns, each of which is folded by itself
+SHORT = 2048  # elements up to which a program takes several rows
 LEAST = 16  # of each side of a product of blocks
+THREAD = 16  # elements of a row that a thread holds, where there are threads enough
+WARPS, MOST_WARPS = 4, 16  # of a program that works on rows
+BLOCKS = Arithmetic(tree=ROW, fast_exp=True)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class BlockMachine:
     def filled(self) -> int:
         """Elements of a result from which on each core has a large tile of its own."""
         return self.cores * 128 * 128
+
+    def row_warps(self, elements: int) -> int:
+        """Warps of a program that works on so many elements of rows at once."""
+        return max(WARPS, min(MOST_WARPS, elements // (THREAD * self.warp)))
 
     def warps(self, elements: int) -> int:
         """Warps of a program that makes a large tile: 64 sums in each thread, or as many as there may be."""
@@ -82,24 +93,68 @@ def folds(body: Sequence[Stmt]) -> bool:
     return any(isinstance(n, Reduce) for s in stores for e in (*s.index, s.value) for n in walk(e))
 
 
-def in_blocks(kernel: Kernel, facts: SymbolFacts | None) -> Kernel:
-    """The kernel with blocks in place of vectors: whole rows where they are short, parts of them else."""
+def in_blocks(kernel: Kernel, machine: BlockMachine, facts: SymbolFacts | None) -> tuple[Kernel, Launch]:
+    """The kernel with blocks in place of vectors, and how it is launched: several rows where they are short, whole rows up to a size, parts of
+    longer ones.
+
+    What such a kernel waits for is memory, so a program has to ask for much at once: 16 elements in each thread are one or two loads of 16 bytes of
+    16-bit numbers. A row of 384 in a block of 512 is less than that for the four warps that a program has; four rows fill them, and each then lies in
+    one or two warps, whose sums need few steps through shared memory. A longer row gets more warps, so that it is read once and kept in registers: in
+    parts it would be read again for each fold.
+    """
+    of_rows = any(isinstance(n, Reduce) and any(a.kind is VECTOR for a in n.axes) for n in _nodes(kernel))
+    longest = ROW if of_rows else COLUMNS
     while True:
         loops = {s.axis for s in walk_statements(kernel.body) if isinstance(s, For)}
         axis = next((a for a in axes_of(kernel) if a.kind is VECTOR), None)
         if axis is None:
-            return apply(kernel, (), facts)
+            break
         size = axis.static_extent
-        if size is not None and size <= ROW:
+        if size is not None and size <= (longest // 2 if _is_double(kernel, axis) else longest):
             kernel = tile_axis(kernel, axis, power_of_two(size), facts)
         elif axis not in loops and _is_place(kernel, axis):
             kernel = retag(kernel, axis, SEQ)
         else:
-            kernel = tile_axis(kernel, axis, PART, facts)
+            kernel = tile_axis(kernel, axis, LINE if size is None or not of_rows else PART, facts)
+    if of_rows:
+        kernel = _several_rows(kernel, machine, facts)
+    return apply(kernel, (), facts), Launch(machine.row_warps(_widest(kernel)))
+
+
+def _is_double(kernel: Kernel, axis: Axis) -> bool:
+    """Whether there is a number of 64 bits for each point of the axis, which takes two registers."""
+    return any(n.dtype.itemsize == 8 and not n.pure_index and axis in n.free_axes for n in _nodes(kernel))
+
+
+def _several_rows(kernel: Kernel, machine: BlockMachine, facts: SymbolFacts | None) -> Kernel:
+    """The kernel with as many rows in a program as make ``SHORT`` elements, as long as there is a program for each core: a block of rows, those
+    that are left over masked."""
+    loops = [s.axis for s in walk_statements(kernel.body) if isinstance(s, For)]
+    parallel = [a for a in loops if a.kind is PARALLEL]
+    axes = [*loops, *(a for n in _nodes(kernel) if isinstance(n, Reduce) for a in n.axes)]
+    if not parallel or kernel.scratch or any(a.kind not in (PARALLEL, TILE) for a in axes):
+        return kernel
+    rows = SHORT // max(_widest(kernel), 1)
+    last, sizes = parallel[-1], [a.static_extent for a in parallel]
+    if last.static_extent is not None:
+        rows = min(rows, power_of_two(last.static_extent))
+    if None not in sizes:
+        rows = min(rows, power_of_two(math.prod(s or 1 for s in sizes) // machine.cores))
+    return tile_axis(kernel, last, rows, facts) if rows > 1 else kernel
+
+
+def _widest(kernel: Kernel) -> int:
+    """The most elements that a value of the kernel has."""
+    return max((math.prod(a.static_extent or 1 for a in n.free_axes if a.kind is TILE) for n in _nodes(kernel)), default=1)
+
+
+def _nodes(kernel: Kernel) -> Iterator[Expr]:
+    """Every expression of the kernel."""
+    seen: set[Expr] = set()
+    for root in kernel.expressions():
+        yield from walk(root, seen)
 
 
 def _is_place(kernel: Kernel, axis: Axis) -> bool:
     """Whether the place of an extremum is looked for along the axis: such a fold is not cut."""
-    seen: set[Expr] = set()
-    nodes = (n for root in kernel.expressions() for n in walk(root, seen))
-    return any(isinstance(n, Reduce) and axis in n.axes and n.kind.startswith("arg") for n in nodes)
+    return any(isinstance(n, Reduce) and axis in n.axes and n.kind.startswith("arg") for n in _nodes(kernel))

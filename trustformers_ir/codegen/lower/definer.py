@@ -10,17 +10,33 @@ stored, so fusing never changes a result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.nodes import LANES, SEQ, VECTOR, Axis, Buffer, CheckedIndex, Const, Expr, Load, binary, cast, const, reduce
+from trustformers_ir.codegen.kernel_ir.nodes import (
+    LANES,
+    SEQ,
+    VECTOR,
+    Axis,
+    Buffer,
+    CheckedIndex,
+    Const,
+    Expr,
+    Load,
+    binary,
+    cast,
+    const,
+    reduce,
+    unary,
+)
 from trustformers_ir.codegen.kernel_ir.optable import SUPPORTED
 from trustformers_ir.codegen.lower.indexing import Flattening, Index, broadcast_index, dim_expr, expr_dim
 from trustformers_ir.ir.abi import Site
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dims import Dim, Facts, product
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.schema import Op
 from trustformers_ir.ir.types import Panels
 
@@ -99,6 +115,20 @@ class Sites:
         return self.rows.index(site)
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a machine computes what more than one way is right for. ``tree``: rows up to that length are added up by a tree, whose error hardly grows
+    with their length. ``fast_exp``: where a result is rounded to 16 bits, the machine's own exponential and reciprocal, off by a few units of f32 in
+    the last place, are good enough: the polynomial and a division take 35 instructions for each element of a softmax, which is more than a GPU can do
+    while the element comes from memory."""
+
+    tree: int = 0
+    fast_exp: bool = False
+
+
+PORTABLE = Arithmetic()
+
+
 class Definer:
     """Expressions of the values of one region. ``names`` says which values are in memory; everything else is inlined.
 
@@ -106,7 +136,10 @@ class Definer:
     that printed kernels and address arithmetic are as flat as the loops.
     """
 
-    def __init__(self, facts: Facts, names: dict[Value, str], sites: Sites, written: frozenset[Value] = frozenset()) -> None:
+    def __init__(
+        self, facts: Facts, names: dict[Value, str], sites: Sites, written: frozenset[Value] = frozenset(), means: Arithmetic = PORTABLE
+    ) -> None:
+        self.means = means
         self.facts = facts
         self.names = names
         self.sites = sites
@@ -184,6 +217,16 @@ class Definer:
         """Round a computed expression to the dtype of the result."""
         return cast(expr, operation.results[result].type.dtype)
 
+    def exp(self, x: Expr, dtype: DType) -> Expr:
+        """``e ** x`` on the way to a result of ``dtype``."""
+        if self.means.fast_exp and dtype in HALVES:
+            return unary("fast_exp2", x * math.log2(math.e))
+        return unary("exp", x)
+
+    def quotient(self, a: Expr, b: Expr, dtype: DType) -> Expr:
+        """``a / b``, where many are divided by the same, on the way to a result of ``dtype``."""
+        return a * unary("recip", b) if self.means.fast_exp and dtype in HALVES else a / b
+
     def checked(self, operation: Operation, raw: Expr, bound: Dim, what: str) -> Expr:
         """A data-dependent index, checked against ``bound`` at run time."""
         if raw.dtype is DType.u64:  # the upper half must not wrap round to valid negative indices
@@ -210,7 +253,7 @@ class Definer:
         for a, axis in reversed(whole.items()):
             lanes = LANES if axis.kind is VECTOR else 1
             most = self.facts.bounds(shape[a])[1]
-            if not outer and most <= room * lanes:
+            if not outer and most <= max(room * lanes, self.means.tree if axis.kind is VECTOR else 0):
                 inner.append(axis)
                 room //= max(-(-int(most) // lanes), 1)
                 places[a] = axis

@@ -18,9 +18,9 @@ from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_ker
 from trustformers_ir.codegen.lower import definitions
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
-from trustformers_ir.codegen.lower.blocks import BlockMachine, folds, in_blocks, line_nest, tiled_line
+from trustformers_ir.codegen.lower.blocks import BLOCKS, BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.cache import write_nest
-from trustformers_ir.codegen.lower.definer import Definer, Sites, require_native
+from trustformers_ir.codegen.lower.definer import PORTABLE, Definer, Sites, require_native
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
 from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nest
@@ -222,7 +222,7 @@ def _definer(body: Block, targets: list[Value], ctx: LoweringContext) -> Definer
         if isinstance(o.op, ops.Constant) and o.op.value.splat is None and len(o.op.value.data) > LITERAL_LIMIT * o.op.value.dtype.itemsize:
             names[o.result] = f"literal{len(names)}"
     names.update({t: f"out{i}" for i, t in enumerate(targets)})
-    return Definer(ctx.facts, names, ctx.sites, frozenset(targets))
+    return Definer(ctx.facts, names, ctx.sites, frozenset(targets), BLOCKS if isinstance(ctx.machine, BlockMachine) else PORTABLE)
 
 
 def _lower_ordered(region: Operation, body: Block, anchor: Operation, ctx: LoweringContext) -> LoweredKernel:
@@ -514,7 +514,8 @@ def _finish(
     shared = temporaries or {}
     params = (*(d.buffers[v] for v in values), *shared.values())
     kernel = simplify_kernel(Kernel("kernel", params, statements), ctx.symbol_facts)
+    launch = LAUNCH
     if blocks and isinstance(ctx.machine, BlockMachine):
-        kernel = in_blocks(kernel, ctx.symbol_facts)
+        kernel, launch = in_blocks(kernel, ctx.machine, ctx.symbol_facts)
     writes = (*(v in d.written for v in values), *(not b.readonly for b in shared.values()))  # even where a loop was dropped with its stores
-    return LoweredKernel(kernel, (*((renamed or {}).get(v, v) for v in values), *shared), writes, label)
+    return LoweredKernel(kernel, (*((renamed or {}).get(v, v) for v in values), *shared), writes, label, launch=launch)

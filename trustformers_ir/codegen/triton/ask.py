@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import GLOBAL, TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce
+from trustformers_ir.codegen.kernel_ir.nodes import GLOBAL, TILE, Axis, Binary, Buffer, Cast, CheckedIndex, Const, Expr, Load, Reduce, Select
 from trustformers_ir.ir.dtypes import HALVES, DType
 
 
@@ -62,6 +62,23 @@ def tile_axes(*roots: Expr) -> list[Axis]:
     """The TILE axes on which any of the expressions depends, in the order in which they were made."""
     found = frozenset[Axis]().union(*(r.free_axes for r in roots))
     return sorted((a for a in found if a.kind is TILE), key=lambda a: a.uid)
+
+
+def always_loaded(e: Expr) -> dict[Load, None]:
+    """The loads without which an expression has no value, in order: those below no condition and in no fold."""
+    found: dict[Load, None] = {}
+    seen: set[Expr] = set()
+    todo = [e]
+    while todo:
+        x = todo.pop()
+        if x in seen or not x.loads or isinstance(x, Reduce):
+            continue
+        seen.add(x)
+        if isinstance(x, Load):
+            found.setdefault(x)
+        else:
+            todo += reversed(x.children[:1] if isinstance(x, Select) else x.children)
+    return found
 
 
 def is_block(kernel: Kernel, buffer: Buffer) -> bool:

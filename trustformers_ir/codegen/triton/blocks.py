@@ -24,7 +24,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     unary,
 )
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
-from trustformers_ir.codegen.triton.ask import dimensions, hint_of, is_block, roots, tile_axes
+from trustformers_ir.codegen.triton.ask import always_loaded, dimensions, hint_of, is_block, roots, tile_axes
 from trustformers_ir.codegen.triton.write import INDENT, LEVELS, LONGEST, Scope, Val, Writer, joined
 
 
@@ -142,6 +142,10 @@ class Blocks(Writer):
         under = [conditions for _ in e.children]
         if isinstance(e, Select):
             under = [conditions, self.also(conditions, e.c), self.also(conditions, unary("not", e.c))]
+            other = always_loaded(e.b)
+            for x in always_loaded(e.a):
+                if x in other:  # once, not under each condition
+                    self.value(x, conditions)
         # what a loop adds up comes first: whatever else is loaded would lie in registers while it runs
         order = sorted(range(len(under)), key=lambda n: not self.holds_loop(e.children[n]))
         values = {n: self.value(e.children[n], under[n]) for n in order}

@@ -131,13 +131,13 @@ def shifted_exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index) -> 
     """``(m, sum exp(x - m))`` with m the maximum where it is finite, 0 otherwise."""
     top = fold(d, "max", x, axes, index)
     safe = select(abs(top) < Const(math.inf, top.dtype), top, Const(0, top.dtype))
-    return safe, exp_sum(d, x, axes, index, safe)
+    return safe, exp_sum(d, x, axes, index, safe, x.type.dtype)
 
 
-def exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index, shift: Expr) -> Expr:
-    """``sum exp(x - shift)`` over the axes."""
+def exp_sum(d: Definer, x: Value, axes: Sequence[int], index: Index, shift: Expr, dtype: DType) -> Expr:
+    """``sum exp(x - shift)`` over the axes, on the way to a result of ``dtype``."""
     key = ("exp_sum", x, *_outside(axes, index), shift)
-    return d.once(key, lambda: total(d, x, axes, index, lambda element: unary("exp", element - shift)))
+    return d.once(key, lambda: total(d, x, axes, index, lambda element: d.exp(element - shift, dtype)))
 
 
 @define(ops.ArgMax, ops.ArgMin)
@@ -154,10 +154,12 @@ def _softmax(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     x = o.inputs[0]
     axis: int = o.op.axis % x.type.rank  # type: ignore[attr-defined]
     top = fold(d, "max", x, (axis,), index)
-    weights = exp_sum(d, x, (axis,), index, top)
+    dtype = o.result.type.dtype
+    weights = exp_sum(d, x, (axis,), index, top, dtype)
     shifted = d.lifted(x, index) - top
-    value = shifted - unary("log", weights) if isinstance(o.op, ops.LogSoftmax) else unary("exp", shifted) / weights
-    return d.finish(o, result, value)
+    if isinstance(o.op, ops.LogSoftmax):
+        return d.finish(o, result, shifted - unary("log", weights))
+    return d.finish(o, result, d.quotient(d.exp(shifted, dtype), weights, dtype))
 
 
 @define(ops.LayerNorm)
