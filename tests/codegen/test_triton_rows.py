@@ -33,6 +33,7 @@ KINDS: Mapping[str, Callable[..., Any]] = {
     "log softmax": lambda x, w: F.log_softmax(x * w),
     "sum and largest": lambda x, w: ((x * w).sum(-1), x.max(-1)),
     "first largest": lambda x, w: (x + w).argmax(-1),
+    "sum and its norm": lambda x, w: (s := x + w, F.rms_norm(s, w)),
     "mean, kept": lambda x, w: x * w - x.mean(-1, keepdim=True),
 }
 

@@ -29,10 +29,10 @@ from trustformers_ir.tools.probes import draw_dims, draw_inputs
 f32 = DType.f32
 
 
-def fused(module: Module, max_ops: int = 24, twin_bytes: int = 0, scores: bool = False) -> PassLog:
+def fused(module: Module, max_ops: int = 24, twin_bytes: int = 0, scores: bool = False, sums: bool = False) -> PassLog:
     """Fuse in place, check the module and that every output keeps its bits."""
     before = clone_module(module)
-    log = PassManager([Fuse(max_ops=max_ops, twin_bytes=twin_bytes, scores=scores)], verify=True).run(module).passes[0].log
+    log = PassManager([Fuse(max_ops=max_ops, twin_bytes=twin_bytes, scores=scores, sums=sums)], verify=True).run(module).passes[0].log
     check_module(module)
     random = np.random.default_rng(0)
     for _ in range(2):
@@ -168,6 +168,49 @@ def test_a_norm_takes_the_sum_before_it() -> None:
     m = traced(lambda x, y, w: F.layer_norm(x + y, w) * 2.0, f32["n", 8], f32["n", 8], f32[8])
     fused(m)
     assert regions(m) == [("reduction", ["add", "layer_norm", "mul"])]
+
+
+RESIDUALS: dict[str, tuple[Callable[..., Any], list[tuple[str, list[str]]]]] = {
+    "read later": (
+        lambda x, y, w: (s := x + y, F.linear(F.rms_norm(s), w) + s)[1],
+        [("reduction", ["add", "rms_norm"]), ("contraction", ["linear", "add"])],
+    ),
+    "returned": (lambda x, y, w: (s := x + y, F.layer_norm(s)), [("reduction", ["add", "layer_norm"])]),
+    "two norms": (
+        lambda x, y, w: (s := x + y, F.layer_norm(s), F.rms_norm(s)),
+        [("reduction", ["add", "layer_norm"]), ("reduction", ["rms_norm"])],
+    ),
+    "read before": (
+        lambda x, y, w: (s := x + y, F.softmax(s), F.layer_norm(s)),
+        [("loop", ["add"]), ("reduction", ["softmax"]), ("reduction", ["layer_norm"])],
+    ),
+    "what follows the norm comes after other readers": (
+        lambda x, y, w: (s := x + y, n := F.layer_norm(s), s.exp(), n.sin())[2:],
+        [("reduction", ["add", "layer_norm"]), ("loop", ["exp"]), ("loop", ["sin"])],
+    ),
+    "no sum": (
+        lambda x, y, w: (s := x * y, F.layer_norm(s)),
+        [("loop", ["mul"]), ("reduction", ["layer_norm"])],
+    ),
+    "a product's": (
+        lambda x, y, w: (s := F.linear(x, w) + y, F.layer_norm(s)),
+        [("contraction", ["linear", "add"]), ("reduction", ["layer_norm"])],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_a_norm_hands_out_the_sum_that_it_reads_where_asked(name: str) -> None:
+    network, wanted = RESIDUALS[name]
+    m = traced(network, f32["n", 8], f32["n", 8], f32[8, 8])
+    fused(m, sums=True)
+    assert regions(m) == wanted
+
+
+def test_a_sum_with_other_readers_is_a_region_unless_asked() -> None:
+    m = traced(RESIDUALS["returned"][0], f32["n", 8], f32["n", 8], f32[8, 8])
+    fused(m)
+    assert regions(m) == [("loop", ["add"]), ("reduction", ["layer_norm"])]
 
 
 def quantized_norm(readers: Callable[[Builder, Value], list[Value]] = lambda b, y: [], static: bool = False, norm: Any = None) -> Module:

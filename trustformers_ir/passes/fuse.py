@@ -23,7 +23,8 @@ Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen 
    takes in a second one of the same activation, when these operations alone read it and panels are small (``twin_bytes``): gate and up of a
    gated feed-forward network, ``silu(x W) * (x V)``, are one kernel, and neither goes to memory;
 3. *reductions* take in cheap operations before them and elementwise ones after them; a norm also takes in the quantization of its result, or
-   its cast, whatever else reads that result: the row is at hand;
+   its cast, whatever else reads that result: the row is at hand. With ``sums`` it takes in the addition before it even when others read that
+   (the residual, where no product has taken it), and hands out both;
 4. *writes* into a cache take in what computes the rows that they write: views, rotary embeddings, elementwise operations;
 5. what is left are *loops* of elementwise and injective operations, grown from each result upwards.
 
@@ -78,11 +79,12 @@ class _Group:
 class Fuse(Pass):
     """``max_ops`` bounds the operations of one region: compile time grows with it faster than speed. Two products of one activation share a region
     where a panel of each weight, together, has at most ``twin_bytes``; 0: never. ``scores``: attention computes what its scores are made of where it
-    reads it, which suits GPUs."""
+    reads it. ``sums``: a norm computes the sum of which it is the norm, and hands it out beside its result. Both suit GPUs."""
 
     max_ops: int = 24
     twin_bytes: int = 0
     scores: bool = False
+    sums: bool = False
 
     def __post_init__(self) -> None:
         if self.max_ops < 1:
@@ -105,7 +107,8 @@ class Fuse(Pass):
 class _Fusion:
     def __init__(self, function: Function, options: Fuse, log: PassLog) -> None:
         self.function, self.log = function, log
-        self.max_ops, self.twin_bytes, self.scores = options.max_ops, options.twin_bytes, options.scores
+        self.max_ops, self.twin_bytes, self.scores, self.sums = options.max_ops, options.twin_bytes, options.scores, options.sums
+        self.order = {o: n for n, o in enumerate(function.body)}
         self.group_of: dict[Operation, _Group] = {}
         self.groups: list[_Group] = []
 
@@ -158,7 +161,7 @@ class _Fusion:
             self.views_before(group, group.anchor)
         elif group.kind is RegionKind.REDUCTION:
             self.grow_up(group)
-        while (following := self.following(group)) is not None and not self.quantizes(group, following):
+        while not self.hands_out(group) and (following := self.following(group)) is not None and not self.quantizes(group, following):
             reason = self.refuse_after(group, following)
             if reason is not None:
                 self.log.miss("fused", f"{following.op.mnemonic} after {group.anchor.op.mnemonic}: {reason}")
@@ -295,7 +298,7 @@ class _Fusion:
             consumer = waiting.pop()
             for value in consumer.inputs:
                 o = value.producer
-                if o is None or o in self.group_of or not self.only_here(o, group):
+                if o is None or o in self.group_of or not (self.only_here(o, group) or self.is_sum(o, group)):
                     continue
                 reason = self.refuse_before(group, consumer, o)
                 if reason is None:
@@ -303,6 +306,19 @@ class _Fusion:
                         waiting.append(o)
                 elif reason:
                     self.log.miss("fused", f"{o.op.mnemonic} before {group.anchor.op.mnemonic}: {reason}")
+
+    def hands_out(self, group: _Group) -> bool:
+        """Whether others read what a norm's region has taken in before the norm. They may come before what follows it, and must not."""
+        before = (o for o in group.members if o is not group.anchor) if group.last is group.anchor else ()
+        return any(u not in group.members for o in before for r in o.results for u in r.users)
+
+    def is_sum(self, o: Operation, group: _Group) -> bool:
+        """Whether the region of a norm may take in ``o``, which others read as well, and hand its result out: it is the sum of which that is the
+        norm, and the others come later."""
+        norm = group.anchor
+        if not self.sums or not isinstance(norm.op, NORMS) or not isinstance(o.op, ops.Add) or o.result is not norm.inputs[0]:
+            return False
+        return o.result.type.shape == norm.result.type.shape and all(self.order[u] >= self.order[norm] for u in o.result.users)
 
     def refuse_before(self, group: _Group, consumer: Operation, o: Operation) -> str | None:
         """Why ``o`` may not be computed where ``consumer`` reads it; empty for what needs no mention."""

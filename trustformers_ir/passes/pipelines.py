@@ -48,7 +48,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None, activations: bool = True)
 
 
 def gpu(quantize: Pass | None = None) -> list[Pass]:
-    """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are. What scores are made of is computed where
-    attention reads it: arithmetic is cheap beside memory there."""
+    """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are. What scores and norms are made of is
+    computed where it is read: arithmetic is cheap beside memory there."""
     passes = [p for p in cpu(quantize=quantize, activations=False) if not isinstance(p, (PackWeights, NarrowWeights))]
-    return [replace(p, scores=True) if isinstance(p, Fuse) else p for p in passes]
+    return [replace(p, scores=True, sums=True) if isinstance(p, Fuse) else p for p in passes]
