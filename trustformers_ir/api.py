@@ -109,9 +109,9 @@ def tune(
 ) -> Tuned:
     """Find schedules that are faster than the heuristic's for ``model`` on this machine, by measuring calls with ``inputs`` (arrays by name).
 
-    ``.table`` of the result has those that are clearly faster, and ``compile(…, schedules=table)`` uses it; ``.table.save(path)`` writes it. No
-    schedule changes a bit of a result. ``budget`` is about how many seconds the search takes; the other arguments are those of :func:`compile`.
-    Raises ``CompilerError``, also where this machine cannot execute the target.
+    ``.table`` of the result has those that are clearly faster, and ``compile(…, schedules=table)`` uses it; ``.table.save(path)`` writes it. On
+    CPUs no schedule changes a bit of a result. ``budget`` is about how many seconds the search takes; the other arguments are those of
+    :func:`compile`. Raises ``CompilerError``, also where this machine cannot execute the target.
     """
     thread_count(threads)
     if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
@@ -182,11 +182,21 @@ def list_passes() -> Iterator[str]:
     return compiler.list_passes()
 
 
-def emit_gpu(model: Any, target: str, stage: str, dtype: Any = None, quantize: Any = None, calibration: Any = None, dynamic: Any = None) -> str:
+def emit_gpu(
+    model: Any,
+    target: str,
+    stage: str,
+    dtype: Any = None,
+    quantize: Any = None,
+    calibration: Any = None,
+    dynamic: Any = None,
+    schedules: Any = None,
+) -> str:
     """The text of a stage for a GPU, which need not be here: ``"graph"``, ``"kernels"``, ``"triton"``, ``"ptx"`` or ``"amdgcn"``."""
     from trustformers_ir import compiler
 
-    return compiler.emit_gpu(model, compiler.Request.of(devices.resolved(target), dtype, dynamic, None, quantize, calibration), stage)
+    request = compiler.Request.of(devices.resolved(target), dtype, dynamic, None, quantize, calibration, find_tables(schedules))
+    return compiler.emit_gpu(model, request, stage)
 
 
 def emit(executable: Runnable, stage: str) -> str:

@@ -6,6 +6,7 @@ an artifact.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,11 @@ from trustformers_ir.codegen import build as building
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
+from trustformers_ir.codegen.lower import block_choices
+from trustformers_ir.codegen.lowered import tuned_table
 from trustformers_ir.codegen.triton import build as gpu
 from trustformers_ir.codegen.triton import device
+from trustformers_ir.codegen.triton.aot import Workers
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
@@ -43,7 +47,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.progress import note
-from trustformers_ir.ir.schedule_table import ScheduleTable, Tables
+from trustformers_ir.ir.schedule_table import Choice, ScheduleKey, ScheduleTable, Tables
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes import pipelines
@@ -58,13 +62,14 @@ from trustformers_ir.quantizer import calibrate, check_quantized, measure
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.gpu import code as device_code
-from trustformers_ir.runtime.gpu.devices import KINDS, this_gpu
+from trustformers_ir.runtime.gpu.devices import KINDS, check_measurable, this_gpu
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
+from trustformers_ir.runtime.gpu.lane import Block
 from trustformers_ir.runtime.machine import memory
 from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.targets import choose_target
-from trustformers_ir.tuner import Search, Tuned
+from trustformers_ir.tuner import Search, Tuned, neighbours
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER = {".onnx": "reading ONNX"}
@@ -292,20 +297,23 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
 
 def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets: Sequence[GpuTarget]) -> GpuExecutable:
     """One graph for all of them. Weights stay where they are until somebody saves or runs the module."""
-    request.schedules.check([t.name for t in targets])
+    request.schedules.check([t.chip for t in targets])
     source = _Source.read(model, example_inputs, request, None)
     started = time.perf_counter()
     report = PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
     passed = time.perf_counter()
     metadata, family = source.metadata(report), list[CompiledModule]()
     for target in targets:
-        made = device.build(source.module, target, source.names, metadata, _placed(family))
-        section = device_code.encode(made.device, made.codes)
-        told = {"passes": report.as_dict()["passes"]}
-        family.append(CompiledModule(made.manifest, section, made.print_graph, made.weights, made.digest, told))
+        made = device.build(source.module, target, source.names, metadata, _placed(family), request.schedules.of(target.chip))
+        family.append(_gpu_module(made, {"passes": report.as_dict()["passes"]}))
     family = _joined(family, {**source.seconds, "passes": passed - started, "build": time.perf_counter() - passed})
     executed = _executed([m.manifest.target for m in family])
     return GpuExecutable(family[executed], parse=parse_module, family=family)
+
+
+def _gpu_module(made: device.DeviceBuild, told: Mapping[str, object]) -> CompiledModule:
+    section = device_code.encode(made.device, made.codes)
+    return CompiledModule(made.manifest, section, made.print_graph, made.weights, made.digest, {**told, "schedules": made.schedules})
 
 
 def _placed(family: Sequence[CompiledModule]) -> tuple[StoredWeight, ...]:
@@ -480,8 +488,9 @@ def tune(model: Any, inputs: Mapping[str, np.ndarray], request: Request, threads
         raise CompilerError.of(Code.USAGE, f"'{model}' is compiled already: its schedules stay", Where(file=str(model)), "tune the model itself")
     if "," in request.target:
         raise CompilerError.of(Code.USAGE, f"'{request.target}' is several targets", help="tune for one at a time")
-    if _gpu_targets(request.target):
-        raise CompilerError.of(Code.NOT_BUILT, "tuning for GPUs is not built yet", help="tune for a CPU")
+    gpus = _gpu_targets(request.target)
+    if gpus:
+        return _tune_gpu(model, inputs, request, gpus[0], budget)
     base = _compile_for_cpus(model, inputs, replace(request, schedules=Tables()), threads)
     target = building.find_target(base.manifest.target.name)
     weights, names = base.weights, {e.name: [p.name for p in e.outputs] for e in base.manifest.entries}
@@ -492,7 +501,30 @@ def tune(model: Any, inputs: Mapping[str, np.ndarray], request: Request, threads
         assert made.manifest.weights == base.manifest.weights, "schedules do not change where weights lie"
         return Executable(made, threads, weights=weights)
 
-    return Search(build, building.machine_shape(target), target.kind, inputs, budget).run()
+    around = functools.partial(neighbours, building.machine_shape(target))
+    return Search(build, around, target.kind, inputs, budget).run()
+
+
+def _tune_gpu(model: Any, inputs: Mapping[str, np.ndarray], request: Request, target: GpuTarget, budget: float) -> Tuned:
+    check_measurable(device.target_info(target))
+    source = _Source.read(model, inputs, request, None)
+    PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
+    weights: list[Block] = []
+    with Workers() as workers:
+
+        def build(table: ScheduleTable) -> GpuExecutable:
+            """The model with other schedules, over the weights of the first that is built."""
+            made = device.build(clone_module(source.module), target, source.names, table=table, workers=workers)
+            executable = GpuExecutable(_gpu_module(made, {}), weights=weights[0] if weights else None)
+            if not weights:
+                weights.append(executable.weights)
+            return executable
+
+        def usable(choices: Mapping[ScheduleKey, Choice]) -> dict[ScheduleKey, Choice]:
+            return gpu.fitting(clone_module(source.module), target, choices, workers)
+
+        around = functools.partial(block_choices.neighbours, gpu.machine_of(target))
+        return Search(build, around, target.chip, inputs, budget, usable).run()
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------
@@ -522,15 +554,16 @@ def _options(kind: type[Pass]) -> str:
 def emit_gpu(model: Any, request: Request, stage: str) -> str:
     """The graph, kernels, Triton functions or assembly of a model for a GPU, which need not be here."""
     target = gpu.find_gpu(request.target)
+    request.schedules.check([target.chip])
     source = _Source.read(model, None, request, None)
     PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
-    return str(source.module) if stage == "graph" else gpu.lower(source.module, target).text(stage)
+    return str(source.module) if stage == "graph" else gpu.lower(source.module, target, table=request.schedules.of(target.chip)).text(stage)
 
 
 def emit(executable: Runnable, stage: str) -> str:
     """The kernels, LLVM text or assembly behind an executable, made again from its graph, for the target that is executed."""
     target = building.find_target(executable.manifest.target.name)
-    table = building.tuned_table(executable.manifest.metadata, target)
+    table = tuned_table(executable.manifest.metadata, target.kind)
     lowered = building.lower(clone_module(executable.module), target, table=table)
     if stage == "kernels":
         return "\n\n".join(f"// {name}\n{print_kernel(kernel)}" for name, kernel in lowered.kernels.items())

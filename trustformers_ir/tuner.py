@@ -13,6 +13,9 @@ each kernel, so one call times all kernels of a build at once, and one build car
 * The **proof** calls the model as its users do, with the heuristic and with the table. Unless the table is faster there, nothing is kept.
 
 Weights lie as they lie: all builds share them, and the width of panels is no part of the search (docs/kernels.md says why).
+
+On a GPU it is the same search: its driver stamps events between the kernels, and a kernel for a range of rows that is not launched is left alone.
+What Triton refuses, and what spills registers or wants more shared memory than there is, is found by compiling, and not measured.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from trustformers_ir.ir.schedule_table import (
     row_key,
 )
 from trustformers_ir.runtime.executable import Executable
+from trustformers_ir.runtime.gpu.executable import GpuExecutable
 
 MARGIN = 0.02  # a choice that is less faster than this is not told from noise
 MOST = 0.75  # of the rounds of a final that a winner wins
@@ -51,7 +55,8 @@ HEATS, FINAL = 0.6, 0.85  # parts of the budget after which heats, and the final
 LEAST_ROUNDS, HEAT_ROUNDS, MOST_ROUNDS = 5, 15, 200
 BLOCKS = (32, 64, 128, 256, 512)
 
-Build = Callable[[ScheduleTable], Executable]
+Build = Callable[[ScheduleTable], Executable | GpuExecutable]
+Neighbours = Callable[[ScheduleKey, Choice], list[Choice]]
 Inputs = Mapping[str, Any]  # arrays by name
 Choices = dict[ScheduleKey, Choice]
 
@@ -136,7 +141,7 @@ def _attention_tiles(machine: MachineShape) -> Iterator[AttentionChoice]:
 class _Runner:
     """A build of the model, and which kernels of it belong to which key."""
 
-    executable: Executable
+    executable: Executable | GpuExecutable
     choices: Choices = field(default_factory=dict)
     calls: dict[ScheduleKey, list[int]] = field(default_factory=dict)  # positions of its kernels in the entry
 
@@ -189,14 +194,18 @@ class _Clock:
 
 class Search:
     """One search: for a model that ``build`` compiles with any table, called with ``inputs``, within about ``budget`` seconds. (A few rounds of each
-    stage are run in any case.)"""
+    stage are run in any case.) ``around`` gives the candidates beside a choice; ``usable`` says which of some can be built at all."""
 
-    def __init__(self, build: Build, machine: MachineShape, kind: str, inputs: Inputs, budget: float) -> None:
-        self.build, self.machine, self.kind, self.inputs = build, machine, kind, inputs
+    def __init__(
+        self, build: Build, around: Neighbours, kind: str, inputs: Inputs, budget: float, usable: Callable[[Choices], Choices] | None = None
+    ) -> None:
+        self.build, self.around, self.kind, self.inputs = build, around, kind, inputs
+        self.usable = usable or (lambda choices: choices)
         self.builds = 0
         self.base = self.runner({})
         self.clock = _Clock(budget)
-        self.heuristic: Choices = dict(self.base.choices)
+        launched = self.base.times(inputs)
+        self.heuristic: Choices = {key: choice for key, choice in self.base.choices.items() if launched[key] > 0}
         self.tried: dict[ScheduleKey, set[Choice]] = {key: {choice} for key, choice in self.heuristic.items()}
         self.seconds: dict[ScheduleKey, list[float]] = {key: [] for key in self.heuristic}
 
@@ -211,7 +220,8 @@ class Search:
         """Heats, final and proof."""
         executable = self.base.executable
         dims = executable.profile(**self.inputs).dims
-        about = ", ".join((executable.manifest.name, *(f"{name} {size}" for name, size in dims.items()), f"{executable.threads} threads"))
+        where = executable.driver.title if isinstance(executable, GpuExecutable) else f"{executable.threads} threads"
+        about = ", ".join((executable.manifest.name, *(f"{name} {size}" for name, size in dims.items()), where))
         best: Choices = {}
         while found := self.heat(best):
             best |= found
@@ -230,23 +240,25 @@ class Search:
         """Keys for which a neighbour of the best so far is faster, with the fastest."""
         waiting: dict[ScheduleKey, list[Choice]] = {}
         for key, first in self.heuristic.items():
-            fresh = [c for c in neighbours(self.machine, key, best.get(key, first)) if c not in self.tried[key]]
-            if fresh:
-                waiting[key] = fresh
+            near = [c for c in self.around(key, best.get(key, first)) if c not in self.tried[key]]
+            if near:
+                waiting[key] = near
         if not waiting:
             return {}
-        champion = self.runner(best) if best else self.base
         contestants: list[tuple[Choices, _Runner]] = []
+        champion = self.runner(best) if best else self.base
         for n in range(max(map(len, waiting.values()))):
             if contestants and self.clock.spent > HEATS / 2 + HEATS / 4 * bool(best):
                 break
             note("building candidates", round(min(self.clock.spent, 1.0) * 100), 100)
-            entered = {key: choices[n] for key, choices in waiting.items() if n < len(choices)}
-            contestants.append((entered, self.runner(best | entered)))
-            for key, choice in entered.items():
+            fresh = {key: choices[n] for key, choices in waiting.items() if n < len(choices)}
+            for key, choice in fresh.items():
                 self.tried[key].add(choice)
+            entered = self.usable(fresh)
+            if entered:
+                contestants.append((entered, self.runner(best | entered)))
         ratios: dict[tuple[ScheduleKey, Choice], list[float]] = {}
-        for n in self.clock.rounds("measuring candidates", HEATS, HEAT_ROUNDS):
+        for n in self.clock.rounds("measuring candidates", HEATS, HEAT_ROUNDS if contestants else 0):
             reference = champion.times(self.inputs)
             if champion is self.base:
                 self.remember(reference)
@@ -255,7 +267,7 @@ class Search:
                 times = runner.times(self.inputs)
                 for key, choice in entered.items():
                     ratios.setdefault((key, choice), []).append(_ratio(times[key], reference[key]))
-        for _, runner in [*contestants, *([({}, champion)] if champion is not self.base else [])]:
+        for runner in [*(r for _, r in contestants), *([champion] if champion is not self.base else [])]:
             runner.executable.close()
         found: Choices = {}
         for (key, choice), seen in sorted(ratios.items(), key=lambda item: -statistics.median(item[1])):
@@ -301,8 +313,8 @@ class Search:
         return before, after, statistics.median(b / a for a, b in pairs)
 
     def remember(self, times: Mapping[ScheduleKey, float]) -> None:
-        for key, seconds in times.items():
-            self.seconds[key].append(seconds)
+        for key, seen in self.seconds.items():
+            seen.append(times[key])
 
 
 def _ratio(time: float, reference: float) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from trustformers_ir.ir.schedule_table import (
     key_row,
     read_table,
 )
-from trustformers_ir.tuner import Search, Tuned
+from trustformers_ir.tuner import Neighbours, Search, Tuned, neighbours
 
 MACHINE = MachineShape()
 DENSE, HEADS = ScheduleKey("linear", DType.f32, 96, 64, None, 48), ScheduleKey("attention", DType.f32, 32, 32)
@@ -41,15 +42,19 @@ Speed = Callable[[ScheduleKey, Choice], float]
 
 
 class Model:
-    """A model of two kernels whose times are what ``speed`` says; a whole call takes ``1 / hidden`` of their sum longer."""
+    """A model of a kernel for each of some choices, ``first`` those of the heuristic, whose times are what ``speed`` says; a whole call takes
+    ``hidden`` longer."""
 
-    def __init__(self, speed: Speed, hidden: Callable[[ScheduleTable], float] = lambda table: 0.0) -> None:
+    def __init__(
+        self, speed: Speed, hidden: Callable[[ScheduleTable], float] = lambda table: 0.0, first: Mapping[ScheduleKey, Choice] | None = None
+    ) -> None:
         self.speed, self.hidden = speed, hidden
+        self.first = first or {k: heuristic(MACHINE, k) for k in (DENSE, HEADS)}
         self.now = 0.0
         self.open = 0
 
     def build(self, table: ScheduleTable) -> Any:
-        chosen = {k: Chosen(k, table.choices.get(k, heuristic(MACHINE, k)), TABLE if k in table.choices else HEURISTIC) for k in (DENSE, HEADS)}
+        chosen = {k: Chosen(k, table.choices.get(k, c), TABLE if k in table.choices else HEURISTIC) for k, c in self.first.items()}
         model = self
 
         def seconds() -> list[float]:
@@ -75,9 +80,9 @@ class Model:
         self.open += 1
         return Exe()
 
-    def search(self, monkeypatch: pytest.MonkeyPatch, budget: float = 100.0) -> Tuned:
+    def search(self, monkeypatch: pytest.MonkeyPatch, budget: float = 100.0, around: Neighbours | None = None, **options: Any) -> Tuned:
         monkeypatch.setattr(tuner, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        found = Search(self.build, MACHINE, "here", {}, budget).run()
+        found = Search(self.build, around or functools.partial(neighbours, MACHINE), "here", {}, budget, **options).run()
         assert not self.open, "every build is closed"
         return found
 

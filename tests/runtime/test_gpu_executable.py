@@ -357,6 +357,30 @@ def test_profile(exe: GpuExecutable) -> None:
     right(exe(*encoder_inputs()), encoder_inputs())
 
 
+def test_timed_launches_follow_graphs(exe: GpuExecutable) -> None:
+    """The second time there is a graph, which keeps the GPU busy while the launches are put on the stream."""
+    gpu, inputs = exe.driver, encoder_inputs()
+    assert isinstance(gpu, Interpreter)
+    for calls in (2, 3):  # the call that loads the kernels, the launches that are timed, a graph before these
+        before = gpu.launches
+        exe.profile(*inputs)
+        assert gpu.launches == before + calls * launches(exe)
+    right(exe(*inputs), inputs)
+
+
+def test_builds_share_weights(exe: GpuExecutable) -> None:
+    gpu, inputs = exe.driver, encoder_inputs()
+    assert isinstance(gpu, Interpreter)
+    first, weights = exe(*inputs), exe.weights
+    other = GpuExecutable(exe.compiled, driver=gpu, weights=weights)
+    assert same(other(*inputs), first) and other.weights is weights
+    other.close()
+    assert same(exe(*inputs), first) and same(other(*inputs), first)
+    other.close()
+    exe.close()
+    assert not gpu.blocks
+
+
 @pytest.mark.parametrize(("above", "most", "made"), [(0, None, True), (32, 33, True), (33, None, False), (0, 32, False)])
 def test_launches_that_depend_on_sizes(exe: GpuExecutable, above: int, most: int | None, made: bool) -> None:
     """Of kernels that compute the same, the size chooses: here ``batch * seq`` is 33."""

@@ -23,8 +23,8 @@ from trustformers_ir.codegen.llvm.target import Target, TargetError, parse
 from trustformers_ir.codegen.lower.definer import Sites
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.indexing import expr_dim
-from trustformers_ir.codegen.lower.schedules import MachineShape, check_table
-from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
+from trustformers_ir.codegen.lower.schedules import MachineShape, check_table, misfit
+from trustformers_ir.codegen.lowered import entry_symbols, schedules, stored_weights, tuned_metadata, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
 from trustformers_ir.codegen.program import Program
 from trustformers_ir.ir.abi import CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
@@ -32,7 +32,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, maximum
 from trustformers_ir.ir.progress import note
-from trustformers_ir.ir.schedule_table import TABLE, ScheduleTable, TunedEntry, key_row, parse_table
+from trustformers_ir.ir.schedule_table import ScheduleTable
 from trustformers_ir.ir.text import print_module
 from trustformers_ir.ir.version import VERSION
 
@@ -126,7 +126,7 @@ def lower(
     have their place already. ``SCHEDULE_TABLE`` when the target cannot follow an entry of ``table``."""
     sites, shape = Sites(), machine_shape(target)
     if table is not None:
-        check_table(shape, table)
+        check_table(table, functools.partial(misfit, shape))
     choices = {} if table is None else table.choices
     programs: list[Program] = []
     plans: list[Plan] = []
@@ -183,15 +183,9 @@ def build(
             meanwhile(lowered.weights, weights)
     about = replace(about, metadata={**about.metadata, **(metadata or {})})
     printer = functools.partial(print_module, module)
-    report = {"schedules": schedules(lowered, table)}
-    return CompiledModule(about, code.result(), printer, weights, lambda name: module.weights[name].digest, report)
-
-
-def schedules(lowered: Lowered, table: ScheduleTable | None) -> dict[str, object]:
-    """What was chosen for each kernel that leaves a choice, by the name of its function, as plain data."""
     chosen = {lowered.kernel_name(c.kernel): c.schedule for p in lowered.programs for c in p.calls if c.schedule is not None}
-    used = table is not None and any(c.origin == TABLE for c in chosen.values())
-    return {"table": table.file if table is not None and used else None, "kernels": {name: key_row(c) for name, c in chosen.items()}}
+    report = {"schedules": schedules(chosen, table)}
+    return CompiledModule(about, code.result(), printer, weights, lambda name: module.weights[name].digest, report)
 
 
 def manifest(lowered: Lowered) -> Manifest:
@@ -215,22 +209,5 @@ def manifest(lowered: Lowered) -> Manifest:
         weights=lowered.weights,
         sites=tuple(lowered.sites.rows),
         compiler=VERSION,
-        metadata={**lowered.module.metadata, **_tuned(lowered)},
+        metadata={**lowered.module.metadata, **tuned_metadata(lowered.target.kind, lowered.programs)},
     )
-
-
-def _tuned(lowered: Lowered) -> dict[str, str]:
-    """The schedules that came from a table, for whoever makes the same kernels again (``tuned_table``)."""
-    found = dict.fromkeys(c.schedule for p in lowered.programs for c in p.calls if c.schedule is not None and c.schedule.origin == TABLE)
-    entries = tuple(TunedEntry(c.key, c.choice) for c in found)
-    return {_tuned_key(lowered.target): ScheduleTable(lowered.target.kind, entries).text} if entries else {}
-
-
-def tuned_table(metadata: Mapping[str, str], target: Target) -> ScheduleTable | None:
-    """The table in the metadata of a manifest: the entries that code for that target was made with. None when there were none."""
-    text = metadata.get(_tuned_key(target))
-    return None if text is None else parse_table(text)
-
-
-def _tuned_key(target: Target) -> str:
-    return f"schedules.{target.kind}"

@@ -1,15 +1,16 @@
-"""What artifacts for CPUs and for GPUs have in common: where weights lie, and what entries are called."""
+"""What artifacts for CPUs and for GPUs have in common: where weights lie, what entries are called, what is told of schedules."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from trustformers_ir.codegen.program import Program, Storage
 from trustformers_ir.ir.abi import WEIGHT_ALIGNMENT, StoredWeight
 from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.schedule_table import TABLE, Chosen, ScheduleTable, TunedEntry, key_row, parse_table
 
 
 def stored_weights(module: Module, programs: Sequence[Program], placed: Sequence[StoredWeight] = ()) -> tuple[StoredWeight, ...]:
@@ -52,3 +53,26 @@ def entry_symbols(programs: Sequence[Program]) -> tuple[str, ...]:
         symbol = "tfir_entry_" + re.sub(r"[^A-Za-z0-9_]", "_", p.name)
         out.append(symbol if symbol not in out else f"{symbol}_{len(out)}")
     return tuple(out)
+
+
+def schedules(chosen: Mapping[str, Chosen], table: ScheduleTable | None) -> dict[str, object]:
+    """What was chosen for each kernel that leaves a choice, by the name of its function, as plain data."""
+    used = table is not None and any(c.origin == TABLE for c in chosen.values())
+    return {"table": table.file if table is not None and used else None, "kernels": {name: key_row(c) for name, c in chosen.items()}}
+
+
+def tuned_metadata(kind: str, programs: Sequence[Program]) -> dict[str, str]:
+    """The schedules that came from a table for that kind of machine, for whoever makes the same kernels again (``tuned_table``)."""
+    found = dict.fromkeys(c.schedule for p in programs for c in p.calls if c.schedule is not None and c.schedule.origin == TABLE)
+    entries = tuple(TunedEntry(c.key, c.choice) for c in found)
+    return {_tuned_key(kind): ScheduleTable(kind, entries).text} if entries else {}
+
+
+def tuned_table(metadata: Mapping[str, str], kind: str) -> ScheduleTable | None:
+    """The table in the metadata of a manifest: the entries that code for that kind of machine was made with. None when there were none."""
+    text = metadata.get(_tuned_key(kind))
+    return None if text is None else parse_table(text)
+
+
+def _tuned_key(kind: str) -> str:
+    return f"schedules.{kind}"

@@ -141,10 +141,7 @@ class BlockChoice:
 
     def __post_init__(self) -> None:
         for name, most in (("rows", 512), ("columns", 4096), ("terms", 4096), ("warps", 32)):
-            value = getattr(self, name)
-            _within(name, value, 1, most)
-            if value & (value - 1):
-                raise ValueError(f"{name} is {value}: it is a power of two")
+            _power_of_two(name, getattr(self, name), most)
         _within("stages", self.stages, 1, 8)
         _within("group", self.group, 1, 64)
         _within("parts", self.parts, 1, 64)
@@ -158,10 +155,33 @@ class BlockChoice:
         return f"{self.rows}x{self.columns}x{self.terms}"
 
 
-Choice = TileChoice | AttentionChoice | BlockChoice
+@dataclass(frozen=True)
+class FlashChoice:
+    """How attention runs on a GPU: a program has a block of ``queries`` rows and goes through the keys ``keys`` at a time (powers of two), with so
+    many ``warps``, fetching ``stages`` - 1 blocks ahead. ``ValueError`` when that fits no GPU."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+    def __post_init__(self) -> None:
+        for name, most in (("queries", 512), ("keys", 512), ("warps", 32)):
+            _power_of_two(name, getattr(self, name), most)
+        _within("stages", self.stages, 1, 8)
+
+    def __str__(self) -> str:
+        return f"{self.tile} warps {self.warps} stages {self.stages}"
+
+    @property
+    def tile(self) -> str:
+        return f"{self.queries}x{self.keys}"
+
+
+Choice = TileChoice | AttentionChoice | BlockChoice | FlashChoice
 
 #: What can be chosen, by the op at the heart of a kernel.
-TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockChoice]] = {
+TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockChoice] | type[FlashChoice]] = {
     "linear": TileChoice,
     "linear_int8": TileChoice,
     "linear_blocks_int8": TileChoice,
@@ -171,6 +191,7 @@ TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockCho
     "gpu_linear_int8": BlockChoice,
     "gpu_matmul": BlockChoice,
     "gpu_linear_blocks": BlockChoice,
+    "gpu_attention": FlashChoice,
 }
 
 
@@ -181,7 +202,8 @@ class ScheduleKey:
     ``template`` is the op, ``dtype`` that of the right side (of q for attention). A product has ``n`` columns and sums ``k`` terms; attention has
     ``n`` features of q and k, and ``k`` of v. ``rows`` are the rows of the product, the queries of attention. None: known only when it runs. On a GPU
     a product whose rows are known only then has several kernels, each for up to so many ``rows``, the last one for more (None).
-    ``panel`` is the width of the panels that the right side is packed in, 0 where it is read as it lies.
+    ``panel`` is the width of the panels that the right side is packed in, 0 where it is read as it lies; on a GPU the terms that share a scale, and
+    the heads whose rows attention takes together where queries are few: then ``rows`` are those of all of them.
     """
 
     template: str
@@ -202,6 +224,12 @@ class ScheduleKey:
     def __str__(self) -> str:
         n, k, rows = ("?" if v is None else str(v) for v in (self.n, self.k, self.rows))
         return f"{self.template} {self.dtype.name} {rows} x {n} x {k}"
+
+
+def _power_of_two(name: str, value: int, most: int) -> None:
+    _within(name, value, 1, most)
+    if value & (value - 1):
+        raise ValueError(f"{name} is {value}: it is a power of two")
 
 
 def _within(name: str, value: int, low: int, high: int) -> None:
@@ -232,7 +260,8 @@ class TunedEntry:
 
 @dataclass(frozen=True)
 class ScheduleTable:
-    """Choices for one kind of machine: ``target`` is its ``Target.kind``. ``file`` is where the table comes from, for messages."""
+    """Choices for one kind of machine: ``target`` is its ``Target.kind``, or the chip of a GPU, ``sm_90``. ``file`` is where the table comes from,
+    for messages."""
 
     target: str
     entries: tuple[TunedEntry, ...] = ()

@@ -7,14 +7,16 @@ it, two programs on a processor. What a compiler makes of each row is in the gol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from trustformers_ir.codegen.lower.blocks import LEAST, covering
+from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering
 from trustformers_ir.codegen.program import LAUNCH, Launch
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim, Facts
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schedule_table import HEURISTIC, TABLE, Choice, Chosen, FlashChoice, ScheduleKey
 
 #: Keys of a program where few queries read many. A constant: were it made of the size of a machine, results would depend on the machine.
 CHUNK = 256
@@ -69,6 +71,23 @@ def flash_tile(kind: str, o: Operation, facts: Facts) -> FlashTile:
         height = min(covering(int(rows)), max(tile.queries, LEAST))
         return replace(narrow, queries=height, packed=True, chunk=CHUNK if keys > CHUNK else 0)
     return replace(tile, queries=tile.queries if queries >= tile.queries else covering(int(queries)))
+
+
+def choose(machine: BlockMachine, o: Operation, facts: Facts, table: Mapping[ScheduleKey, Choice]) -> tuple[FlashTile, Chosen]:
+    """The blocks of an attention: those of the table, where it has some; else those above."""
+    q, k, v = (x.type for x in o.inputs[:3])
+    tile = flash_tile(machine.kind, o, facts)
+    heads = q.shape[1] // k.shape[1] if tile.packed else 0
+    queries = None if isinstance(o.op, ops.PackedAttention) else q.shape[2]
+    rows = tile.queries if tile.packed else queries
+    known = rows if isinstance(rows, int) else None
+    key = ScheduleKey("gpu_attention", q.dtype, _known(q.shape[-1]), _known(v.shape[-1]), known, heads if isinstance(heads, int) else 1)
+    found = table.get(key)
+    if found is None:
+        return tile, Chosen(key, FlashChoice(tile.queries, tile.keys, tile.launch.warps, tile.launch.stages), HEURISTIC)
+    assert isinstance(found, FlashChoice)
+    choice = replace(found, queries=tile.queries if tile.packed else min(found.queries, covering(known) if known else found.queries))
+    return replace(tile, queries=choice.queries, keys=choice.keys, launch=Launch(choice.warps, choice.stages)), Chosen(key, choice, TABLE)
 
 
 def _by_size(kind: str, dtype: DType, features: int) -> tuple[FlashTile, FlashTile]:

@@ -15,7 +15,7 @@ from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, n
 from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Binary, Buffer, Expr, Load, Reduce, Unary
 from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, apply, axes_of
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
-from trustformers_ir.codegen.lower import definitions
+from trustformers_ir.codegen.lower import definitions, flash_tiles
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
 from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BLOCKS, BlockMachine, folds, in_blocks, line_nest, tiled_line
@@ -24,7 +24,7 @@ from trustformers_ir.codegen.lower.definer import PORTABLE, Definer, Sites, requ
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
 from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nest
-from trustformers_ir.codegen.lower.flash_tiles import FlashTile, flash_tile
+from trustformers_ir.codegen.lower.flash_tiles import FlashTile
 from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, group_nest, is_flat, row_nest, summary_nest
@@ -322,7 +322,7 @@ def _in_blocks(g: _Group, anchor: Operation | None, machine: BlockMachine) -> li
     attention = g.attention(anchor, ops.Attention, ops.PackedAttention)
     if attention is not None:
         try:
-            return _flash(g, attention, flash_tile(machine.kind, attention, g.ctx.facts))
+            return _flash(g, attention, *flash_tiles.choose(machine, attention, g.ctx.facts, g.ctx.table))
         except _ReadElsewhere:
             g.again()
     matrix = GroupedProduct.of(anchor, shape) or BlockProduct.of(anchor, shape)
@@ -350,7 +350,7 @@ def _in_tiles(plain: LoweredKernel, matrix: BlockProduct, v: Variant, facts: Sym
     first = _sharing(plain, matrix.tiled(parts.first, v.choice, facts), parts.sums)
     second = _sharing(plain, joined(parts.second, facts), parts.sums)
     label = f"{plain.label} (parts added up)"
-    return [replace(first, schedule=v.chosen, launch=v.launch, when=v.when), replace(second, label=label, when=v.when)]
+    return [replace(first, schedule=v.chosen, launch=v.launch, when=v.when), replace(second, label=label, schedule=v.chosen, when=v.when)]
 
 
 def _sharing(plain: LoweredKernel, kernel: Kernel, shared: Temporary) -> LoweredKernel:
@@ -360,17 +360,17 @@ def _sharing(plain: LoweredKernel, kernel: Kernel, shared: Temporary) -> Lowered
     return replace(plain, kernel=kernel, values=values, writes=writes)
 
 
-def _flash(g: _Group, o: Operation, tile: FlashTile) -> list[LoweredKernel]:
+def _flash(g: _Group, o: Operation, tile: FlashTile, chosen: Chosen) -> list[LoweredKernel]:
     """The kernels of an attention on blocks; ``_ReadElsewhere``."""
     if not tile.chunk:
         whole = packed_nest if isinstance(o.op, ops.PackedAttention) else flash_nest
-        return [replace(g.finish(whole(g.d, o, g.emit_at(o.result), tile)), launch=tile.launch)]
+        return [replace(g.finish(whole(g.d, o, g.emit_at(o.result), tile)), launch=tile.launch, schedule=chosen)]
     parts = Parts.of(o, tile)
     written, read = parts.buffers(readonly=False), parts.buffers(readonly=True)
     joined = g.finish(join_nest(o, g.emit_at(o.result), parts, read), temporaries=read)
     g.again()
     first = g.finish(part_nest(g.d, o, parts, written, tile), temporaries=written)
-    return [replace(first, launch=tile.launch), joined]
+    return [replace(first, launch=tile.launch, schedule=chosen), replace(joined, schedule=chosen)]
 
 
 def _is_product(kernel: Kernel, products: int = 1) -> bool:

@@ -6,7 +6,7 @@ makes one for every key; ``gemm_schedule`` and its like turn it into moves. Noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, UNROLL, VECTOR
@@ -22,6 +22,7 @@ from trustformers_ir.ir.schedule_table import (
     BlockChoice,
     Choice,
     Chosen,
+    FlashChoice,
     ScheduleKey,
     ScheduleTable,
     TileChoice,
@@ -123,7 +124,7 @@ def choose(machine: MachineShape, table: Mapping[ScheduleKey, Choice], key: Sche
 
 def misfit(machine: MachineShape, key: ScheduleKey, choice: Choice) -> str | None:
     """Why a choice cannot be made on such a machine; None when it can."""
-    if isinstance(choice, BlockChoice):
+    if isinstance(choice, (BlockChoice, FlashChoice)):
         return "it is a choice for GPUs"
     if choice.registers > machine.registers:
         return f"a tile of {choice.tile} holds {choice.registers} vector registers at once, and the target has {machine.registers}"
@@ -137,11 +138,11 @@ def misfit(machine: MachineShape, key: ScheduleKey, choice: Choice) -> str | Non
     return None
 
 
-def check_table(machine: MachineShape, table: ScheduleTable) -> None:
-    """``SCHEDULE_TABLE`` with every entry that the machine cannot follow."""
+def check_table(table: ScheduleTable, misfit: Callable[[ScheduleKey, Choice], str | None]) -> None:
+    """``SCHEDULE_TABLE`` with every entry that a machine cannot follow, for the reasons that ``misfit`` has."""
     problems = Collector()
     for entry in table.entries:
-        if (reason := misfit(machine, entry.key, entry.choice)) is not None:
+        if (reason := misfit(entry.key, entry.choice)) is not None:
             problems.add(Code.SCHEDULE_TABLE, f"{entry.key}: {reason}", Where(file=table.file), HELP)
     problems.check()
 

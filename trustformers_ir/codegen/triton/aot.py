@@ -83,17 +83,17 @@ def attempt_kernels(wanted: Sequence[Wanted], target: GpuTarget, workers: Worker
     """The machine code of each kernel, or what Triton says against it."""
     jobs = [_job(w, target) for w in wanted]
     keys = [kept.key(job) for job in jobs]
-    found: dict[str, Binary | TritonError] = {}
+    found = {} if workers is None else {key: workers.made[key] for key in keys if key in workers.made}
     store = kept.opened()
     if store is not None:
-        found.update((key, binary) for key in dict.fromkeys(keys) if (binary := store.get(key)) is not None)
+        found.update((key, binary) for key in dict.fromkeys(keys) if key not in found and (binary := store.get(key)) is not None)
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
     if missing:
         with contextlib.ExitStack() as stack:
             processes = workers or stack.enter_context(Workers())
             for done, (key, made) in enumerate(processes.run(missing), start=1):
                 note("compile", done, len(missing))
-                found[key] = made
+                found[key] = processes.made[key] = made
                 if store is not None and isinstance(made, Binary):
                     store.put(key, made)
         if store is not None:
@@ -124,11 +124,12 @@ def cpus() -> int:
 
 
 class Workers:
-    """Processes in which Triton works. They are started when there are jobs for them, and end with the context."""
+    """Processes in which Triton works. They are started when there are jobs for them, and end with the context. What they made is remembered."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or min(cpus(), MOST_PROCESSES)
         self._free: list[_Worker] = []
+        self.made: dict[str, Binary | TritonError] = {}  # so far
         self._lock = threading.Lock()
 
     def __enter__(self) -> Workers:

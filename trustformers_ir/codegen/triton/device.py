@@ -7,16 +7,16 @@ Triton's own code wants. One launch after the other uses the same place, since t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trustformers_ir.codegen.lower.indexing import expr_dim
-from trustformers_ir.codegen.lowered import entry_symbols, stored_weights, weight_makers
+from trustformers_ir.codegen.lowered import entry_symbols, schedules, stored_weights, tuned_metadata, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
 from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Storage
-from trustformers_ir.codegen.triton.aot import compile_kernels
+from trustformers_ir.codegen.triton.aot import Workers, compile_kernels
 from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import GpuCode, lower, require_triton
 from trustformers_ir.codegen.triton.emit import Emitted
@@ -36,10 +36,11 @@ from trustformers_ir.ir.device import (
     DeviceModule,
     Memory,
 )
-from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
 from trustformers_ir.ir.dims import Dim, Facts, maximum, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.schedule_table import HELP, TABLE, ScheduleTable
 from trustformers_ir.ir.text import print_module
 from trustformers_ir.ir.version import VERSION
 
@@ -47,7 +48,7 @@ from trustformers_ir.ir.version import VERSION
 @dataclass(frozen=True)
 class DeviceBuild:
     """What a build gives: the manifest, the plan and the code of each kernel by its name, narrow first; the graph and the weights when they are
-    asked for."""
+    asked for; which kernel got which schedule, and from where."""
 
     manifest: Manifest
     device: DeviceModule
@@ -55,6 +56,7 @@ class DeviceBuild:
     print_graph: Callable[[], str]
     weights: Mapping[str, Callable[[], np.ndarray]]
     digest: Callable[[str], str]
+    schedules: Mapping[str, object]
 
 
 def target_info(target: GpuTarget) -> TargetInfo:
@@ -68,19 +70,22 @@ def build(
     names: Mapping[str, Sequence[str]] | None = None,
     metadata: Mapping[str, str] | None = None,
     placed: Sequence[StoredWeight] = (),
+    table: ScheduleTable | None = None,
+    workers: Workers | None = None,
 ) -> DeviceBuild:
     """Compile a module that has been through the passes of GPUs. The module is changed: what is left outside regions is put into some.
 
     ``names`` gives the names of each function's outputs, ``metadata`` is added to the module's, ``placed`` are the weights that code for other
-    targets, of the same artifact, reads. ``MISSING_DEPENDENCY`` without Triton, ``TOO_LARGE`` for what no index reaches.
+    targets, of the same artifact, reads. ``table`` has schedules that were tuned for the chip, ``workers`` are processes of Triton that stay.
+    ``MISSING_DEPENDENCY`` without Triton, ``TOO_LARGE`` for what no index reaches, ``SCHEDULE_TABLE`` for schedules that the chip cannot follow.
     """
     if target.executable:
         require_triton()
     note("lower")
-    code = lower(module, target, names=names)
+    code = lower(module, target, names=names, table=table)
     planner = _Planner(code, stored_weights(module, code.programs, placed))
     note("compile")
-    narrow, wide = planner.binaries() if target.executable else ({}, {})
+    narrow, wide = planner.binaries(workers) if target.executable else ({}, {})
     device = planner.device(narrow, wide)
     codes = {k.name: tuple(b[k.name].code for b in (narrow, wide) if k.name in b) for k in device.kernels}
     entries = [
@@ -95,10 +100,14 @@ def build(
         weights=planner.weights,
         sites=code.programs[-1].sites if code.programs else (),
         compiler=VERSION,
-        metadata={**module.metadata, **(metadata or {})},
+        metadata={**module.metadata, **tuned_metadata(target.chip, code.programs), **(metadata or {})},
     )
     makers = weight_makers(module, planner.weights)
-    return DeviceBuild(manifest, device, codes, functools.partial(print_module, module), makers, lambda name: module.weights[name].digest)
+
+    def digest(name: str) -> str:
+        return module.weights[name].digest
+
+    return DeviceBuild(manifest, device, codes, functools.partial(print_module, module), makers, digest, schedules(code.chosen, table))
 
 
 class _Planner:
@@ -144,11 +153,12 @@ class _Planner:
                 message = f"{c.label}: a row of {r.type} has {part} elements, more than {NARROW_LIMIT}"
                 raise CompilerError.of(Code.TOO_LARGE, message, help="split the tensor")
 
-    def binaries(self) -> tuple[dict[str, Binary], dict[str, Binary]]:
+    def binaries(self, workers: Workers | None) -> tuple[dict[str, Binary], dict[str, Binary]]:
         """Machine code by the name of the kernel: for indices of 32 bits, and of 64 where those may not be enough."""
         code, count = self.code, len(self.code.emitted)
         long = sorted({code.number(c) for c in self.calls if not self.is_narrow(c)})
-        made = compile_kernels([*code.wanted, *(replace(code.wanted[n], wide=True) for n in long)], code.target)
+        made = compile_kernels([*code.wanted, *(replace(code.wanted[n], wide=True) for n in long)], code.target, workers)
+        check_shared(code, made)
         return {b.name: b for b in made[:count]}, {b.name: b for b in made[count:]}
 
     # -- the plan ----------------------------------------------------------------------------------------------------
@@ -213,6 +223,16 @@ class _Planner:
     def infos(self, program: Program) -> tuple[KernelInfo, ...]:
         """What reports say of the calls."""
         return tuple(KernelInfo(self.emitted(c).name, c.label, c.location, c.flops, c.bytes) for c in program.calls)
+
+
+def check_shared(code: GpuCode, binaries: Iterable[Binary]) -> None:
+    """``SCHEDULE_TABLE`` with the schedules of a table whose kernels want more shared memory than the chip has."""
+    with Collector() as problems:
+        for b in binaries:
+            chosen = code.chosen.get(b.name)
+            if b.shared > code.target.shared and chosen is not None and chosen.origin == TABLE:
+                message = f"{chosen.key}: {chosen.choice} takes {b.shared} bytes of shared memory, and a program has {code.target.shared}"
+                problems.add(Code.SCHEDULE_TABLE, message, help=HELP)
 
 
 def _code(b: Binary | None, bits: int) -> DeviceCode | None:

@@ -36,6 +36,11 @@ class GpuTarget:
         return {"cuda": CUDA_TRIPLE, "hip": ROCM_TRIPLE}.get(self.backend, INTERPRETER_TRIPLE)
 
     @property
+    def chip(self) -> str:
+        """What schedules are tuned for: ``sm_90``."""
+        return self.name.partition(":")[2]
+
+    @property
     def kind(self) -> str:
         """Chips of one kind have one form of matrix instructions: ``mma.sync`` with loads into shared memory that run ahead, wgmma, or MFMA."""
         if self.backend == "hip":

@@ -73,6 +73,16 @@ def problem(target: TargetInfo, where: Where | None = None) -> CompilerError | N
     return None
 
 
+def check_measurable(target: TargetInfo) -> None:
+    """``ARTIFACT_TARGET`` where there is no GPU for code of a target, ``TARGET_UNAVAILABLE`` where an interpreter stands in for it."""
+    if interpreted(target):
+        message = f"what is fast on '{target.name}' is found by measuring on that GPU, and here its code is interpreted"
+        raise CompilerError.of(Code.TARGET_UNAVAILABLE, message, help="tune on a machine that has one; tables can be copied to others")
+    found = problem(target)
+    if found is not None:
+        raise found
+
+
 def runs(chip: str, target: str) -> bool:
     """Whether a GPU runs code of a target: that of its own kind, and, before sm_90, whose code is of one kind alone, that of an older chip of
     the same generation (CUDA C++ Programming Guide, section on binary compatibility)."""

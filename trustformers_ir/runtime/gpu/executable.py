@@ -44,13 +44,17 @@ from trustformers_ir.runtime.runnable import Runnable
 class Resident:
     """What of a module lies on the GPU: weights, the kernels that were used, lanes."""
 
-    def __init__(self, driver: Driver, compiled: CompiledModule, device: DeviceModule) -> None:
+    def __init__(self, driver: Driver, compiled: CompiledModule, device: DeviceModule, weights: Block | None) -> None:
         self.driver, self.compiled, self.device = driver, compiled, device
         self.lanes = Lanes(driver)
         self._functions: dict[tuple[int, bool], Function] = {}
         self._lock = threading.Lock()
         self._users = 0
         self._left = threading.Condition()
+        self._own = weights is None
+        if weights is not None:
+            self.weights = weights
+            return
         with driver.current():
             self.weights = _uploaded(driver, compiled)
 
@@ -81,7 +85,8 @@ class Resident:
             self._left.wait_for(lambda: not self._users)
         with self.driver.current():
             self.lanes.close()
-            self.weights.release()
+            if self._own:
+                self.weights.release()
             self.driver.unload()
 
 
@@ -115,14 +120,17 @@ class GpuExecutable(Runnable):
         family: Sequence[CompiledModule] = (),
         driver: Driver | None = None,
         where: Where | None = None,
+        weights: Block | None = None,
     ) -> None:
         """``driver``: the GPU; None finds the one that the code is for when the first call needs it. ``where``: the file of the code, for errors;
-        ``ARTIFACT_CODE`` where the code is broken. The rest as ``Runnable`` has it."""
+        ``ARTIFACT_CODE`` where the code is broken. ``weights``: those of another executable of the same module, which is closed later. The rest as
+        ``Runnable`` has it."""
         self.device = device_module(compiled.code, compiled.manifest, where)
         self.wait_for_checks = True
         self.threads = 1
         super().__init__(compiled, parse, family)
         self._driver = driver
+        self._weights = weights
         self._resident: Resident | None = None
         self._preparing = threading.Lock()
         self._inside: set[int] = set()  # the threads that call or close this executable
@@ -155,13 +163,18 @@ class GpuExecutable(Runnable):
         with self.used() as resident:
             return resident
 
+    @property
+    def weights(self) -> Block:
+        """The weights section on the GPU, uploaded now unless it is there. Builds of one module can share it."""
+        return self.prepare().weights
+
     @contextlib.contextmanager
     def used(self) -> Iterator[Resident]:
         """What lies on the GPU, uploaded now unless it is there, and there at least as long as the context lasts."""
         with self._preparing:
             resident = self._resident
             if resident is None:
-                resident = self._resident = Resident(self.driver, self.compiled, self.device)
+                resident = self._resident = Resident(self.driver, self.compiled, self.device, self._weights)
             resident.enter()
         try:
             yield resident

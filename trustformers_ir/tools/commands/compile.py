@@ -78,7 +78,7 @@ def compile(
     if gpu:
         assert emit is not None
         with console.progress("compiling"):
-            text = tfir.api.emit_gpu(model, target, emit.value, dtype, quantize, files(calibrate), dims)
+            text = tfir.api.emit_gpu(model, target, emit.value, dtype, quantize, files(calibrate), dims, schedules)
         _write(text, output)
         return
     with console.progress("compiling"):

@@ -1,4 +1,4 @@
-"""``tfc tune``: schedules that are faster than the heuristic's, for a model on this machine."""
+"""``tfc tune``: schedules that are faster than the heuristic's, for a model on this machine, its CPU or its GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import typer
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen.build import find_target
+from trustformers_ir.codegen.triton.build import find_gpu
+from trustformers_ir.codegen.triton.target import is_gpu
 from trustformers_ir.ir.atomic import check_writable
 from trustformers_ir.ir.schedule_table import ScheduleTable, default_place, read_table
+from trustformers_ir.runtime.gpu.devices import resolved
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench.models import draw
 from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Model, Quantize, Target, Threads, files
@@ -60,7 +63,7 @@ def tune(
 
 def _known(target: str) -> ScheduleTable:
     """What was found for this target before."""
-    kind = find_target(target).kind
+    kind = find_gpu(resolved(target)).chip if is_gpu(target) else find_target(target).kind
     place = default_place(kind)
     return read_table(place) if place.exists() else ScheduleTable(kind)
 
