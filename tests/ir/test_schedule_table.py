@@ -89,7 +89,7 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (_set(*ENTRY, value=3), "entry 1: it is no object"),
     (_drop(*ENTRY, "rows"), "entry 1: it has no 'rows'"),
     (_set(*ENTRY, "row", value=1), "entry 1: it has an unknown field: 'row'"),
-    (_set(*ENTRY, "template", value="conv"), "entry 1: there is no template 'conv'; there are linear, linear_int8, linear_blocks_int8, matmul, attention"),
+    (_set(*ENTRY, "template", value="conv"), "entry 1: there is no template 'conv'; there are linear, linear_int8, linear_blocks_int8, matmul"),
     (_set(*ENTRY, "template", value=[]), "entry 1: there is no template []"),
     (_set(*ENTRY, "dtype", value="f31"), "entry 1: there is no dtype 'f31'"),
     (_set(*ENTRY, "n", value=1.5), "entry 1: n is 1.5, which is no whole number"),
