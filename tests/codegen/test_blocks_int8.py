@@ -18,7 +18,7 @@ from trustformers_ir.codegen.llvm.target import parse
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.lower.schedules import MachineShape
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, unsigned
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, SUPER, Format, unsigned
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Block, Function, Module
 from trustformers_ir.ir.dims import Facts, SymbolFact
@@ -30,7 +30,7 @@ from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import PassManager
 
 f32, u8 = DType.f32, DType.u8
-SIZES = {Format.Q4_K: (37, 512), Format.Q6_K: (37, 256), Format.INT4: (20, 128), Format.INT4_ZERO: (20, 128)}
+SIZES = {f: (37, row.block) for f, row in FORMATS.items() if row.block == SUPER} | dict.fromkeys([Format.INT4, Format.INT4_ZERO], (20, 128))
 GROUPS = {Format.INT4: 64, Format.INT4_ZERO: 128}
 
 

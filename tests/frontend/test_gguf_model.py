@@ -154,7 +154,7 @@ def test_the_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None
     assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("kind", [KIND.F16, KIND.BF16, KIND.Q8_0, KIND.Q4_0, KIND.Q4_1])
+@pytest.mark.parametrize("kind", [KIND.F16, KIND.BF16, KIND.Q8_0, KIND.Q4_0, KIND.Q4_1, KIND.Q5_0, KIND.Q5_1])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_matrices_in_blocks_mean_what_the_reference_library_says(name: str, kind: Any, tmp_path: Path) -> None:
     model = made(name)
@@ -167,7 +167,7 @@ def test_matrices_in_blocks_mean_what_the_reference_library_says(name: str, kind
 
 
 #: of formats that the reference library reads only: where a block has its f16 factors
-FACTORS = {KIND.Q4_K: (0, 2), KIND.Q6_K: (208,)}
+FACTORS = {KIND.Q2_K: (80, 82), KIND.Q3_K: (108,), KIND.Q4_K: (0, 2), KIND.Q5_K: (0, 2), KIND.Q6_K: (208,)}
 
 
 @pytest.mark.parametrize("kind", FACTORS)
@@ -297,6 +297,6 @@ def test_what_is_not_supported_says_so(tmp_path: Path) -> None:
 
 
 def test_types_that_are_not_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.gguf", made("llama"), KIND.Q5_0)
+    path = write(tmp_path / "x.gguf", made("llama"), KIND.MXFP4)
     found = refused(path).diagnostics
-    assert {d.code for d in found} == {Code.WEIGHT_DTYPE} and "Q5_0" in found[0].message
+    assert {d.code for d in found} == {Code.WEIGHT_DTYPE} and "MXFP4" in found[0].message

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, dequantize, join, pair, quantize, split, unpair
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, dequantize, pair, quantize, unpair
+from trustformers_ir.ir.block_layouts import join, split
 
 FILES = [f for f, row in FORMATS.items() if row.bytes]
 QUANTIZED = [f for f in FILES if FORMATS[f].quantize is not None]
@@ -35,7 +36,7 @@ def random_blocks(format: Format, n: int = 20, count: int = 3) -> np.ndarray:
     """Any bytes at all, but for scales, which are kept finite."""
     row = FORMATS[format]
     cells = np.random.default_rng(1).integers(0, 256, (n, count, row.bytes), np.uint8)
-    at = {Format.Q6_K: [209], Format.Q4_K: [1, 3], Format.Q4_1: [1, 3]}.get(format, [1])
+    at = {Format.Q6_K: [209], Format.Q3_K: [109], Format.Q2_K: [81, 83]}.get(format, [1, 3] if "low" in row.planes else [1])
     cells[:, :, at] &= 0xBB  # an exponent of f16 that is not the largest
     return cells.reshape(n, -1)
 

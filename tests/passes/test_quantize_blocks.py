@@ -14,7 +14,8 @@ from gguf import quants
 import trustformers_ir as tfir
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.block_formats import Format, dequantize, join, quantize
+from trustformers_ir.ir.block_formats import Format, dequantize, quantize
+from trustformers_ir.ir.block_layouts import join
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.text import parse_module

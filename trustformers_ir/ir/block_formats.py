@@ -6,10 +6,10 @@ bytes; kernels read aligned runs. So the same bits stand apart here, as *planes*
 =========== ====================== ======================================================================================================
 plane       dtype, shape           holds
 =========== ====================== ======================================================================================================
-codes       u8 ``[n, k / 2]``      two codes of 4 bits in a byte: byte j of a group holds element j (low bits) and j + group / 2 (high bits)
-            i8 ``[n, k]``          codes of 6 or 8 bits, signed
+codes       u8 ``[n, k / 2]``      two codes of up to 4 bits in a byte: byte j of a group holds element j (low bits) and j + group / 2 (high bits)
+            i8 ``[n, k]``          codes of 5 to 8 bits, signed
 scale       f16 ``[n, k / group]`` what a code is multiplied by; with ``steps``, one for each 256 elements
-low         f16 or u8              f16: what is added after that (or subtracted, q4_k); u8: what is subtracted from the codes of a group before it
+low         f16 or u8              f16: what is added after that (in k-quants subtracted); u8: what is subtracted from the codes of a group before
 steps       u8 or i8               what the scale of 256 elements is multiplied by to be that of a group
 low_steps   u8                     the same for ``low``
 =========== ====================== ======================================================================================================
@@ -17,7 +17,7 @@ low_steps   u8                     the same for ``low``
 ``w = scale * steps * (code - zero) + low``, with what a format has of it. One byte gives a kernel two codes for two runs of x that each lie side by
 side, so nothing is loaded twice and nothing is shuffled.
 
-``split`` and ``join`` move between planes and the blocks of a file and lose no bit. The layouts of ``q*`` are those of GGML (``ggml-common.h``), and
+``block_layouts.py`` moves between planes and the blocks of a file and loses no bit. The layouts of ``q*`` are those of GGML (``ggml-common.h``), and
 ``quantize`` and ``dequantize`` give its very bits; ``int4`` and ``int4_zero`` have groups of any even size, symmetric and with zero points as GPTQ
 (Frantar et al. 2022) and AWQ (Lin et al. 2023) keep weights.
 """
@@ -47,7 +47,12 @@ class Format(enum.Enum):
     Q8_0 = "q8_0"
     Q4_0 = "q4_0"
     Q4_1 = "q4_1"
+    Q5_0 = "q5_0"
+    Q5_1 = "q5_1"
+    Q2_K = "q2_k"
+    Q3_K = "q3_k"
     Q4_K = "q4_k"
+    Q5_K = "q5_k"
     Q6_K = "q6_k"
     INT4 = "int4"
     INT4_ZERO = "int4_zero"
@@ -224,21 +229,41 @@ def _quantize_q8_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     return {"codes": _flat(nearest.clip(-127, 127).astype(np.int8)), "scale": d[..., 0].astype(np.float16)}
 
 
-def _quantize_q4_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
-    """The element of the largest magnitude is code 0, which stands for -8: ``d`` is an eighth of it, with the other sign."""
+def _symmetric(rows: np.ndarray, group: int, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of 0 … ``top`` and scales: the element of the largest magnitude is code 0, which is ``-(top + 1) / 2``: ``d`` is its share, with the
+    other sign."""
+    blocks, zero = _grouped(rows, group), (top + 1) // 2
+    d = _farthest(blocks) / np.float32(-zero)
+    return _flat(_to_u8(np.trunc(blocks * _inverse(d) + np.float32(zero + 0.5)), top)), d[..., 0].astype(np.float16)
+
+
+def _between(rows: np.ndarray, group: int, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, scales and lows: ``top`` steps from the smallest to the largest element."""
     blocks = _grouped(rows, group)
-    d = _farthest(blocks) / np.float32(-8)
-    codes = _to_u8(np.trunc(blocks * _inverse(d) + np.float32(8.5)), 15)
-    return {"codes": pair(_flat(codes), group), "scale": d[..., 0].astype(np.float16)}
+    low = blocks.min(-1, keepdims=True)
+    d = (blocks.max(-1, keepdims=True) - low) / np.float32(top)
+    codes = _to_u8(np.trunc((blocks - low) * _inverse(d) + np.float32(0.5)), top)
+    return _flat(codes), d[..., 0].astype(np.float16), low[..., 0].astype(np.float16)
+
+
+def _quantize_q4_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    codes, scale = _symmetric(rows, group, 15)
+    return {"codes": pair(codes, group), "scale": scale}
 
 
 def _quantize_q4_1(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
-    """Fifteen steps from the smallest to the largest element."""
-    blocks = _grouped(rows, group)
-    low = blocks.min(-1, keepdims=True)
-    d = (blocks.max(-1, keepdims=True) - low) / np.float32(15)
-    codes = _to_u8(np.trunc((blocks - low) * _inverse(d) + np.float32(0.5)), 15)
-    return {"codes": pair(_flat(codes), group), "scale": d[..., 0].astype(np.float16), "low": low[..., 0].astype(np.float16)}
+    codes, scale, low = _between(rows, group, 15)
+    return {"codes": pair(codes, group), "scale": scale, "low": low}
+
+
+def _quantize_q5_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    codes, scale = _symmetric(rows, group, 31)
+    return {"codes": codes.view(np.int8) - np.int8(16), "scale": scale}
+
+
+def _quantize_q5_1(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    codes, scale, low = _between(rows, group, 31)
+    return {"codes": codes.view(np.int8), "scale": scale, "low": low}
 
 
 def _quantize_int4(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
@@ -260,107 +285,11 @@ def _quantize_int4_zero(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     return {"codes": pair(_flat(codes), group), "scale": scale[..., 0], "low": zero[..., 0]}
 
 
-# -- blocks of files -------------------------------------------------------------------------------------------------------
-
-
-def split(format: Format, blocks: np.ndarray) -> dict[str, np.ndarray]:
-    """The planes of rows of blocks as a file has them, ``u8[n, k / block * bytes]``."""
-    row = FORMATS[format]
-    n = len(blocks)
-    cells = np.ascontiguousarray(blocks).reshape(n, -1, row.bytes)
-    if format is Format.Q4_K:
-        return _split_q4_k(cells)
-    if format is Format.Q6_K:
-        return _split_q6_k(cells)
-    out, at = {}, 0
-    for name in FILE_ORDER:
-        if name in row.planes:
-            plane = row.planes[name]
-            size = row.block // (plane.per or row.group) * plane.dtype.itemsize
-            out[name] = np.ascontiguousarray(cells[:, :, at : at + size]).reshape(n, -1).view(plane.dtype.numpy)
-            at += size
-    return out
-
-
-def join(format: Format, planes: Planes) -> np.ndarray:
-    """The inverse of :func:`split`, to the bit."""
-    row = FORMATS[format]
-    n = len(planes["codes"])
-    count = planes["codes"].shape[1] * row.planes["codes"].per // row.block
-
-    def cells(a: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(a).view(np.uint8).reshape(n, count, -1)
-
-    if format is Format.Q4_K:
-        parts = _join_q4_k(planes, n, count)
-    elif format is Format.Q6_K:
-        parts = _join_q6_k(planes, n, count)
-    else:
-        parts = [planes[name] for name in FILE_ORDER if name in row.planes]
-    return np.concatenate([cells(p) for p in parts], axis=2).reshape(n, -1)
-
-
-#: of the plain formats: what follows what in a block
-FILE_ORDER = ("scale", "low", "codes")
-
-# A block of q4_k: f16 d, f16 dmin, 8 steps and 8 low steps of 6 bits in 12 bytes, 128 bytes of codes. Byte j of a run of 32 has the codes of element
-# j of one group and of the group after it. The steps: bytes 0-3 and 4-7 hold steps and low steps 0-3 in their low 6 bits; bytes 8-11 have the low 4
-# bits of step (low half) and low step (high half) 4-7, whose upper 2 bits are the upper bits of bytes 0-3 and 4-7.
-
-
-def _split_q4_k(cells: np.ndarray) -> dict[str, np.ndarray]:
-    n, count, _ = cells.shape
-    packed = cells[:, :, 4:16]
-    a, b, c = packed[:, :, :4], packed[:, :, 4:8], packed[:, :, 8:]
-    steps = np.concatenate([a & 63, (c & 15) | ((a >> 6) << 4)], axis=2)
-    low_steps = np.concatenate([b & 63, (c >> 4) | ((b >> 6) << 4)], axis=2)
-    runs = cells[:, :, 16:].reshape(n, count, 4, 1, 32)
-    codes = np.concatenate([runs & 15, runs >> 4], axis=3).reshape(n, -1)
-    return {
-        "codes": pair(codes, 32),
-        "scale": np.ascontiguousarray(cells[:, :, :2]).reshape(n, -1).view(np.float16),
-        "low": np.ascontiguousarray(cells[:, :, 2:4]).reshape(n, -1).view(np.float16),
-        "steps": steps.reshape(n, -1),
-        "low_steps": low_steps.reshape(n, -1),
-    }
-
-
-def _join_q4_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
-    steps, low = (planes[name].reshape(n, count, 8) for name in ("steps", "low_steps"))
-    a = steps[:, :, :4] | ((steps[:, :, 4:] >> 4) << 6)
-    b = low[:, :, :4] | ((low[:, :, 4:] >> 4) << 6)
-    c = (steps[:, :, 4:] & 15) | ((low[:, :, 4:] & 15) << 4)
-    runs = unpair(planes["codes"], 32).reshape(n, count, 4, 2, 32)
-    return [planes["scale"], planes["low"], a, b, c, runs[:, :, :, 0] | (runs[:, :, :, 1] << 4)]
-
-
-# A block of q6_k: 128 bytes of low 4 bits, 64 bytes of high 2 bits, 16 steps i8, f16 d. Each half of 128 elements has 64 bytes of low bits (byte j:
-# elements j and j + 64) and 32 of high bits (byte j: elements j, j + 32, j + 64, j + 96).
-
-
-def _split_q6_k(cells: np.ndarray) -> dict[str, np.ndarray]:
-    n, count, _ = cells.shape
-    low, high = cells[:, :, :128].reshape(n, count, 2, 1, 64), cells[:, :, 128:192].reshape(n, count, 2, 1, 32)
-    low = np.concatenate([low & 15, low >> 4], axis=3).reshape(n, count, 2, 128)
-    high = np.concatenate([(high >> s) & 3 for s in (0, 2, 4, 6)], axis=3).reshape(n, count, 2, 128)
-    return {
-        "codes": ((low | (high << 4)).astype(np.int8) - np.int8(32)).reshape(n, -1),
-        "scale": np.ascontiguousarray(cells[:, :, 208:]).reshape(n, -1).view(np.float16),
-        "steps": np.ascontiguousarray(cells[:, :, 192:208]).reshape(n, -1).view(np.int8),
-    }
-
-
-def _join_q6_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
-    codes = (planes["codes"].astype(np.int16) + 32).astype(np.uint8).reshape(n, count, 2, 128)
-    low = codes.reshape(n, count, 2, 2, 64) & 15
-    high = codes.reshape(n, count, 2, 4, 32) >> 4
-    joined = high[:, :, :, 0] | (high[:, :, :, 1] << 2) | (high[:, :, :, 2] << 4) | (high[:, :, :, 3] << 6)
-    return [low[:, :, :, 0] | (low[:, :, :, 1] << 4), joined, planes["steps"], planes["scale"]]
-
-
 # -- the table -------------------------------------------------------------------------------------------------------------
 
 _NIBBLES, _BYTES, _SCALE = Plane(DType.u8, 2), Plane(DType.i8, 1), Plane(DType.f16)
+_SUPER, _U8, _I8 = Plane(DType.f16, SUPER), Plane(DType.u8), Plane(DType.i8)
+_STEPS = {"scale": _SUPER, "low": _SUPER, "steps": _U8, "low_steps": _U8}
 
 FORMATS: Mapping[Format, FormatRow] = {
     row.format: row
@@ -368,22 +297,14 @@ FORMATS: Mapping[Format, FormatRow] = {
         FormatRow(Format.Q8_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 34, _quantize_q8_0),
         FormatRow(Format.Q4_0, 32, {"codes": _NIBBLES, "scale": _SCALE}, 8, 32, 18, _quantize_q4_0),
         FormatRow(Format.Q4_1, 32, {"codes": _NIBBLES, "scale": _SCALE, "low": _SCALE}, 0, 32, 20, _quantize_q4_1),
-        FormatRow(
-            Format.Q4_K,
-            32,
-            {
-                "codes": _NIBBLES,
-                "scale": Plane(DType.f16, SUPER),
-                "low": Plane(DType.f16, SUPER),
-                "steps": Plane(DType.u8),
-                "low_steps": Plane(DType.u8),
-            },
-            0,
-            SUPER,
-            144,
-        ),
-        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": Plane(DType.f16, SUPER), "steps": Plane(DType.i8)}, 0, SUPER, 210),
+        FormatRow(Format.Q5_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 22, _quantize_q5_0),
+        FormatRow(Format.Q5_1, 32, {"codes": _BYTES, "scale": _SCALE, "low": _SCALE}, 0, 32, 24, _quantize_q5_1),
+        FormatRow(Format.Q2_K, 16, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 84),
+        FormatRow(Format.Q3_K, 16, {"codes": _NIBBLES, "scale": _SUPER, "steps": _I8}, 4, SUPER, 110),
+        FormatRow(Format.Q4_K, 32, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 144),
+        FormatRow(Format.Q5_K, 32, {"codes": _BYTES, **_STEPS}, 0, SUPER, 176),
+        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 210),
         FormatRow(Format.INT4, 0, {"codes": _NIBBLES, "scale": _SCALE}, 8, quantize=_quantize_int4),
-        FormatRow(Format.INT4_ZERO, 0, {"codes": _NIBBLES, "scale": _SCALE, "low": Plane(DType.u8)}, 0, quantize=_quantize_int4_zero),
+        FormatRow(Format.INT4_ZERO, 0, {"codes": _NIBBLES, "scale": _SCALE, "low": _U8}, 0, quantize=_quantize_int4_zero),
     )
 }

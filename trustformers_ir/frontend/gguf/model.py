@@ -18,7 +18,8 @@ from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, GgufArchi
 from trustformers_ir.frontend.gguf.config import FITS, NO_PARAMETERS, read_config
 from trustformers_ir.frontend.gguf.container import GgufFile, GgufTensor, open_gguf
 from trustformers_ir.frontend.stored import Stored, compare, described, traced
-from trustformers_ir.ir.block_formats import Blocks, split
+from trustformers_ir.ir.block_formats import Blocks
+from trustformers_ir.ir.block_layouts import split
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType

@@ -82,6 +82,11 @@ def planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[Tens
 _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
     Format.Q8_0: ({"codes": -128}, {"codes": 127}),
     Format.Q4_K: ({"steps": 0}, {"steps": 63}),
+    Format.Q5_0: ({"codes": -16}, {"codes": 15}),
+    Format.Q5_1: ({"codes": 0}, {"codes": 31}),
+    Format.Q2_K: ({"steps": 0}, {"steps": 15, "low_steps": 15}),
+    Format.Q3_K: ({"steps": -32}, {"steps": 31}),
+    Format.Q5_K: ({"codes": 0, "steps": 0}, {"codes": 31, "steps": 63}),
     Format.Q6_K: ({"codes": -32, "steps": -128}, {"codes": 31, "steps": 127}),
     Format.INT4_ZERO: ({"low": 0}, {"low": 15}),
 }
@@ -175,6 +180,8 @@ class LinearBlocks(InBlocks):
         yield sample(Format.Q4_K, f16[3, 256], 18, True)
         yield sample(Format.Q6_K, f32["n", 256], 6, True)
         yield sample(Format.Q6_K, bf16[4, 512], 16, False)
+        yield sample(Format.Q5_1, f32["n", 64], 18, True)
+        yield sample(Format.Q2_K, f32[3, 256], 7, False)
         yield sample(Format.INT4, bf16["n", 256], 48, True, group=128)
         yield sample(Format.INT4, f32[2, 12], 3, False, group=6)
         yield sample(Format.INT4_ZERO, f16["n", 128], 24, False, group=64)
@@ -245,6 +252,8 @@ class EmbeddingBlocks(InBlocks):
         yield sample(Format.Q4_0, 5, 96, i64[3])
         yield sample(Format.Q4_1, 7, 32, i32["n"])
         yield sample(Format.Q4_K, 5, 512, i64["n"])
+        yield sample(Format.Q3_K, 5, 256, i64["n"])
+        yield sample(Format.Q5_K, 5, 256, i64[2])
         yield sample(Format.Q6_K, 6, 256, i64[2, 3])
         yield sample(Format.INT4, 5, 12, i64[()], group=6)
         yield sample(Format.INT4_ZERO, 5, 64, i32["n", 2], group=32)
