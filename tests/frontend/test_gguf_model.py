@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trustformers_ir.ir.abi import TOKENIZER_KEY
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.passes.manager import PassManager
 from trustformers_ir.passes.read_blocks import ReadBlocks
+from trustformers_ir.runtime.identity import Memory, model_identity
 
 WORDS = 96
 KIND = gguf.GGMLQuantizationType
@@ -300,3 +302,41 @@ def test_types_that_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", made("llama"), KIND.MXFP4)
     found = refused(path).diagnostics
     assert {d.code for d in found} == {Code.WEIGHT_DTYPE} and "MXFP4" in found[0].message
+
+
+# --- the compile cache ---------------------------------------------------------------------------------------------------
+
+
+def state(path: Path) -> str:
+    """What the compile cache did for a file."""
+    exe = tfir.compile(str(path))
+    for thread in threading.enumerate():
+        if thread.name == "tfir compile cache":
+            thread.join()
+    told = exe.report()["cache"]
+    assert isinstance(told, dict)
+    return str(told["state"])
+
+
+def test_what_a_file_was_compiled_to_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFIR_CACHE", "1")
+    monkeypatch.setenv("TFIR_CACHE_DIR", str(tmp_path / "cache"))
+    path = write(tmp_path / "m.gguf", made("llama"))
+    assert [state(path), state(path)] == ["stored", "used"]
+    found, fresh = tfir.compile(str(path)), compiler.compile_model(str(path), None, compiler.Request(), None)
+    assert found.generate([1, 2, 3], max_new_tokens=5).tolist() == fresh.generate([1, 2, 3], max_new_tokens=5).tolist()
+    write(path, made("llama", seed=1))
+    assert [state(path), state(path)] == ["stored", "used"]
+
+
+def test_files_of_one_model_count_together(tmp_path: Path) -> None:
+    names = [tmp_path / f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for n, name in enumerate(names):
+        name.write_bytes(bytes([n]) * 10)
+    memory = Memory(tmp_path / "digests")
+    found = model_identity(names[0], memory)
+    assert found is not None and [name for name, _ in found] == [n.name for n in names]
+    names[2].write_bytes(b"other")
+    assert model_identity(names[0], memory) != found
+    names[1].unlink()
+    assert model_identity(names[0], memory) is None

@@ -1,4 +1,4 @@
-"""The compile cache: what a checkpoint was compiled to, kept for the next process that asks for the same.
+"""The compile cache: what a checkpoint or a GGUF file was compiled to, kept for the next process that asks for the same.
 
 An entry is an artifact like any other, ``<folder>/compiled/<key>.tfc``, and is mapped as one. The key is a digest of all that the result
 depends on: the bytes of the checkpoint's files (``identity.py``), the request, the machine, and the compiler's own source files. So an entry is
@@ -34,7 +34,7 @@ from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.keeping import drop_abandoned, private_folders
 from trustformers_ir.runtime import artifact, container
-from trustformers_ir.runtime.identity import Memory, folder_identity
+from trustformers_ir.runtime.identity import GGUF, Memory, model_identity
 from trustformers_ir.runtime.machine import this_machine
 from trustformers_ir.runtime.runnable import Runnable
 
@@ -72,7 +72,7 @@ class Slot:
         self.cache.store(self.path, executable, self._unchanged)
 
     def _unchanged(self) -> bool:
-        return folder_identity(self.model, self.cache.memory) == self.files
+        return model_identity(self.model, self.cache.memory) == self.files
 
 
 class Cache:
@@ -236,28 +236,30 @@ def opened(folder: Path | None = None) -> Cache:
 
 
 def slot(model: Any, request: dict[str, object]) -> Slot | None:
-    """The place of what ``request`` makes of the checkpoint folder ``model``; None where nothing is kept.
+    """The place of what ``request`` makes of the checkpoint folder or GGUF file ``model``; None where nothing is kept.
 
     That is the case for models of other kinds, for requests that hold more than names and numbers, while rewrites are counted or dumped, when
     ``TFIR_CACHE`` is 0, and when the folder of the cache cannot be used.
     """
-    if not isinstance(model, (str, os.PathLike)) or not os.path.isdir(model) or not all(map(_plain, request.values())):
+    if not isinstance(model, (str, os.PathLike)) or not all(map(_plain, request.values())):
+        return None
+    if not os.path.isdir(model) and not (os.fspath(model).endswith(GGUF) and os.path.isfile(model)):
         return None
     if not env.CACHE.get() or env.STOP_AFTER.get() is not None or env.DUMP_DIR.get() is not None:
         return None
     try:
         cache = opened()
-        folder = Path(os.path.realpath(model))
-        files = folder_identity(folder, cache.memory)
+        place = Path(os.path.realpath(model)) if os.path.isdir(model) else Path(os.path.abspath(model))
+        files = model_identity(place, cache.memory)
         if files is None or source_identity() != _SOURCES:
             return None
     except OSError:
         return None
-    facts: dict[str, object] = {"files": files, "name": folder.name, "request": request, "machine": this_machine(), "compiler": _SOURCES}
+    facts: dict[str, object] = {"files": files, "name": place.name, "request": request, "machine": this_machine(), "compiler": _SOURCES}
     facts |= {"abi": ABI_VERSION, "format": container.FORMAT_VERSION}
     text = json.dumps(facts, sort_keys=True)
     name = f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tfc"
-    return Slot(cache, cache.folder / name, folder, files)
+    return Slot(cache, cache.folder / name, place, files)
 
 
 def _plain(value: object) -> bool:

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ CHUNK = 8 << 20
 SMALL = 1 << 20  # files up to this size are read every time
 SETTLED = 2.0  # seconds
 MAX_FILES = 10_000  # of a folder that has an identity
+GGUF = ".gguf"
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z")
 READ = (".json", ".safetensors")  # what reading a checkpoint folder can depend on
 
 
@@ -119,6 +122,25 @@ def content_digest(path: Path) -> str:
     finally:
         os.close(descriptor)
     return hashlib.sha256(size.to_bytes(8, "little") + b"".join(parts)).hexdigest()
+
+
+def model_identity(model: Path, memory: Memory) -> list[tuple[str, str]] | None:
+    """The name and digest of every file that reading a checkpoint folder, or a GGUF file, can depend on, sorted. None where nothing is said of it."""
+    return folder_identity(model, memory) if model.is_dir() else gguf_identity(model, memory)
+
+
+def gguf_identity(path: Path, memory: Memory) -> list[tuple[str, str]] | None:
+    """That of a GGUF file, and of all files of its model where it is the first of several."""
+    parts = _PART.search(path.name)
+    names = [path.name]
+    if parts is not None:
+        if int(parts[2]) > MAX_FILES:
+            return None
+        names = [f"{path.name[: parts.start()]}-{n:05}-of-{parts[2]}{GGUF}" for n in range(1, int(parts[2]) + 1)]
+    try:
+        return sorted((name, memory.digest(path.with_name(name))) for name in {path.name, *names})
+    except OSError:
+        return None
 
 
 def folder_identity(folder: Path, memory: Memory) -> list[tuple[str, str]] | None:
