@@ -1,4 +1,4 @@
-# make demo: the small real model, compiled and run.   make test: everything that must hold.   Both need python3 with venv, nothing else
+# make demo: two small real models, compiled and run.   make test: everything that must hold.   Both need python3 with venv, nothing else
 # (make test installs a C compiler where there is none and it may).
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := .cache/models
+LLAMA := .cache/llama.cpp
 TORCH  := torch==2.13.0
 JOBS   ?= 2
 BENCH  ?=
@@ -14,11 +15,11 @@ BENCH  ?=
 # The pinned versions belong to one Python; with another one pip chooses.
 PINS := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 
-.PHONY: help venv dev model models demo test test-long lint docs bench clean
+.PHONY: help venv dev model models llama.cpp demo test test-long lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       compile a small real model and run it on real sentences"
+	@echo "make demo       compile two small real models: sentences compared, a question answered"
 	@echo "make test       lint, types and the test suite"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make lint       ruff and mypy alone"
@@ -65,8 +66,17 @@ model: $(MODELS)/minilm/.complete
 
 models: model $(MODELS)/smollm2/.complete
 
-demo: venv model
+demo: venv models
 	$(BIN)/python -m trustformers_ir.tools.demo
+	$(BIN)/python -m trustformers_ir.tools.demo_text
+
+# The shared libraries of llama.cpp, with code for every CPU: a peer in measurements, not needed for anything else.
+llama.cpp: $(LLAMA)/.complete
+
+$(LLAMA)/.complete:
+	@mkdir -p $(LLAMA)
+	cd $(LLAMA) && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 && tar xzf *.tgz --strip-components=3 package/bins/linux-x64 && rm *.tgz
+	@touch $@
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check .
