@@ -102,6 +102,14 @@ def test_what_is_kept(folder: Path) -> None:
     assert store.clear() == 1 and store.get(KEY) is None
 
 
+def test_another_triton_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"text": "def f(): pass", "warps": 4}
+    first = kept.key(job)
+    assert kept.key(dict(job)) == first != kept.key({**job, "warps": 8})
+    monkeypatch.setattr(kept, "package_identity", lambda name: "another one")
+    assert kept.key(job) != first
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from trustformers_ir.codegen.lower.block_products import fitted, matrix_units
-from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine
+from trustformers_ir.codegen.lower.block_products import fitted, matrix_units, whole
+from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, power_of_two
 from trustformers_ir.ir.schedule_table import TEMPLATES, BlockChoice, Choice, FlashChoice, ScheduleKey
 
 MOST_THREADS = 1024  # of a program
@@ -68,8 +68,14 @@ def neighbours(machine: BlockMachine, key: ScheduleKey, choice: Choice) -> list[
     if isinstance(choice, FlashChoice):
         found.extend(_flash(key, choice))
     elif isinstance(choice, BlockChoice):
-        found.extend(fitted(c, key) for c in _blocks(key, choice))
+        found.extend(_real(key, fitted(c, key)) for c in _blocks(key, choice))
     return [c for c in dict.fromkeys(found) if c != choice and misfit(machine, key, c) is None]
+
+
+def _real(key: ScheduleKey, c: BlockChoice) -> BlockChoice:
+    """The choice with as many parts as there are turns of the loop over the terms."""
+    turn = c.terms if not key.panel else key.panel * power_of_two(c.terms // key.panel)
+    return replace(c, parts=whole(c.parts, None if key.k is None else -(-key.k // turn)))
 
 
 def _flash(key: ScheduleKey, c: FlashChoice) -> Iterator[FlashChoice]:

@@ -1,9 +1,10 @@
 """Machine code of kernels, kept on the disk: ``<cache>/kernels/<key>.tfk``, a file for each.
 
-The key is a digest of all that the code depends on: the text of the functions, their signature and launch, the target, and which Triton made it
-(``aot.py``). So an entry is never out of date; what was used longest ago goes when there is too much (``MOST_BYTES``, or ``TFIR_CACHE_LIMIT`` where
-that is less). The rules of the compile cache (``runtime/cache.py``) hold here, too: the folder has to belong to this user alone, files appear by
-renaming, an entry that is not what was written is removed and made again, and ``TFIR_CACHE=0`` keeps and uses nothing.
+The key is a digest of all that the code depends on: the text of the functions, their signature and launch, the target, which Triton made it and
+how it was asked (``aot.py``, ``worker.py``). So an entry is never out of date; what was used longest ago goes when there is too much
+(``MOST_BYTES``, or ``TFIR_CACHE_LIMIT`` where that is less). The rules of the compile cache (``runtime/cache.py``) hold here, too: the folder has to
+belong to this user alone, files appear by renaming, an entry that is not what was written is removed and made again, and ``TFIR_CACHE=0`` keeps and
+uses nothing.
 
     TFK1 | sha256 of the rest | the fields of ``Binary`` as JSON, code in base64, packed by zlib
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -35,8 +37,15 @@ MOST_OF_ONE = 64 << 20  # unpacked
 
 def key(job: Mapping[str, Any]) -> str:
     """The name of what Triton makes of a job."""
-    text = json.dumps({"job": job, "triton": package_identity("triton"), "format": MAGIC.decode()}, sort_keys=True)
+    text = json.dumps({"job": job, "triton": package_identity("triton"), "makers": _makers()}, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@functools.cache
+def _makers() -> str:
+    """A digest of the files that ask Triton: with which options, in which environment."""
+    files = [Path(__file__).with_name(name).read_bytes() for name in ("aot.py", "worker.py", "kept.py")]
+    return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -119,13 +120,22 @@ def gpu_rows(target: str, layers: Sequence[int], repeat: int) -> list[list[str]]
                     cache = Path(scratch) / (f"cache-{n}" if label == "cold" else "cache")
                     words = ["env", f"TFIR_CACHE_DIR={cache}", "TFIR_CACHE=1", "PYTHONDONTWRITEBYTECODE="]
                     words += [sys.executable, "-c", _GPU_CHILD, repr(time.monotonic()), EIGHT_B.format(layers=count), target]
-                    runs.append(json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
+                    before = _children()
+                    run = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+                    runs.append(run | {"cpu": _children() - before})
             runs = sorted(runs[-repeat:], key=lambda r: float(r["total"]))
             middle, best = runs[len(runs) // 2], runs[0]
             phases = ", ".join(f"{k} {v:.2f}" for k, v in middle["phases"].items())
             counts = [str(middle[k]) for k in ("launches", "kernels", "codes")]
-            rows.append([f"{count} layers, {label}", f"{middle['total']:.2f}", f"{best['total']:.2f}", *counts, phases])
+            times = [f"{run[k]:.2f}" for run, k in ((middle, "total"), (best, "total"), (middle, "cpu"))]
+            rows.append([f"{count} layers, {label}", *times, *counts, phases])
     return rows
+
+
+def _children() -> float:
+    """Seconds of processor time of the processes that this one has waited for, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -139,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     layers = [int(n) for n in (options.layers or ("1,6,12,24" if options.target == "cpu" else "32")).split(",")]
     if options.target != "cpu":
-        head = (f"LLaMA 8B, {options.target}", "total s", "best s", "launches", "kernels", "codes", "of compile")
+        head = (f"LLaMA 8B, {options.target}", "total s", "best s", "processor s", "launches", "kernels", "codes", "of compile")
         console.print_table(gpu_rows(options.target, layers, options.repeat), head)
         return
     rows = []
