@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.keeping import ABANDONED
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import PassManager
+from trustformers_ir.tools.cli import main
 
 HOPPER = TARGETS["cuda:sm_90"]
 BINARY = Binary("kernel_0", "tfir_add", b"\x7fELF\0\xff", "ptx", 1024, 4, 32, 0)
@@ -108,6 +110,16 @@ def test_another_triton_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.key(dict(job)) == first != kept.key({**job, "warps": 8})
     monkeypatch.setattr(kept, "package_identity", lambda name: "another one")
     assert kept.key(job) != first
+
+
+def test_the_command_counts_and_clears_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened().put(KEY, BINARY)
+    assert main(["cache"]) == 0
+    assert f"1 kernels of GPUs in {folder}" in capsys.readouterr().err
+    assert main(["cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == {"count": 1, "bytes": (folder / f"{KEY}.tfk").stat().st_size}
+    assert main(["cache", "--clear"]) == 0
+    assert "and 1 kernels" in capsys.readouterr().err and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ SCHEDULES: Variable[str | None] = Variable(
     "the table of tuned schedules that code is compiled with (`tfc tune`); 0: none",
     "those in the folder `schedules` of the cache",
 )
-CACHE: Variable[bool] = Variable("TFIR_CACHE", "0 or 1", _flag, True, "keep compiled checkpoints, and use those that are kept")
+CACHE: Variable[bool] = Variable("TFIR_CACHE", "0 or 1", _flag, True, "keep compiled checkpoints and kernels of GPUs, and use those that are kept")
 CACHE_LIMIT: Variable[int] = Variable(
     "TFIR_CACHE_LIMIT", "a number of bytes, or one with K, M, G or T", _size, 8 << 30, "the most that is kept; what was used longest ago goes", "8G"
 )
