@@ -299,6 +299,7 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.Attention: attention,
     ops.CachedAttention: attention,
     ops.CacheWrite: cache_write,
+    ops.ExpertMatMul: lambda o, case, x, w, e: (x[..., None, :] @ w[wraps(e, w.shape[0])])[..., 0, :],
     ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),
 }  # fmt: skip

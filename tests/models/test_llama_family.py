@@ -17,6 +17,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, no window": ("mistral", {"sliding_window": None}),
     "mistral, wide heads": ("mistral", {"head_dim": 10, "sliding_window": 1}),
     "mistral, tied": ("mistral", {"tie_word_embeddings": True, "sliding_window": 100}),
+    "mixtral, window and one expert": ("mixtral", {"sliding_window": 3, "num_experts_per_tok": 1}),
+    "mixtral, all experts": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 4, "tie_word_embeddings": True}),
+    "mixtral, 3 of 5": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "head_dim": 10}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, window in the last layer": ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     "qwen2, window not used": ("qwen2", {"use_sliding_window": False, "sliding_window": 3, "max_window_layers": 1}),
@@ -49,6 +52,7 @@ def test_options(tmp_path: Path, name: str) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], Code, str]] = {
     "window": ("mistral", {"sliding_window": 0}, Code.CONFIG_INVALID, "'sliding_window' is 0, not a whole number of at least 1"),
+    "experts": ("mixtral", {"num_experts_per_tok": 4}, Code.CONFIG_INVALID, "'num_experts_per_tok' is 4, not a whole number in 1 .. 3"),
     "layers": (
         "qwen2",
         {"layer_types": ["sliding_attention"]},

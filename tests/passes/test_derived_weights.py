@@ -56,6 +56,22 @@ def test_a_checkpoint_that_uses_the_name_of_a_folded_weight() -> None:
     same_after(module, FoldWeights(), inputs=(matrix(3, 20),))
 
 
+def test_weights_that_lie_side_by_side_are_one() -> None:
+    weights = {name: matrix(6, 5) for name in ("a", "b")}
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = weight("a", 6, 5), weight("b", 6, 5)
+        return x @ F.stack([a.transpose(0, 1), b.transpose(0, 1)]), x @ F.concat([b, a], 0).transpose(0, 1)
+
+    module = traced(model, weights, tfir.f32["n", 5])
+    before = clone_module(module)
+    PassManager([FoldWeights()], verify=True).run(module)
+    assert not any(o.op.mnemonic in ("concat", "transpose", "reshape") for o in module.walk())
+    x = matrix(3, 5)
+    for have, want in zip(evaluate(module, x), evaluate(before, x), strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
 def test_a_checkpoint_that_uses_the_name_of_a_packed_weight() -> None:
     """Of the same shape as well, but not in panels."""
     weights = {"w": matrix(32, 20), "w.panels32": matrix(32, 20)}

@@ -41,6 +41,7 @@ __all__ = [
     "einsum",
     "elu",
     "embedding",
+    "expert_matmul",
     "eye",
     "full",
     "full_like",
@@ -347,6 +348,12 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
     """Mean square 1, then scaled by ``weight + offset`` (Zhang & Sennrich 2019)."""
     return _layer(ops.RmsNorm(eps, offset), x, weight)
+
+
+def expert_matmul(x: Any, weight: Any, experts: Any) -> Tensor:
+    """``x[…, K]`` by the matrix of ``weight[E, K, N]`` that ``experts[…]`` says for each row; leading axes of x broadcast to those of ``experts``."""
+    y, w = aligned(x, weight, floating=True)
+    return y._emit(ops.ExpertMatMul(), w, as_tensor(experts))
 
 
 def rope(x: Any, cos: Any, sin: Any, interleaved: bool = False) -> Tensor:

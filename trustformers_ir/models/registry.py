@@ -22,6 +22,7 @@ FAMILIES = {
     "gptj": "trustformers_ir.models.gptj",
     "llama": "trustformers_ir.models.llama",
     "mistral": "trustformers_ir.models.mistral",
+    "mixtral": "trustformers_ir.models.mixtral",
     "phi3": "trustformers_ir.models.phi3",
     "qwen2": "trustformers_ir.models.qwen2",
     "qwen3": "trustformers_ir.models.qwen3",

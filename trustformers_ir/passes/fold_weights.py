@@ -1,4 +1,4 @@
-"""Casts and views of weights become weights: what is constant is computed once, at build time.
+"""Casts and views of weights, and weights that lie side by side, become weights: what is constant is computed once, at build time.
 
 Before::
 
@@ -15,7 +15,7 @@ The bytes are made when they are first asked for, one weight at a time. ``consta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ DIRECT = (DType.f16, DType.bf16, DType.f32)
 
 @dataclass(frozen=True)
 class FoldWeights(Pass):
-    """Folds ``cast``, ``transpose`` and ``reshape`` of row-major weights."""
+    """Folds ``cast``, ``transpose``, ``reshape`` and ``concat`` of row-major weights."""
 
     name = "fold_weights"
     summary = "compute casts and views of weights at build time"
@@ -44,10 +44,11 @@ class FoldWeights(Pass):
         for function in module.functions.values():
             for operation in function.body:
                 name = _name(operation)
-                weight = weight_of(module, operation.inputs[0]) if name else None
-                if weight is None or not operation.result.type.is_static or not rewriting.allowed():
+                weights = [w for v in operation.inputs if (w := weight_of(module, v)) is not None] if name else []
+                if not weights or len(weights) < len(operation.inputs) or not operation.result.type.is_static or not rewriting.allowed():
                     continue
-                folded = derived(module, f"{weight.name}.{name}", operation.result.type, _folder(weight, operation), (operation.op, weight))
+                make, origin = _folder(weights, operation), (operation.op, *weights)
+                folded = derived(module, f"{weights[0].name}.{name}", operation.result.type, make, origin)
                 operation.replace_with([Builder.before(module, operation)(ops.WeightOp(folded.name))])
                 log.count(f"{operation.op.mnemonic} of a weight")
 
@@ -61,16 +62,18 @@ def _name(operation: Operation) -> str:
             return "transpose_" + "_".join(map(str, perm))
         case ops.Reshape(shape):
             return "reshape_" + "_".join(map(str, shape))
+        case ops.Concat(axis):
+            return f"concat_{axis}_of_{len(operation.inputs)}"
     return ""
 
 
-def _folder(weight: Weight, operation: Operation) -> Callable[[], np.ndarray]:
-    op, operand, result = operation.op, operation.inputs[0].type, operation.result.type
-    if isinstance(op, ops.Cast) and operand.dtype in DIRECT and op.dtype in DIRECT:
-        return lambda: converted(weight.data, op.dtype)
+def _folder(weights: Sequence[Weight], operation: Operation) -> Callable[[], np.ndarray]:
+    op, operands, result = operation.op, [v.type for v in operation.inputs], operation.result.type
+    if isinstance(op, ops.Cast) and operands[0].dtype in DIRECT and op.dtype in DIRECT:
+        return lambda: converted(weights[0].data, op.dtype)
 
     def fold() -> np.ndarray:
-        (array,) = evaluate_operation(op, [weight.data], [result], {}, [operand])
+        (array,) = evaluate_operation(op, [w.data for w in weights], [result], {}, operands)
         return array
 
     return fold

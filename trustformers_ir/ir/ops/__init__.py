@@ -62,6 +62,7 @@ from trustformers_ir.ir.ops.index import (
 from trustformers_ir.ir.ops.nn import (
     Attention,
     Dropout,
+    ExpertMatMul,
     LayerNorm,
     PackedAttention,
     RmsNorm,
@@ -212,6 +213,7 @@ __all__ = [
     "Exp",
     "Exp2",
     "Expand",
+    "ExpertMatMul",
     "Expm1",
     "Flip",
     "Floor",

@@ -12,6 +12,7 @@ import numpy as np
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import BOOL, FLOATS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_expands, require_same_dtype, require_same_shape
+from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
 
@@ -372,6 +373,54 @@ class PackedAttention(_Scored):
         yield Sample(cls(causal=True, window=2), (bf16["s", 2, 16], bf16["t", 1, 16], bf16["t", 1, 16], i64[3], i64[3]), low, high)
         yield Sample(cls(scale=0.5, softcap=2.0), (DType.f64[5, 1, 4], DType.f64[6, 1, 4], DType.f64[6, 1, 4], i64[2], i64[2]), low, high)
         yield Sample(cls(window=3), (DType.f16[8, 2, 16], DType.f16[8, 2, 16], DType.f16[8, 2, 24], i32[3], i32[3]), low, high)
+
+
+@dataclass(frozen=True)
+class ExpertMatMul(Op):
+    """``y[i, n] = sum_k x[i, k] * weight[experts[i], k, n]``: each row by the matrix that was chosen for it (Shazeer et al. 2017).
+
+    x is ``[…, K]``, weight ``[E, K, N]`` and experts ``[…]``, to which the leading axes of x broadcast; the result is ``[…, N]``. Only the matrices
+    that were chosen are read.
+    """
+
+    mnemonic = "expert_matmul"
+    operands = (Operand("x", FLOATS), Operand("weight", FLOATS), Operand("experts", STARTS))
+    constraints = {
+        1: "x and weight have one dtype",
+        2: "x has an axis, weight three",
+        3: "the last size of x and the second of weight are provably equal",
+        4: "the leading axes of x provably broadcast to those of experts",
+    }
+    fusion = FusionKind.CONTRACTION
+
+    def infer(self, ctx: InferContext, x: TensorType, weight: TensorType, experts: TensorType) -> tuple[TensorType, ...]:
+        require_same_dtype(self, 1, (x, weight))
+        self.require(2, x.rank >= 1 and weight.rank == 3, f"{x}, {weight}")
+        require_equal(self, 3, ctx, x.shape[-1], weight.shape[1], "terms of x and weight")
+        require_expands(self, 4, ctx, x.shape[:-1], experts.shape)
+        return (TensorType((*experts.shape, weight.shape[2]), x.dtype),)
+
+    def reference(self, ctx: EvalContext, x: np.ndarray, weight: np.ndarray, experts: np.ndarray) -> Any:
+        chosen = resolve_indices(self, experts, weight.shape[0])
+        rows = np.broadcast_to(x, (*chosen.shape, x.shape[-1]))
+        y = np.zeros((*chosen.shape, weight.shape[2]), x.dtype)
+        for expert in np.unique(chosen):
+            y[chosen == expert] = rows[chosen == expert] @ weight[expert]
+        return y
+
+    def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
+        x = types[0]
+        assert x is not None
+        return 2 * results[0].elements * x.shape[-1]
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        f32, i32, i64 = DType.f32, DType.i32, DType.i64
+        yield Sample(cls(), (f32[4, 7], f32[3, 7, 5], i64[4]), {"experts": 0}, {"experts": 2})
+        yield Sample(cls(), (f32["b", "s", 1, 8], f32[4, 8, 33], i64["b", "s", 2]), {"experts": 0}, {"experts": 3})
+        yield Sample(cls(), (DType.bf16["n", 16], DType.bf16[2, 16, 16], i32["n"]), {"experts": -2}, {"experts": 1})
+        yield Sample(cls(), (DType.f64[3], DType.f64[2, 3, 2], i32[5]), {"experts": 0}, {"experts": 1})
+        yield Sample(cls(), (DType.f16[2, 3, 4], DType.f16[5, 4, 6], i64[2, 3]), {"experts": 0}, {"experts": 4})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Pointwise definitions of rotary embeddings and of attention (the naive twin of the template in ``attention.py``)."""
+"""Pointwise definitions of rotary embeddings, of products by chosen matrices, and of attention (the naive twin of the template in
+``attention.py``)."""
 
 from __future__ import annotations
 
@@ -41,6 +42,17 @@ def _rope(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     c, s = cast(c, here.dtype), cast(s, here.dtype)
     turned = here * c + select(first, -other, other) * s
     return d.finish(o, result, select(inside, turned, here))
+
+
+@define(ops.ExpertMatMul)
+def _expert_matmul(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    """The sum of a product, with the matrix that was chosen for the row: columns lie beside each other, so an expert is read as it lies."""
+    x, weight, experts = o.inputs
+    *row, n = index
+    chosen = d.checked(o, d.at(experts, tuple(row)), weight.type.shape[0], "expert")
+    k = Axis("k", dim_expr(x.type.shape[-1]), SEQ)
+    term = d.lifted(x, (*broadcast_index(tuple(row), x.type.shape[:-1], experts.type.shape), k))
+    return d.finish(o, result, Reduce("sum", (k,), term * d.lifted(weight, (chosen, k, n))))
 
 
 class ScoreMath:
