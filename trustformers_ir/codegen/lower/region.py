@@ -17,6 +17,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, 
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions, flash_tiles
 from trustformers_ir.codegen.lower.attention import attention_nest, has_template
+from trustformers_ir.codegen.lower.attention_one import is_one_query, one_query_nest
 from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BLOCKS, BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.cache import write_nest
@@ -292,6 +293,11 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
     """The nest for a CPU."""
     ctx, shape = g.ctx, g.shape
     attention = g.attention(anchor, ops.Attention)
+    if attention is not None and is_one_query(attention):
+        try:
+            return g.finish(one_query_nest(g.d, attention, g.emit_at(attention.result)))
+        except _ReadElsewhere:
+            g.again()
     if attention is not None:
         chosen = choose(machine, ctx.table, attention_key(attention))
         assert isinstance(chosen.choice, AttentionChoice)

@@ -17,6 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+import trustformers_ir as tfir
+from trustformers_ir.runtime.generation.session import Session
+from trustformers_ir.tools.bench.generation.llama_cpp import LlamaCpp
+
 FIRST = 16
 CONTEXT = 512  # places of the caches: those of llama.cpp, which has them from the beginning, and ours
 
@@ -25,9 +29,6 @@ Read = Callable[[np.ndarray], np.ndarray]
 
 def ours(model: str, threads: int) -> tuple[Callable[[], None], Read]:
     """What forgets, and what reads on."""
-    import trustformers_ir as tfir
-    from trustformers_ir.runtime.generation.session import Session
-
     session = Session(tfir.compile(model, threads=threads), 1, CONTEXT)
 
     def clear() -> None:
@@ -37,8 +38,6 @@ def ours(model: str, threads: int) -> tuple[Callable[[], None], Read]:
 
 
 def theirs(libraries: str, model: str, threads: int) -> tuple[Callable[[], None], Read]:
-    from trustformers_ir.tools.bench.generation.llama_cpp import LlamaCpp
-
     found = LlamaCpp(Path(libraries), model, threads)
     print(found.features, file=sys.stderr)
     return found.clear, found.read
