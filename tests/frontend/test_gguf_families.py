@@ -17,7 +17,7 @@ import transformers
 from llama_cpp import served
 
 import trustformers_ir as tfir
-from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, FALCON_TWO_NORMS
+from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, FALCON_TWO_NORMS, MIXTRAL
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.random_model import untraced_model
 
@@ -59,6 +59,12 @@ def wide_heads(writer: Writer, config: Any) -> None:
     rms(writer, config)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
+
+
+def mixtral(writer: Writer, config: Any) -> None:
+    rms(writer, config)
+    writer.add_expert_count(config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
 
 
 def phi3(writer: Writer, config: Any) -> None:
@@ -137,6 +143,7 @@ CASES = {
     "qwen2 tied": Case("qwen2", T.Qwen2ForCausalLM, T.Qwen2Config, {**SIZES, "tie_word_embeddings": True}, rms),
     "qwen2 yarn": Case("qwen2", T.Qwen2ForCausalLM, T.Qwen2Config, {**SIZES, "rope_parameters": YARN}, rms),
     "qwen3": Case("qwen3", T.Qwen3ForCausalLM, T.Qwen3Config, {**SIZES, "head_dim": 32}, wide_heads),
+    "mixtral": Case("llama", T.MixtralForCausalLM, T.MixtralConfig, {**SIZES, "num_local_experts": 4}, mixtral),
     "phi3": Case("phi3", T.Phi3ForCausalLM, T.Phi3Config, {**SIZES, "sliding_window": 64}, phi3),
     "phi3 window": Case("phi3", T.Phi3ForCausalLM, T.Phi3Config, {**SIZES, "sliding_window": 5}, phi3, served=False),
     "phi3 partial": Case("phi3", T.Phi3ForCausalLM, T.Phi3Config, {**SIZES, "partial_rotary_factor": 0.75}, phi3),
@@ -178,6 +185,11 @@ def made(case: Case) -> Any:
     return model
 
 
+def paired(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows as llama.cpp turns them in a LLaMA: members of a pair side by side."""
+    return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
 def parted(w: np.ndarray, heads: int, key_heads: int) -> np.ndarray:
     """Queries, keys and values of each group, as published code holds them, to those of all heads (``convert_hf_to_gguf.py``, Falcon and
     GPT-NeoX)."""
@@ -215,6 +227,15 @@ def write(path: Path, case: Case, model: Any) -> Path:
         if "_layernorm.norms." in name:  # one for each head; files hold all of them together
             norms.setdefault(name.partition(".norms.")[0], []).append(w)
             continue
+        if ".mlp.experts." in name:  # gate and up are one weight here, two in files
+            layer, halves = name.split(".")[2], np.split(w, 2, 1) if name.endswith("gate_up_proj") else [w]
+            for which, part in zip(("gate", "up") if len(halves) == 2 else ("down",), halves, strict=True):
+                writer.add_tensor(f"blk.{layer}.ffn_{which}_exps.weight", np.ascontiguousarray(part))
+            continue
+        if ".mlp.gate.weight" in name:
+            name = name.replace(".mlp.gate.", ".block_sparse_moe.gate.")
+        if case.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+            w = paired(w, config.num_attention_heads if ".q_proj." in name else key_heads)
         if "query_key_value" in name:
             w = parted(w, config.num_attention_heads, key_heads)
         if case.architecture.startswith("gemma") and name.endswith("norm.weight"):
@@ -277,3 +298,10 @@ def test_names_map_both_ways(name: str) -> None:
     for parameter in weights:
         tensor = table.tensor(parameter)
         assert tensor is not None and table.parameter(tensor) == parameter, parameter
+
+
+def test_names_of_experts_map_both_ways() -> None:
+    for name in ("layers.1.block_sparse_moe.experts.w1.weight", "layers.1.block_sparse_moe.gate.weight", "layers.0.self_attn.q_proj.weight"):
+        tensor = MIXTRAL.tensor(name)
+        assert tensor is not None and MIXTRAL.parameter(tensor) == name
+    assert MIXTRAL.parameter("blk.1.ffn_gate.weight") is None

@@ -111,6 +111,21 @@ LLAMA = GgufArchitecture(
     refused=("expert_count",),
 )
 
+MIXTRAL = GgufArchitecture(
+    name="llama",
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    fields=_GROUPED | _RMS | {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"},
+    names=(
+        *(pair for pair in _DECODER if pair not in _NETWORK),
+        ("blk.{n}.ffn_gate_inp", "layers.{n}.block_sparse_moe.gate"),
+        ("blk.{n}.ffn_gate_exps", "layers.{n}.block_sparse_moe.experts.w1"),
+        ("blk.{n}.ffn_down_exps", "layers.{n}.block_sparse_moe.experts.w2"),
+        ("blk.{n}.ffn_up_exps", "layers.{n}.block_sparse_moe.experts.w3"),
+    ),
+    paired=LLAMA.paired,
+)
+
 QWEN2 = GgufArchitecture("qwen2", "qwen2", "Qwen2ForCausalLM", _GROUPED | _RMS, _DECODER)
 
 QWEN3 = GgufArchitecture("qwen3", "qwen3", "Qwen3ForCausalLM", _GROUPED | _RMS, (*_DECODER, *_HEAD_NORMS), present=_BIASES)
@@ -269,6 +284,9 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
 
 
 def architecture_of(name: str, tensors: Container[str]) -> GgufArchitecture:
-    """The row of that name, for a model of these tensors: the larger Falcons have two norms in each layer, and call them otherwise."""
+    """The row of that name, for a model of these tensors: a LLaMA with experts is a Mixtral; the larger Falcons have two norms in each layer, and
+    call them otherwise."""
     found = ARCHITECTURES[name]
+    if found is LLAMA and "blk.0.ffn_gate_exps.weight" in tensors:
+        return MIXTRAL
     return FALCON_TWO_NORMS if found is FALCON and "blk.0.attn_norm_2.weight" in tensors else found
