@@ -1,4 +1,4 @@
-"""One broken kernel for each invariant K1..K10."""
+"""One broken kernel for invariants K1..K10 and K13."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     TILE,
     UNROLL,
     VECTOR,
+    WALK,
     Axis,
     AxisKind,
     Buffer,
@@ -123,6 +124,27 @@ def neighbour() -> Kernel:
     return kernel("k", [Y], For(i, (store(Y, (i, 0), Y[i + 1, 0]),)))
 
 
+def walk_of_no_program() -> Kernel:
+    (i,) = axes(WALK)
+    return kernel("k", [X, Y], For(i, (store(Y, (i, 0), X[i, 0]),)))
+
+
+def walk_beside_something() -> Kernel:
+    p, i, j = axes(PARALLEL, WALK, SEQ)
+    walk, beside = For(i, (store(Y, (p, i), X[p, i]),)), For(j, (store(Y, (p, j), X[p, j]),))
+    return kernel("k", [X, Y], For(p, (walk, beside)))
+
+
+def walk_with_a_race() -> Kernel:
+    p, i = axes(PARALLEL, WALK)
+    return kernel("k", [X, Y], For(p, (For(i, (store(Y, (p, 0), X[p, i]),)),)))
+
+
+def walk_of_a_fold() -> Kernel:
+    p, i = axes(PARALLEL, WALK)
+    return kernel("k", [X, Y], For(p, (store(Y, (p, 0), reduce("sum", i, X[p, i])),)))
+
+
 def scratch_parameter() -> Kernel:
     (i,) = axes(SEQ)
     s = Buffer("s", f32, (8, 8), space=SCRATCH)
@@ -150,6 +172,10 @@ def scratch_parameter() -> Kernel:
         ("K9", loaded_extent),
         ("K10", race),
         ("K10", neighbour),
+        ("K10", walk_with_a_race),
+        ("K13", walk_of_no_program),
+        ("K13", walk_beside_something),
+        ("K13", walk_of_a_fold),
     ],
     ids=lambda v: v if isinstance(v, str) else v.__name__,
 )

@@ -48,6 +48,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import (
     Split,
     Stage,
     Tag,
+    Walk,
     apply,
     axes_of,
 )
@@ -149,7 +150,7 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
     axes = axes_of(current)
     loops = [s.axis for s in walk_statements(current.body) if isinstance(s, For)]
     axis = axes[rng.integers(len(axes))].name
-    kind = rng.integers(11)
+    kind = rng.integers(12)
     if kind < 3:
         return Split(axis, int(rng.choice([1, 2, 3, 4, 5, 8, 16])), GUARD if rng.random() < 0.6 else CLAMP)
     if kind == 3:
@@ -162,6 +163,8 @@ def draw(rng: np.random.Generator, current: Kernel) -> Move:
         return Collapse((loops[at].name, loops[at + 1].name))
     if kind == 8:
         return Stage(axis)
+    if kind == 9:
+        return Walk(axis, int(rng.integers(1, 5)))
     if kind == 7:
         among = axis if rng.random() < 0.7 else ""
         return Prefetch(current.params[rng.integers(len(current.params))].name, int(rng.integers(1, 1000)), among, int(rng.integers(3)) * 50)

@@ -18,7 +18,21 @@ from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, kernel, nest, 
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, UNROLL, VECTOR, Axis, Buffer, Expr, Sym, const, maximum, minimum, reduce
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
-from trustformers_ir.codegen.kernel_ir.schedule import CLAMP, GUARD, Chunk, Collapse, Move, Prefetch, Reorder, ScheduleError, Split, Stage, Tag, apply
+from trustformers_ir.codegen.kernel_ir.schedule import (
+    CLAMP,
+    GUARD,
+    Chunk,
+    Collapse,
+    Move,
+    Prefetch,
+    Reorder,
+    ScheduleError,
+    Split,
+    Stage,
+    Tag,
+    Walk,
+    apply,
+)
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.emit import emit_kernel, module_text
 from trustformers_ir.codegen.llvm.target import parse
@@ -202,6 +216,10 @@ def test_illegal_moves_say_why() -> None:
         ((*TILE, Stage("k")), "no UNROLL loop"),
         ((Collapse(("j", "i")),), "not directly nested"),
         ((Reorder(("i", "k")),), "perfect nest"),
+        ((Walk("i", 4),), "not the innermost PARALLEL loop"),
+        ((Tag("i", PARALLEL), Tag("j", PARALLEL), Walk("i", 4)), "not the innermost PARALLEL loop"),
+        ((Tag("i", PARALLEL), Tag("j", PARALLEL), Walk("j", 0)), "0 programs"),
+        ((Tag("i", PARALLEL), Tag("j", PARALLEL), Walk("j", 4), Tag("j.p", SEQ)), "K13"),
     ]
     for moves, reason in cases:
         with pytest.raises(ScheduleError, match=reason):

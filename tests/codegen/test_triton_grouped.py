@@ -80,7 +80,8 @@ def test_one_kernel_serves_each_number_of_rows(kind: str) -> None:
 def test_any_tile_gives_the_same_product(data: st.DataObject) -> None:
     """A table may choose whatever it likes."""
     sizes = st.sampled_from([16, 32, 64, 128])
-    choice = BlockChoice(data.draw(sizes), data.draw(sizes), data.draw(st.sampled_from([16, 128, 256, 1024])), 4, 2, 1)
+    terms, programs = data.draw(st.sampled_from([16, 128, 256, 1024])), data.draw(st.integers(0, 3))
+    choice = BlockChoice(data.draw(sizes), data.draw(sizes), terms, 4, 2, 1, programs=programs)
     kind, rows = data.draw(st.sampled_from(sorted(KINDS))), data.draw(st.integers(1, 70))
     case = make_case(product(kind, rows))
     module = module_of(case)

@@ -1,7 +1,9 @@
 """Products on GPUs: whatever tile is chosen, for however many rows, the result is that of the reference; choices fit the chips; programs go by in
-groups."""
+groups, and may make one tile after the other."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ from trustformers_ir.codegen.kernel_ir.interpret import interpret
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, nest, store
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, Axis, Buffer, Sym, const
 from trustformers_ir.codegen.kernel_ir.rewrite import Substitution
-from trustformers_ir.codegen.kernel_ir.schedule import Group, ScheduleError, apply
-from trustformers_ir.codegen.lower.block_products import fitted, heuristic
+from trustformers_ir.codegen.kernel_ir.schedule import Group, ScheduleError, Walk, apply
+from trustformers_ir.codegen.lower.block_products import Behind, BlockProduct, fitted, heuristic
 from trustformers_ir.codegen.lower.blocks import BlockMachine
 from trustformers_ir.codegen.lower.function import lower_function
 from trustformers_ir.codegen.triton.build import machine_of
@@ -28,7 +30,7 @@ from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Block, Function, Module
-from trustformers_ir.ir.dims import Facts, SymbolFact
+from trustformers_ir.ir.dims import Facts, SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import BlockChoice, Choice, ScheduleKey
 from trustformers_ir.passes import pipelines
@@ -192,3 +194,72 @@ def test_groups_visit_every_place_once(rows: int, columns: int, size: int, known
 def test_groups_of_nothing_are_refused() -> None:
     with pytest.raises(ScheduleError, match="cannot take 0 turns of m"):
         visited(3, 3, 0, True)
+
+
+# --- one tile after the other --------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 9), st.booleans())
+def test_each_program_takes_its_share_of_the_turns(turns: int, programs: int, known: bool) -> None:
+    count = Buffer("count", DType.i64, (turns if known else Sym("m"),))
+    i = Axis("i", turns if known else Sym("m"), PARALLEL)
+    kernel = apply(Kernel("turns", (count,), nest([i], store(count, i, i * 1000 + 7))), (Walk("i", programs),))
+    out = np.full(turns, -1, np.int64)
+    interpret(kernel, [out], {"m": turns})
+    assert (out == np.arange(turns) * 1000 + 7).all()
+    if known and turns <= programs:
+        return
+    (loop,) = kernel.body
+    for program in range(min(turns, programs)):
+        mine = np.full(turns, -1, np.int64)
+        interpret(Kernel("program", (count,), _at(loop, program)), [mine], {"m": turns})
+        assert np.flatnonzero(mine >= 0).tolist() == list(range(program, turns, programs))
+
+
+WALKED = ("linear gelu bf16", "matmul f32", "linear_int8 u8")
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(WALKED), st.sampled_from([1, 16, 32]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 150))
+def test_few_programs_give_the_very_bits_of_many(kind: str, height: int, group: int, programs: int, m: int) -> None:
+    results = []
+    for most in (0, programs):
+        module = traced(kind)
+        PassManager(pipelines.gpu()).run(module)
+        choice = BlockChoice(height, 64, 32, 4, 2, group, programs=most)
+        key = f"gpu_{kind.split()[0]}", DType[kind.split()[-1]], N, K
+        table: dict[ScheduleKey, Choice] = {ScheduleKey(*key, rows): choice for rows in (1, 32, 128, None)}
+        (run,) = interpret_modules([module], SMALL, table)
+        assert any("tl.range(" in e.text for e in run.emitted) == bool(most)
+        results.append(run(drawn(traced(kind), m), {"m": m})[0])
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_large_tiles_of_a_hopper_are_made_by_a_program_for_each_core() -> None:
+    def programs(target: str, n: int, k: int, rows: int | None, light: bool = True) -> int:
+        product = BlockProduct((), (symbol("m"),), n, k, bf16, "gpu_linear")
+        choice = product.choose(machine_of(TARGETS[target]), {}, rows, Behind(light=light)).choice
+        assert isinstance(choice, BlockChoice)
+        return choice.programs
+
+    assert programs("cuda:sm_90", 4096, 4096, None) == 132
+    assert programs("cuda:sm_90", 4096, 4096, 16384) == 132
+    assert programs("cuda:sm_90", 4096, 4096, None, light=False) == 0  # no registers left
+    assert programs("cuda:sm_90", 4100, 4096, None) == programs("cuda:sm_90", 4096, 4100, None) == 0  # masks
+    assert programs("cuda:sm_90", 4096, 1024, None) == 0  # there are two programs on a core
+    assert programs("cuda:sm_90", 4096, 4096, 32) == programs("cuda:sm_80", 4096, 4096, None) == programs("rocm:gfx942", 4096, 4096, None) == 0
+
+
+def test_what_stands_behind_a_product_is_light_or_not() -> None:
+    def light(f: Callable[..., tfir.Tensor], *more: tfir.TensorType) -> bool:
+        module = tfir.trace(f, bf16["m", 2048], bf16[256, 2048], bf16[256], *more)
+        PassManager(pipelines.gpu()).run(module)
+        chosen = lower_function(module, module.main, BlockMachine()).calls[-1].schedule
+        assert chosen is not None and isinstance(chosen.choice, BlockChoice)
+        return chosen.choice.programs > 0
+
+    assert light(F.linear) and light(lambda x, w, b: F.relu(F.linear(x, w, b)) * 0.5)
+    assert light(lambda x, w, b: F.gelu(F.linear(x, w, b)))
+    assert not light(lambda x, w, b, r: F.linear(x, w, b) + r, bf16["m", 256])
+    assert not light(lambda x, w, b: F.linear(x, w, b).reshape(x.shape[0], 4, -1).transpose(1, 0, 2))

@@ -127,8 +127,8 @@ class BlockChoice:
 
     A program makes ``rows`` x ``columns`` elements, ``terms`` of their sums at a time (powers of two); with one row it is a product of a matrix and a
     vector, without matrix instructions. The sums are cut into ``parts``, which a second kernel adds up in order. Programs take ``group`` blocks
-    of rows before they move to the next columns. ``warps`` work on a program, whose loop fetches ``stages`` - 1 turns ahead. ``ValueError``
-    when that fits no GPU.
+    of rows before they move to the next columns; there are at most so many ``programs``, each of which makes one tile after the other (0: one for
+    each tile). ``warps`` work on a program, whose loop fetches ``stages`` - 1 turns ahead. ``ValueError`` when that fits no GPU.
     """
 
     rows: int
@@ -138,6 +138,7 @@ class BlockChoice:
     stages: int
     group: int = 8
     parts: int = 1
+    programs: int = 0
 
     def __post_init__(self) -> None:
         for name, most in (("rows", 512), ("columns", 4096), ("terms", 4096), ("warps", 32)):
@@ -145,9 +146,10 @@ class BlockChoice:
         _within("stages", self.stages, 1, 8)
         _within("group", self.group, 1, 64)
         _within("parts", self.parts, 1, 64)
+        _within("programs", self.programs, 0, 1 << 16)
 
     def __str__(self) -> str:
-        parts = f" parts {self.parts}" if self.parts > 1 else ""
+        parts = f" parts {self.parts}" * (self.parts > 1) + f" programs {self.programs}" * (self.programs > 0)
         return f"{self.tile} warps {self.warps} stages {self.stages} group {self.group}{parts}"
 
     @property

@@ -208,7 +208,8 @@ class AxisKind(enum.Enum):
     """How a loop runs. The meaning of a kernel does not depend on it, but for VECTOR in a Reduce (the 16-lane fold), and TILE there.
 
     DOT is for reduce axes alone: four products of bytes that one instruction may add up (K11). TILE is a dimension of the blocks of values that
-    a GPU works on; a Reduce over one folds its points in any order, so that a sum of floats is known up to rounding only (K12).
+    a GPU works on; a Reduce over one folds its points in any order, so that a sum of floats is known up to rounding only (K12). WALK is the loop in
+    which a program goes through its share of a PARALLEL one: its turns are independent, so that one may begin before the last has ended (K13).
     """
 
     PARALLEL = "parallel"
@@ -217,9 +218,11 @@ class AxisKind(enum.Enum):
     UNROLL = "unroll"
     DOT = "dot"
     TILE = "tile"
+    WALK = "walk"
 
 
 PARALLEL, SEQ, VECTOR, UNROLL, DOT, TILE = AxisKind.PARALLEL, AxisKind.SEQ, AxisKind.VECTOR, AxisKind.UNROLL, AxisKind.DOT, AxisKind.TILE
+WALK = AxisKind.WALK
 
 #: Lanes of the fixed vector fold and of one strip of a VECTOR loop, on every machine.
 LANES = 16

@@ -25,6 +25,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     TILE,
     UNROLL,
     VECTOR,
+    WALK,
     Ahead,
     Axis,
     AxisKind,
@@ -154,7 +155,21 @@ class Group:
     size: int
 
 
-Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage | Tile | Group
+@dataclass(frozen=True)
+class Walk:
+    """The innermost PARALLEL loop ``axis`` becomes ``axis.p``, at most ``programs`` of them, and the WALK loop ``axis.w`` in which each goes through
+    its turns: every ``programs``-th of all, so that turns that follow each other run at the same time.
+
+        parallel i < 300            parallel i.p < 132
+          C[i] = …                    walk i.w < (300 - i.p + 131) // 132
+                                        C[i.w * 132 + i.p] = …
+    """
+
+    axis: str
+    programs: int
+
+
+Move = Split | Chunk | Reorder | Tag | Collapse | Prefetch | Stage | Tile | Group | Walk
 
 
 @deep
@@ -191,6 +206,8 @@ def _apply_one(kernel: Kernel, move: Move, facts: SymbolFacts | None) -> Kernel:
         body = _replace(kernel, axis, axis.like(kind=move.kind))
     elif isinstance(move, Group):
         body = _group(kernel, move, facts)
+    elif isinstance(move, Walk):
+        body = _walk(kernel, move)
     else:
         body = _collapse(kernel, move)
     return with_body(kernel, Simplifier(facts).statements(body))
@@ -526,6 +543,22 @@ def _group(kernel: Kernel, move: Group, facts: SymbolFacts | None) -> tuple[Stmt
     whole = Simplifier(facts).divisor(rows.extent) % move.size == 0
     high = const(move.size) if whole else maximum(minimum(rows.extent - first, const(move.size)), const(1))
     return _replace_chain(kernel, chain, joined, {rows: first + joined % band % high, columns: joined % band // high})
+
+
+def _walk(kernel: Kernel, move: Walk) -> tuple[Stmt, ...]:
+    axis = find_axis(kernel, move.axis)
+    loop = _find_loop(kernel.body, axis)
+    if move.programs < 1:
+        raise ScheduleError(f"{move.programs} programs cannot share the turns of {axis.name}")
+    if loop is None or axis.kind is not PARALLEL or any(isinstance(s, For) and s.axis.kind in (PARALLEL, WALK) for s in loop.body):
+        raise ScheduleError(f"{axis.name} is not the innermost PARALLEL loop: there are no turns of a program to share out")
+    if axis.static_extent is not None and axis.static_extent <= move.programs:
+        return kernel.body
+    program = Axis(f"{axis.name}.p", minimum(axis.extent, const(move.programs)), PARALLEL)
+    mine = Axis(f"{axis.name}.w", (axis.extent - program + (move.programs - 1)) // move.programs, WALK)
+    at = Substitution({axis: mine * move.programs + program})
+    inner = For(mine, tuple(at.stmt(s) for s in loop.body), None if loop.guard is None else at(loop.guard))
+    return _swap(kernel.body, loop, For(program, (inner,)))
 
 
 def _directly_nested(kernel: Kernel, names: tuple[str, ...]) -> list[For]:

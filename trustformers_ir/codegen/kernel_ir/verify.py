@@ -17,6 +17,7 @@ K11 no loop is DOT. A DOT axis has extent 4 and is the last axis of a sum in i32
     of the axes before it at most one is not UNROLL.
 K12 a TILE axis has a constant extent, a power of two; below a TILE loop there are only TILE loops and stores whose index depends on it, unless its
     guard leaves one point.
+K13 a WALK loop is the only statement directly below the PARALLEL loops, and its iterations are independent like theirs (K10); no reduce axis is WALK.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     TILE,
     UNROLL,
     VECTOR,
+    WALK,
     Axis,
     Binary,
     Buffer,
@@ -130,6 +132,8 @@ class _Verifier:
                 raise self.fail("K1", f"axis {a.name} is bound twice")
             if a.kind is PARALLEL:
                 raise self.fail("K4", f"reduce axis {a.name} is PARALLEL")
+            if a.kind is WALK:
+                raise self.fail("K13", f"reduce axis {a.name} is WALK")
             if a.kind is VECTOR and position != len(r.axes) - 1:
                 raise self.fail("K7", f"VECTOR axis {a.name} is not the last axis of its {r.kind}")
             if a.kind in (UNROLL, TILE):
@@ -198,10 +202,14 @@ class _Verifier:
                 raise self.fail("K4", f"the extent of PARALLEL loop {level[0].axis.name} depends on another loop")
             top.add(level[0].axis)
             level = level[0].body
+        if top and len(level) == 1 and isinstance(level[0], For) and level[0].axis.kind is WALK:
+            top.add(level[0].axis)
         self.parallel = frozenset(top)
         for s in walk_statements(self.kernel.body):
             if isinstance(s, For) and s.axis.kind is PARALLEL and s.axis not in top:
                 raise self.fail("K4", f"PARALLEL loop {s.axis.name} is not at the top")
+            if isinstance(s, For) and s.axis.kind is WALK and s.axis not in top:
+                raise self.fail("K13", f"WALK loop {s.axis.name} is not all that stands directly below the PARALLEL loops")
 
     def independence(self) -> None:
         if not self.parallel:

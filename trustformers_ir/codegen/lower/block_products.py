@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Stmt, Store, nest, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, Axis, Binary, Expr, Reduce, Unary
-from trustformers_ir.codegen.kernel_ir.schedule import Group, Move, Reorder, Tile, apply, axes_of
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, Axis, Binary, Expr, Load, Reduce, Unary
+from trustformers_ir.codegen.kernel_ir.schedule import Group, Move, Reorder, Tile, Walk, apply, axes_of
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering
 from trustformers_ir.codegen.lower.definer import Definer
@@ -46,6 +46,11 @@ LONG_SUM = 2048  # terms from which on the largest tile pays for storing it alon
 LEAST_PARTS, MOST_PARTS, LEAST_READ = 3, 16, 96 << 10
 MOST_SUMS = 128  # of a thread: what registers hold
 HEAVY = {"ampere": 16, "hopper": 32, "cdna": 32}  # where each of them is divided
+#: Columns of the tile that leaves no room for a second program on a core: the loads for the next tile hide behind the end of this one only if one
+#: program makes both. On sm_90, 128 x 256, 4 stages (Triton 3.9): 222 to 243 registers and 224 KB, and no load is waited for at the end of a tile;
+#: up to 224 bytes are spilled where another block is read behind the sums, heads are taken apart, or ends are masked, and up to 56 where indices have
+#: 64 bits. (Seen in machine code; what it gains was not measured: no GPU was there.)
+WALKING = 256
 WASTE = 1.1  # how much more columns than there are tiles may cover
 NARROW = (DType.f16, DType.bf16, DType.i8, DType.u8)
 
@@ -65,6 +70,20 @@ class Variant:
     @property
     def launch(self) -> Launch:
         return Launch(self.choice.warps, self.choice.stages)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind a product: with how many sums of a thread it fits into registers, and whether it is so ``light`` that the loads for the next
+    tile run meanwhile (``WALKING``)."""
+
+    most_sums: int = MOST_SUMS
+    light: bool = True
+
+    @classmethod
+    def of(cls, kernel: Kernel, machine: BlockMachine) -> Behind:
+        """What stands behind the product in its plain nest."""
+        return cls(HEAVY[machine.kind] if divides(kernel) else MOST_SUMS, is_light(kernel))
 
 
 @dataclass(frozen=True)
@@ -101,15 +120,15 @@ class BlockProduct:
 
     def variants(self, machine: BlockMachine, facts: Facts, table: Mapping[ScheduleKey, Choice], kernel: Kernel) -> list[Variant]:
         """The kernels that ``kernel``, the plain nest, becomes, fewest rows first."""
-        rows, most_sums = product(self.rows), HEAVY[machine.kind] if divides(kernel) else MOST_SUMS
+        rows, behind = product(self.rows), Behind.of(kernel, machine)
         if isinstance(rows, int):
-            return [Variant(self.choose(machine, table, rows, most_sums), None)]
+            return [Variant(self.choose(machine, table, rows, behind), None)]
         low, high = facts.bounds(rows)
         found: list[Variant] = []
         above = 0
         for most in (*self.limits(machine), None):
             if most is None or low <= most:
-                chosen = self.choose(machine, table, most, most_sums)
+                chosen = self.choose(machine, table, most, behind)
                 last = most is None or high <= most
                 found.append(Variant(chosen, Condition(rows, above, None if last else most) if above or not last else None))
                 above = 0 if most is None else most
@@ -142,13 +161,15 @@ class BlockProduct:
         columns, terms = (size if isinstance(size, int) else None for size in (self.columns, self.terms))
         return ScheduleKey(self.template, self.dtype, columns, terms, rows)
 
-    def choose(self, machine: BlockMachine, table: Mapping[ScheduleKey, Choice], rows: int | None, most_sums: int = MOST_SUMS) -> Chosen:
+    def choose(self, machine: BlockMachine, table: Mapping[ScheduleKey, Choice], rows: int | None, behind: Behind | None = None) -> Chosen:
         """The choice of the table, where it has one; else that of the heuristic."""
         key = self.key(rows)
         found = table.get(key)
         if found is None:
-            choice = lighter(fitted(self.preferred(machine, key), key), machine.warp * self.sums(most_sums))
-            return Chosen(key, replace(choice, parts=self.parts(machine, choice, rows)), HEURISTIC)
+            behind = behind or Behind()
+            choice = lighter(fitted(self.preferred(machine, key), key), machine.warp * self.sums(behind.most_sums))
+            programs = machine.cores if machine.wgmma and behind.light and self.walks(choice) else 0
+            return Chosen(key, replace(choice, parts=self.parts(machine, choice, rows), programs=programs), HEURISTIC)
         assert isinstance(found, BlockChoice)
         choice = fitted(found, key)
         return Chosen(key, replace(choice, parts=whole(choice.parts, self.turns(choice))), TABLE)
@@ -161,6 +182,12 @@ class BlockProduct:
         tiles = -(-rows // choice.rows) * -(-self.columns // choice.columns)
         most = min(machine.cores // max(tiles, 1), turns * self.reads(choice) // LEAST_READ, turns, MOST_PARTS)
         return 1 if most < LEAST_PARTS else whole(next((p for p in range(most, most * 2 // 3, -1) if turns % p == 0), most), turns)
+
+    def walks(self, choice: BlockChoice) -> bool:
+        """Whether one program a core makes one tile after the other (``WALKING``): masks at the ends of columns and terms would cost the last
+        registers."""
+        whole = all(isinstance(size, int) and size % tile == 0 for size, tile in ((self.columns, choice.columns), (self.terms, choice.terms)))
+        return choice.columns == WALKING and whole and not self.lead
 
     def reads(self, choice: BlockChoice) -> int:
         """Bytes of a turn of that loop."""
@@ -234,6 +261,25 @@ def lighter(choice: BlockChoice, most: int) -> BlockChoice:
     return choice
 
 
+def is_light(kernel: Kernel) -> bool:
+    """Whether there is one result, which lies in rows like the sums and is made of them without another block of their size, by one function at most
+    that is computed by a polynomial."""
+    m, n = (next((a for a in axes_of(kernel) if a.name == name), None) for name in ("m", "n"))
+    stores = [s for s in walk_statements(kernel.body) if isinstance(s, Store)]
+    seen: set[Expr] = set()
+
+    def cost(e: Expr) -> int:
+        if e in seen or isinstance(e, Reduce):
+            return 0
+        seen.add(e)
+        block = isinstance(e, Load) and {m, n} <= {*e.free_axes, None}
+        function = isinstance(e, (Unary, Binary)) and e.dtype.is_float and expand(e) is not None
+        return 2 * block + function + sum(map(cost, e.children))
+
+    turned = any(isinstance(x, Binary) and x.op in ("floordiv", "mod") for s in stores for i in s.index for x in walk(i))
+    return len(stores) == 1 and not turned and cost(stores[0].value) <= 1
+
+
 def divides(kernel: Kernel) -> bool:
     """Whether each element is divided by another before it is stored (tanh, sigmoid). Divisions that are rounded right are calls, around which
     registers are kept: with 64 of them at once Triton's code spills (3.9, sm_80)."""
@@ -259,9 +305,16 @@ def moves(kernel: Kernel, choice: BlockChoice) -> tuple[Move, ...]:
     blocks = [name for name in ("m", "n") if name in axes and (name not in sizes or (axes[name].static_extent or sizes[name] + 1) > sizes[name])]
     outer = tuple(f"{name}.o" if name in sizes else name for name in blocks)
     order = (*outer, *(f"{name}.i" for name in ("m", "n") if name in sizes))
-    grouped = outer == ("m.o", "n.o") and choice.group > 1
     return (
         *(Tile(name, size) for name, size in sizes.items()),
         *((Reorder(order),) if len(order) > 1 else ()),
-        *((Group(outer[0], outer[1], choice.group),) if grouped else ()),
+        *in_turn(outer, choice),
     )
+
+
+def in_turn(tiles: tuple[str, ...], choice: BlockChoice) -> tuple[Move, ...]:
+    """Which programs make which tiles: the loops over them are the innermost ones of the grid."""
+    grouped = tiles == ("m.o", "n.o") and choice.group > 1
+    joined = (Group(*tiles, choice.group if grouped else 1),) if len(tiles) == 2 and (grouped or choice.programs) else ()
+    walked = (Walk("_".join(tiles), choice.programs),) if tiles and choice.programs else ()
+    return (*joined, *walked)

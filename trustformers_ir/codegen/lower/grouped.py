@@ -29,7 +29,7 @@ from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, n
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, UNROLL, VECTOR, Axis, const
 from trustformers_ir.codegen.kernel_ir.schedule import Move, Reorder, Split, Tag, apply, axes_of, tile_axis
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
-from trustformers_ir.codegen.lower.block_products import BlockProduct
+from trustformers_ir.codegen.lower.block_products import BlockProduct, in_turn
 from trustformers_ir.codegen.lower.blocks import LEAST, BlockMachine, covering, power_of_two
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
@@ -112,6 +112,7 @@ class GroupedProduct(BlockProduct):
         names = {s.axis.name for s in walk_statements(kernel.body) if isinstance(s, For)}
         order = tuple(name for name in ("n.o", "m.o", "n.i", "m.i") if name in names)
         moves: list[Move] = [Reorder(order)] if len(order) > 1 else []
+        moves += in_turn(tuple(name for name in ("n.o", "m.o") if name in names), choice)
         if not few and groups > 1 and any(a.name == "g" for a in axes_of(kernel)):
             moves += [Split("g", groups), Tag("g.i", UNROLL)]
         return apply(kernel, moves, facts)

@@ -9,6 +9,7 @@ from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk_stateme
 from trustformers_ir.codegen.kernel_ir.nodes import (
     TILE,
     UNROLL,
+    WALK,
     Axis,
     Buffer,
     CheckedIndex,
@@ -56,8 +57,9 @@ class Blocks(Writer):
         extent = self.value(axis.extent)
         name = self.axes[axis] = self.fresh(axis.name)
         inner = Scope(outside, axis, outside.indent + INDENT)
-        turns = "tl.static_range" if axis.kind is UNROLL else "range"
-        inner.lines.append(f"{outside.indent}for {name} in {turns}(0, {extent.text}):")  # where it ends up when the loop is closed
+        turns = {UNROLL: "tl.static_range", WALK: "tl.range"}.get(axis.kind, "range")
+        how = ", flatten=True" if axis.kind is WALK else ""  # one loop with the one inside, whose first loads of a turn run ahead of it
+        inner.lines.append(f"{outside.indent}for {name} in {turns}(0, {extent.text}{how}):")  # where it ends up when the loop is closed
         self.entered.append((self.scope, outside))
         self.scope = inner
 
