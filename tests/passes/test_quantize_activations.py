@@ -10,10 +10,13 @@ import pytest
 import trustformers_ir as tfir
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.block_formats import dequantize, quantize
+from trustformers_ir.ir.builder import Builder
+from trustformers_ir.ir.core import Block, Function, Module
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.rounding import fma_f32, round_to
 from trustformers_ir.ir.types import Panels
+from trustformers_ir.passes.block_planes import BlockPlanes
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.passes.pack_weights import PackWeights
@@ -86,3 +89,25 @@ def test_fma_rounds_once() -> None:
     a[:4], b[:4], c[:4] = [np.inf, np.nan, 1, 1 + 2**-23], [1, 1, np.inf, 1 + 2**-23], [-np.inf, 1, 1, 2**-60]
     want = np.array([fmaf(x, y, z) for x, y, z in zip(a, b, c, strict=True)], np.float32)
     np.testing.assert_array_equal(fma_f32(a, b, c), want)
+
+
+@pytest.mark.parametrize("format", [Format.Q8_0, Format.Q4_1, Format.Q4_0])
+def test_a_table_that_is_a_weight_as_well_is_packed_once(format: Format) -> None:
+    """Tied embeddings: rows are read from the panels of the product, with the same bits."""
+    planes = quantize(format, weight(40, 64))
+    module, block = Module("tied"), Block()
+    module.facts.declare("n")
+    module.add_function(Function("main", block))
+    build = Builder(module, block)
+    held = BlockPlanes("w", format, (40, 64), 32, lambda: dict(planes), ("test",))
+    rows = build(ops.EmbeddingBlocks(format, 32), *held.operands(module, build), block.add_arg(tfir.i64["n"], "ids"))
+    build.create(ops.Return(), rows, build(ops.LinearBlocks(format, 32), rows, *held.operands(module, build), None))
+    ids = np.array([0, 39, 16, 15, 3, 16])
+    want, _ = evaluate(module, ids)
+    np.testing.assert_array_equal(want, dequantize(format, planes)[ids])
+    exe = tfir.compile(module)
+    read = [w.name for w in exe.module.weights.values()]
+    assert len(read) == len(planes) and all("panels16" in name for name in read)
+    got, logits = exe(ids)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(logits, evaluate(exe.module, ids)[1])

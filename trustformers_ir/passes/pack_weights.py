@@ -12,7 +12,8 @@ After::
 
 The weight of a ``linear_int8`` goes into panels that are four deep, ``{panels 48 4}``: one 64-byte vector holds four neighbouring k of
 16 columns, which is what the instructions for products of bytes read. So do the codes of a ``linear_blocks_int8``; what belongs to its groups goes
-into panels of the same width. These are 16 wide: an output needs a sum in integers and one in f32.
+into panels of the same width. These are 16 wide: an output needs a sum in integers and one in f32. A table of vectors in blocks that such a product
+reads as well is packed once, for both.
 
 Packing runs when the bytes are first asked for, weight by weight. A weight that is used in another way as well is kept beside its packed form.
 """
@@ -60,6 +61,9 @@ class PackWeights(Pass):
                     self._product_int8(module, operation, log)
                 elif isinstance(operation.op, ops.LinearBlocksInt8):
                     self._product_blocks(module, operation, log)
+            for operation in function.body:
+                if isinstance(operation.op, ops.EmbeddingBlocks):
+                    self._table(module, operation, log)
 
     def _product(self, module: Module, operation: Operation, log: PassLog) -> None:
         x, right = operation.inputs[:2]
@@ -119,6 +123,27 @@ class PackWeights(Pass):
             packed = self._packed(module, weight, depth=DEPTH_INT8 if n == PLANES_AT[0] else 1, widest=LANES)
             operation.set_operand(n, builder(ops.WeightOp(packed.name)))
         log.count("weights packed")
+
+    def _table(self, module: Module, operation: Operation, log: PassLog) -> None:
+        """A table that is the weight of a product as well (the logits of tied embeddings) is read where that lies, so it is there once. A row is in
+        pieces of four bytes then, which costs some cache misses."""
+        packed = {w.origin: w for w in module.weights.values() if w.origin and w.origin[0] == "packed"}
+        found: dict[int, Weight] = {}
+        for n, value in enumerate(operation.operands[:5]):
+            weight = None if value is None else weight_of(module, value)
+            if value is None:
+                continue
+            lifted = next((w for w in module.weights.values() if w.origin == ("unsigned", weight)), weight)
+            twin = packed.get(("packed", False, lifted))
+            if weight is None or twin is None:
+                return
+            found[n] = twin
+        if not rewriting.allowed():
+            return
+        builder = Builder.before(module, operation)
+        for n, twin in found.items():
+            operation.set_operand(n, builder(ops.WeightOp(twin.name)))
+        log.count("tables read where a product has them")
 
     def _packed(self, module: Module, weight: Weight, *, transposed: bool = False, depth: int = 1, widest: int = 1 << 16) -> Weight:
         rows, columns = weight.type.shape

@@ -7,18 +7,19 @@ them are multiplied by and moved by. Activations stay as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, PLANES, Format, FormatRow, dequantize, parts
+from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, PLANES, Format, FormatRow, dequantize, parts, signed
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import INTS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype, require_same_shape
+from trustformers_ir.ir.ops.contract import unpacked
 from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
-from trustformers_ir.ir.types import TensorType
+from trustformers_ir.ir.types import Panels, TensorType
 
 CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
 #: the planes as operands, in the order of ``PLANES``
@@ -77,6 +78,21 @@ def planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[Tens
     planes = [TensorType((n, shapes[p][1]), row.planes[p].dtype) if p in shapes else None for p in PLANES]
     low, high = _RANGES.get(format, ({}, {}))
     return planes, {"codes": 0, "low_steps": 0.0, **low}, {"codes": 255, "low_steps": 63.0, **high}
+
+
+def packed_sample(
+    format: Format, n: Dim, k: int, group: int, width: int = 16
+) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
+    """The same with unsigned codes, in panels of ``width`` columns; 0: as they are."""
+    planes, low, high = planes_sample(format, n, k, group)
+    assert planes[0] is not None
+    if planes[0].dtype is DType.i8:
+        planes[0] = planes[0].with_dtype(DType.u8)
+        low, high = ({**bound, "codes": bound["codes"] + 128} for bound in (low, high))
+    if width:
+        laid = (Panels(width, 4), *([Panels(width)] * 4))
+        planes = [None if p is None else TensorType(p.shape, p.dtype, layout) for p, layout in zip(planes, laid, strict=True)]
+    return planes, low, high
 
 
 _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
@@ -193,11 +209,12 @@ class EmbeddingBlocks(InBlocks):
     """``y[i] = w[ids[i]]`` in f32, rows of a table in blocks: ``w = scale * steps * (code - zero) + low`` in the given format, computed in f32 as
     ``ir/block_formats.py: dequantize`` does, to the bit.
 
-    ``group`` is the number of elements that share a scale. Absent planes are 1 or 0.
+    ``group`` is the number of elements that share a scale. Absent planes are 1 or 0. Codes that have a sign may be stored as u8, 128 higher, and
+    planes may be packed: as ``linear_blocks_int8`` reads the same matrix.
     """
 
     mnemonic = "embedding_blocks"
-    operands = (*PLANE_OPERANDS, Operand("ids", INTS))
+    operands = (*(replace(p, any_layout=True) for p in PLANE_OPERANDS), Operand("ids", INTS))
     constraints = {
         1: "codes is a matrix with a constant number of columns",
         3: "the elements of a row are a multiple of the format's blocks",
@@ -220,8 +237,10 @@ class EmbeddingBlocks(InBlocks):
         self.require(1, isinstance(columns, int), str(codes))
         assert isinstance(columns, int)
         self.require_group()
-        k = columns * self.row.planes["codes"].per
-        self.require_planes(ctx, codes.shape[0], k, codes, scale, low, steps, low_steps)
+        plane = self.row.planes["codes"]
+        k = columns * plane.per
+        given = codes if self.row.paired or codes.dtype is not DType.u8 else codes.with_dtype(plane.dtype)
+        self.require_planes(ctx, codes.shape[0], k, given, scale, low, steps, low_steps)
         return (TensorType((*ids.shape, k), DType.f32),)
 
     def reference(
@@ -234,22 +253,34 @@ class EmbeddingBlocks(InBlocks):
         low_steps: np.ndarray | None,
         ids: np.ndarray,
     ) -> Any:
-        given = self.planes_of(codes, scale, low, steps, low_steps)
-        picked = resolve_indices(self, ids, codes.shape[0]).reshape(-1)
-        rows = {name: p[picked].astype(self.row.planes[name].dtype.numpy) for name, p in given.items()}
+        stored = self.planes_of(codes, scale, low, steps, low_steps)
+        types = dict(zip(PLANES, ctx.operands, strict=False))
+        assert types["codes"] is not None
+        n = ctx.size(types["codes"].shape[0])
+        shapes = self.row.shapes(n, ctx.result_shape[-1], self.group)
+        picked = resolve_indices(self, ids, n).reshape(-1)
+        rows = {}
+        for name, plane in stored.items():
+            type = types[name]
+            assert type is not None
+            found = unpacked(plane, type.layout, shapes[name])[picked]
+            lifted = name == "codes" and type.dtype is not self.row.planes[name].dtype
+            rows[name] = signed(self.row, found.astype(np.uint8)) if lifted else found.astype(self.row.planes[name].dtype.numpy)
         found = dequantize(self.format, rows, self.group)
         return found.reshape(*ids.shape, found.shape[1])
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        def sample(format: Format, rows: Dim, k: int, ids: TensorType, group: int = 0) -> Sample:
+        def sample(format: Format, rows: Dim, k: int, ids: TensorType, group: int = 0, packed: bool = False) -> Sample:
             group = FORMATS[format].group or group
-            planes, low, high = planes_sample(format, rows, k, group)
+            planes, low, high = (packed_sample if packed else planes_sample)(format, rows, k, group)
             return Sample(cls(format, group), (*planes, ids), {**low, "ids": -5}, {**high, "ids": 4})
 
         i64, i32 = DType.i64, DType.i32
         yield sample(Format.Q8_0, 5, 64, i64["b", "s"])
+        yield sample(Format.Q8_0, 20, 64, i64[7], packed=True)
         yield sample(Format.Q4_0, 5, 96, i64[3])
+        yield sample(Format.Q4_1, 20, 64, i64["n"], packed=True)
         yield sample(Format.Q4_1, 7, 32, i32["n"])
         yield sample(Format.Q4_K, 5, 512, i64["n"])
         yield sample(Format.Q3_K, 5, 256, i64["n"])

@@ -16,13 +16,13 @@ import numpy as np
 from trustformers_ir.ir.block_formats import FORMATS, Format, parts, signed, unpair
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.ops.blocks import CODES, PLANE_OPERANDS, InBlocks, planes_sample
+from trustformers_ir.ir.ops.blocks import CODES, PLANE_OPERANDS, InBlocks, packed_sample
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_shape
 from trustformers_ir.ir.ops.contract import unpacked
 from trustformers_ir.ir.ops.quantized import F32, I8, I32, MOST_TERMS, SMALLEST_SCALE
 from trustformers_ir.ir.rounding import fma_f32
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
-from trustformers_ir.ir.types import Panels, TensorType
+from trustformers_ir.ir.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,7 @@ class LinearBlocksInt8(InBlocks):
             group = FORMATS[format].group or group
             k = q.shape[-1]
             assert isinstance(k, int)
-            planes, low, high = planes_sample(format, n, k, group)
-            assert planes[0] is not None
-            if planes[0].dtype is DType.i8:
-                planes[0] = planes[0].with_dtype(DType.u8)
-                low, high = ({**bound, "codes": bound["codes"] + 128} for bound in (low, high))
-            if width:
-                laid = (Panels(width, 4), *([Panels(width)] * 4))
-                planes = [None if p is None else TensorType(p.shape, p.dtype, layout) for p, layout in zip(planes, laid, strict=True)]
+            planes, low, high = packed_sample(format, n, k, group, width)
             about = TensorType((*q.shape[:-1], k // group), DType.f32)
             types = (q, about, about.with_dtype(DType.i32), about, *planes, TensorType((n,), DType.f32) if bias else None)
             sums = 127 * group

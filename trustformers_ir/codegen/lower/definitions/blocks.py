@@ -25,11 +25,14 @@ class Rows:
         self, d: Definer, op: ops.LinearBlocks | ops.LinearBlocksInt8 | ops.EmbeddingBlocks, planes: Sequence[Value | None], n: Expr, k: int
     ) -> None:
         self.d, self.row, self.n, self.groups = d, op.row, n, k // op.group
-        _, self.scale, self.low, self.steps, self.low_steps = planes
+        codes, self.scale, self.low, self.steps, self.low_steps = planes
+        assert codes is not None
+        self.codes = codes
 
     def signed(self, codes: Sequence[Expr], g: Expr) -> list[Expr]:
-        """Codes of group g in f32, less its zero point."""
-        zero = self._at(self.low, g) if self._zeros else self.row.zero
+        """Codes of group g in f32, less its zero point, which is 128 more where a sign has been lifted."""
+        lifted = 0 if self.row.paired or self.codes.type.dtype is not DType.u8 else 128
+        zero = self._at(self.low, g) if self._zeros else self.row.zero + lifted
         found = [cast(c, DType.f32) for c in codes]
         return found if isinstance(zero, int) and not zero else [c - zero for c in found]
 
