@@ -7,7 +7,7 @@ Triton's own code wants. One launch after the other uses the same place, since t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,8 +118,7 @@ class _Planner:
         self.weights = weights
         self.facts: Facts = code.module.facts
         self.number = {w.name: n for n, w in enumerate(weights)}
-        alike = {(code.number(c), tuple(r.type for r in c.arguments), c.when): c for p in code.programs for c in p.calls}
-        self.calls = list(alike.values())  # of layers one each
+        self.calls = list({self.alike(c): c for p in code.programs for c in p.calls}.values())
         for c in self.calls:
             self.check_reach(c)
 
@@ -222,7 +221,15 @@ class _Planner:
 
     def infos(self, program: Program) -> tuple[KernelInfo, ...]:
         """What reports say of the calls."""
-        return tuple(KernelInfo(self.emitted(c).name, c.label, c.location, c.flops, c.bytes) for c in program.calls)
+        known: dict[Hashable, Dim] = {}
+        for c in program.calls:
+            if self.alike(c) not in known:
+                known[self.alike(c)] = c.bytes
+        return tuple(KernelInfo(self.emitted(c).name, c.label, c.location, c.flops, known[self.alike(c)]) for c in program.calls)
+
+    def alike(self, c: KernelCall) -> Hashable:
+        """Equal for calls of different layers that differ in places alone."""
+        return self.code.number(c), tuple(r.type for r in c.arguments), c.when
 
 
 def check_shared(code: GpuCode, binaries: Iterable[Binary]) -> None:

@@ -57,8 +57,9 @@ def encode(module: DeviceModule, codes: Mapping[str, Sequence[bytes]]) -> bytes:
     """The bytes of the section. ``codes`` has the machine code of each kernel by its name, narrow first; the places in the module are filled in."""
     text = module.text.encode()
     kernels, end = module.kernels, 0
+    functions = encoded(module.functions, tuple[DeviceFunction, ...])  # the same in each turn, and most of it
     while True:  # the plan tells where code lies, and its length where code begins
-        plan = canonical(encoded(_Plan(kernels, module.functions), _Plan))
+        plan = canonical({"functions": functions, "kernels": encoded(kernels, tuple[DeviceKernel, ...])})
         begin = aligned(_HEAD.size + len(plan) + len(text))
         if begin == end:
             break
