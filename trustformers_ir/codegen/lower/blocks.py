@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, TILE, VECTOR, Axis, Expr, Reduce
-from trustformers_ir.codegen.kernel_ir.schedule import apply, axes_of, retag, tile_axis
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, TILE, VECTOR, Axis, Binary, Expr, Reduce
+from trustformers_ir.codegen.kernel_ir.schedule import Reorder, apply, axes_of, retag, tile_axis
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts
 from trustformers_ir.codegen.lower.definer import Arithmetic, Definer
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
@@ -24,6 +24,8 @@ LINE = 1024  # elements of a block of a nest without folds
 ROW = 16384  # most elements of a row that is one block
 PART = 4096  # elements of a block of a longer row; of one whose length is not known ``LINE``
 COLUMNS = 4096  # most elements of a block of columns, each of which is folded by itself
+WIDTH = 64  # columns of a block in which each is folded by itself, in parts
+HEIGHT = 128  # elements above each other that are one block
 SHORT = 2048  # elements up to which a program takes several rows
 LEAST = 16  # of each side of a product of blocks
 THREAD = 16  # elements of a row that a thread holds, where there are threads enough
@@ -104,6 +106,8 @@ def in_blocks(kernel: Kernel, machine: BlockMachine, facts: SymbolFacts | None) 
     """
     of_rows = any(isinstance(n, Reduce) and any(a.kind is VECTOR for a in n.axes) for n in _nodes(kernel))
     longest = ROW if of_rows else COLUMNS
+    if not of_rows and _folds_columns(kernel):
+        kernel = _columns(kernel, facts)
     while True:
         loops = {s.axis for s in walk_statements(kernel.body) if isinstance(s, For)}
         axis = next((a for a in axes_of(kernel) if a.kind is VECTOR), None)
@@ -119,6 +123,40 @@ def in_blocks(kernel: Kernel, machine: BlockMachine, facts: SymbolFacts | None) 
     if of_rows:
         kernel = _several_rows(kernel, machine, facts)
     return apply(kernel, (), facts), Launch(machine.row_warps(_widest(kernel)))
+
+
+def _folds_columns(kernel: Kernel) -> bool:
+    """Whether each element of a row is folded with those above and below it: along other axes than the last, and not as a product of matrices."""
+    reduces = [n for n in _nodes(kernel) if isinstance(n, Reduce)]
+    products = any(isinstance(n.body, Binary) and n.body.op == "mul" and n.kind == "sum" for n in reduces)
+    return bool(reduces) and not products and not kernel.scratch and all(a.kind is SEQ for n in reduces for a in n.axes)
+
+
+def _columns(kernel: Kernel, facts: SymbolFacts | None) -> Kernel:
+    """The kernel with blocks of neighbouring columns, and of what is folded or looped over above them: all of it where that is little, else parts,
+    which loops add up. One column after the other would be read in pieces of one element."""
+    for vector in [a for a in axes_of(kernel) if a.kind is VECTOR]:
+        kernel = retag(kernel, vector, PARALLEL)
+    loops = [s.axis for s in walk_statements(kernel.body) if isinstance(s, For)]
+    if not any(a.kind is PARALLEL for a in loops):
+        return kernel
+    columns = next(a for a in reversed(loops) if a.kind is PARALLEL)
+    reduces = [n for n in _nodes(kernel) if isinstance(n, Reduce)]
+    around = {a for n in reduces for a in (*n.free_axes, *(b for own in n.axes for b in own.extent.free_axes))}  # of which other folds are made
+    along = dict.fromkeys([n.axes[-1] for n in reduces if n.axes[-1] not in around] + [a for a in loops[-1:] if a.kind is SEQ])
+    if not along:
+        return kernel
+    heights = [a.static_extent if a.static_extent is not None else HEIGHT + 1 for a in along]
+    whole = max(heights) <= HEIGHT
+    height = power_of_two(max(heights)) if whole else SHORT // WIDTH
+    for a, size in zip(along, heights, strict=True):
+        if whole or not _is_place(kernel, a):
+            kernel = tile_axis(kernel, a, power_of_two(size) if whole else height, facts)
+    width = min(SHORT // height, LINE, LINE if columns.static_extent is None else power_of_two(columns.static_extent))
+    kernel = tile_axis(kernel, columns, width, facts)
+    loops = [s.axis for s in walk_statements(kernel.body) if isinstance(s, For)]
+    inside = [a.name for kind in (PARALLEL, SEQ, TILE) for a in loops if a.kind is kind]  # a loop goes round blocks
+    return apply(kernel, (Reorder(tuple(inside)),), facts) if inside != [a.name for a in loops] else kernel
 
 
 def _is_double(kernel: Kernel, axis: Axis) -> bool:
