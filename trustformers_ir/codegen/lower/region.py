@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, Kernel, Stmt, Store, nest, walk_statements
-from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Binary, Buffer, Expr, Load, Reduce, Unary
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, PARALLEL, SEQ, UNROLL, Axis, Binary, Buffer, Expr, Load, Reduce, Unary, const
 from trustformers_ir.codegen.kernel_ir.schedule import Move, Split, Stage, Tag, apply, axes_of
 from trustformers_ir.codegen.kernel_ir.simplify import SymbolFacts, simplify_kernel, symbol_facts
 from trustformers_ir.codegen.lower import definitions, flash_tiles
@@ -32,7 +32,7 @@ from trustformers_ir.codegen.lower.nest import flat_nest, group_nest, is_flat, r
 from trustformers_ir.codegen.lower.ordered import ORDERED
 from trustformers_ir.codegen.lower.packed_blocks import PackedBlocks
 from trustformers_ir.codegen.lower.part_sums import PartSums, joined
-from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, gemm_schedule, prefetch_schedule
+from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, expert_schedule, gemm_schedule, prefetch_schedule
 from trustformers_ir.codegen.math import expand
 from trustformers_ir.codegen.program import LAUNCH, Launch, Temporary
 from trustformers_ir.ir import ops
@@ -316,6 +316,13 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
             moves = (*matrix.moves(g.d, chosen.choice), *((Stage("m.i"),) if matrix.products > 1 or _is_long(lowered.kernel) else ()))
             return replace(lowered, kernel=apply(lowered.kernel, moves, ctx.symbol_facts), schedule=chosen)
         g.again()  # the plain definition serves
+    if anchor is not None and isinstance(anchor.op, ops.ExpertMatMul) and shape == anchor.result.type.shape:
+        rows = [const(0) if size == 1 else Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(shape[:-1])]
+        n = Axis("n", dim_expr(shape[-1]), SEQ)
+        lowered = g.finish(nest([*(a for a in rows if isinstance(a, Axis)), n], *g.emit((*rows, n))))
+        if _is_product(lowered.kernel):
+            return replace(lowered, kernel=apply(lowered.kernel, expert_schedule(), ctx.symbol_facts))
+        g.again()
     flat = all(o.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.CONSTANT) for o in g.body if not o.op.terminator)
     if flat and is_flat(shape, g.body.args) and all(not o.views for o in g.outputs):
         return g.finish(flat_nest(g.d, shape, g.emit))

@@ -170,6 +170,22 @@ def gemm_schedule(choice: TileChoice, most_rows: int | None = None) -> tuple[Mov
     )
 
 
+def expert_schedule() -> tuple[Move, ...]:
+    """Several vectors of columns for the naive nest ``rows…, n`` of products by chosen matrices: as many chains of sums side by side, over neighbours
+    in memory. Rows have a matrix each, so no tile of rows shares one; parts of columns are cut over the workers as well.
+
+    Measured, Mixtral of 2 layers, 512 wide, 2 of 8 experts of 1024, f32, 2 threads, against one vector and rows alone, best ms: a token 0.66 (2.3),
+    128 tokens 109 (225). A LLaMA with as much to compute takes 15 for 128: tokens of one expert do not share what is read of it yet.
+    """
+    return (
+        Split("n", EXPERT_COLUMNS, GUARD),
+        Split("n.i", LANES, GUARD),
+        Tag("n.o", PARALLEL_KIND),
+        Tag("n.i.o", UNROLL),
+        Tag("n.i.i", VECTOR),
+    )
+
+
 def dot_schedule(choice: TileChoice, most_rows: int | None = None) -> tuple[Move, ...]:
     """The same for bytes, whose panels are four deep: four k at a time are one DOT step."""
     return (*gemm_schedule(choice, most_rows), Split("k", 4, GUARD), Tag("k.i", DOT))
@@ -188,6 +204,7 @@ def prefetch_schedule(weight: str, choice: TileChoice, key: ScheduleKey) -> tupl
 
 PANEL_LIMIT = 200_000  # bytes of a panel that leaves room for the next one: a fifth of L2
 PANEL_MOST = 640 << 10  # bytes of a panel beyond which two of them would drive each other out of an L2 of 1 MB
+EXPERT_COLUMNS = 128  # that a row takes of its expert at once
 BLOCK_ROWS = 6  # of a tile of products by weights in blocks
 NEAR_BLOCKS = 4 << 10  # bytes ahead of which their codes are fetched
 NEAR = 16 << 10  # bytes ahead of a single tile over panels above PANEL_LIMIT, and of all tiles above PANEL_MOST
