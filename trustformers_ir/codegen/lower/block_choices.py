@@ -68,7 +68,7 @@ def neighbours(machine: BlockMachine, key: ScheduleKey, choice: Choice) -> list[
     if isinstance(choice, FlashChoice):
         found.extend(_flash(key, choice))
     elif isinstance(choice, BlockChoice):
-        found.extend(_real(key, fitted(c, key)) for c in _blocks(key, choice))
+        found.extend(_real(key, fitted(c, key)) for c in _blocks(machine, key, choice))
     return [c for c in dict.fromkeys(found) if c != choice and misfit(machine, key, c) is None]
 
 
@@ -90,7 +90,7 @@ def _flash(key: ScheduleKey, c: FlashChoice) -> Iterator[FlashChoice]:
             yield from _changed(c, queries=queries, warps=warps)
 
 
-def _blocks(key: ScheduleKey, c: BlockChoice) -> Iterator[BlockChoice]:
+def _blocks(machine: BlockMachine, key: ScheduleKey, c: BlockChoice) -> Iterator[BlockChoice]:
     for stages in (c.stages + 1, c.stages - 1):
         yield from _changed(c, stages=stages)
     for warps in (c.warps // 2, c.warps * 2):
@@ -106,6 +106,9 @@ def _blocks(key: ScheduleKey, c: BlockChoice) -> Iterator[BlockChoice]:
             yield from _changed(c, rows=rows)
             yield from _changed(c, rows=rows, warps=c.warps * rows // c.rows)
             yield from _changed(c, rows=rows, columns=c.columns * c.rows // rows)
+    if c.rows > 1 and key.rows is None:  # many tiles: one program a core makes one after the other, or each has its own
+        for programs in (0, machine.cores):
+            yield from _changed(c, programs=programs)
     for group in GROUPS:
         yield from _changed(c, group=group)
     if key.rows is not None:  # sums in parts pay where there are few tiles
