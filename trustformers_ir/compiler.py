@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.codegen import build as building
+from trustformers_ir.codegen.export.gguf.write import Written
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
@@ -26,6 +27,7 @@ from trustformers_ir.codegen.triton import build as gpu
 from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.aot import Workers
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
+from trustformers_ir.exporter import export as write_export
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.generation import end_tokens
@@ -525,6 +527,14 @@ def _tune_gpu(model: Any, inputs: Mapping[str, np.ndarray], request: Request, ta
 
         around = functools.partial(block_choices.neighbours, gpu.machine_of(target))
         return Search(build, around, target.chip, inputs, budget, usable).run()
+
+
+# --- exporting ---------------------------------------------------------------------------------------------------------------------
+
+
+def export(model: Any, path: str, quantize: Any, dtype: Any) -> Written:
+    """See :func:`trustformers_ir.export`."""
+    return write_export(model, path, quantize, dtype)
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------

@@ -198,6 +198,16 @@ def test_bad_requests(capsys: pytest.CaptureFixture[str], words: list[str], code
     assert sorted(Path().iterdir()) == before
 
 
+def test_export(capsys: pytest.CaptureFixture[str]) -> None:
+    small = "random:llama?hidden_size=32&num_hidden_layers=1&num_attention_heads=2&vocab_size=64&intermediate_size=32"
+    status, out, err = tfc(capsys, "export", small, "-o", "m.gguf", "--quantize", "q8_0", "--json")
+    told = json.loads(out)
+    assert status == 0 and told["tensors"] == {"Q8_0": 9, "F32": 3} and told["bytes"] == Path("m.gguf").stat().st_size
+    assert "m.gguf: " in err and "9 Q8_0, 3 F32" in err
+    assert tfc(capsys, "export", "m.gguf", "-o", "again.gguf")[0] == 0
+    assert Path("again.gguf").read_bytes() == Path("m.gguf").read_bytes()
+
+
 def test_a_lying_array_header_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     np.save("x.npy", np.zeros(4, np.float32))
     data = Path("x.npy").read_bytes().replace(b"(4,), }             ", b"(400000000000000,), }", 1)

@@ -34,10 +34,12 @@ MAX_INDEX = 32 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that fits its architecture, ready to be traced. ``ignored`` are names in the files that have no meaning for it."""
+    """A checkpoint that fits its architecture, ready to be traced. ``config`` is its config.json, ``sizes`` what the family read in it. ``ignored``
+    are names in the files that have no meaning for it."""
 
     folder: Path
     config: Mapping[str, Any]
+    sizes: Any
     architecture: str
     model: Model
     weights: Mapping[str, Weight]
@@ -89,7 +91,7 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
     if settings is not None:
         model = SentenceEncoder(model, settings.poolings, settings.normalize)
         metadata |= {} if settings.max_length is None else {"max_seq_length": str(settings.max_length)}
-    return Checkpoint(folder.path, raw, chosen, model, weights, ignored, metadata)
+    return Checkpoint(folder.path, raw, config, chosen, model, weights, ignored, metadata)
 
 
 # --- config.json -------------------------------------------------------------------------------------------------------------------

@@ -36,9 +36,10 @@ _OWN = ("preset", "seed", "architecture", "dtype")
 
 @dataclass(frozen=True)
 class RandomModel:
-    """A model before it is traced, and a weight for each of its parameters."""
+    """A model before it is traced, and a weight for each of its parameters. ``config`` is what the family read."""
 
     model_type: str
+    config: Any
     architecture: str
     model: Model
     weights: Mapping[str, Weight]
@@ -52,8 +53,9 @@ def random_model(spec: str, dtype: DType | None = None, generation: bool = False
     return traced(made.model, made.weights, f"random_{made.model_type}", about, generation)
 
 
-def untraced_model(spec: str, dtype: DType | None = None) -> RandomModel:
-    """What ``random_model`` traces. The arrays of the weights are made when they are first asked for."""
+def untraced_model(spec: str, dtype: DType | None = None, missing: str | None = None) -> RandomModel:
+    """What ``random_model`` traces. The arrays of the weights are made when they are first asked for. ``missing`` is the architecture of a text that
+    names none (the one without a task)."""
     model_type, fields = _parsed(spec)
     family = find_family(model_type, code=Code.RANDOM_MODEL)
     own = {name: fields.pop(name) for name in _OWN if name in fields}
@@ -68,7 +70,7 @@ def untraced_model(spec: str, dtype: DType | None = None) -> RandomModel:
             help = f"did you mean '{near[0]}'?" if near else f"the fields are {', '.join(sorted(reader.asked))}"
             problems.add(Code.RANDOM_MODEL, f"a {model_type} has no field '{name}'", help=help)
     seed = settings.whole("seed", 0, low=0)
-    architecture = settings.choice("architecture", family.architectures, family.backbone)
+    architecture = settings.choice("architecture", family.architectures, missing or family.backbone)
     stored = DType.parse(settings.choice("dtype", ("f16", "bf16", "f32", "f64"), "f32"))
     problems.check()
     parameters = Parameters()
@@ -77,7 +79,7 @@ def untraced_model(spec: str, dtype: DType | None = None) -> RandomModel:
     if size > MAX_BYTES:
         raise CompilerError.of(Code.RANDOM_MODEL, f"the model has {size >> 30} GiB of weights, more than the {MAX_BYTES >> 30} that are allowed")
     weights = {p.name: Weight(p.name, p.type.with_dtype(stored), _filled(p, seed, stored)) for p in parameters}
-    return RandomModel(model_type, architecture, model, weights)
+    return RandomModel(model_type, config, architecture, model, weights)
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:

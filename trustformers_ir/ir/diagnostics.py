@@ -157,6 +157,7 @@ class Code(enum.Enum):
     RANDOM_MODEL = (6011, "bad random model", "`random:<model_type>[?key=value]` names no architecture, or a field that it does not have.")
     BAD_ENVIRONMENT = (6012, "bad environment variable", "An environment variable has a value that it does not take.")
     FETCH = (6013, "model could not be fetched", "A model package could not be downloaded, or its checksum is wrong.")
+    CANNOT_EXPORT = (6014, "model cannot be exported", "The other format has no way to say what the model is, or to hold its numbers.")
     CHECK_FAILED = (6100, "check did not hold", "A comparison or a gate that was asked for did not hold.")
 
     # 9xxx: our bugs
@@ -306,6 +307,7 @@ ADVICE = {
     Code.RANDOM_MODEL: "they look like random:bert?hidden_size=96&num_hidden_layers=2",
     Code.BAD_ENVIRONMENT: "docs/environment.md lists the variables",
     Code.FETCH: "look at the network, and try again",
+    Code.CANNOT_EXPORT: "docs/gguf.md says what GGUF files can hold",
     Code.CHECK_FAILED: "look at the differences that were printed",
 }
 """What to do about a problem whose diagnostic has no better help. Bugs of ours (9xxx) are to be reported."""

@@ -72,12 +72,16 @@ class GgufTensor:
 
 
 class GgufFile(Mapping[str, GgufTensor]):
-    """A model that has been checked and mapped: its tensors by name, in the order of the files. ``metadata`` is that of the first file."""
+    """A model that has been checked and mapped: its tensors by name, in the order of the files. ``metadata`` is that of the first file, ``types`` the
+    numbers of the types of its values."""
 
-    def __init__(self, path: Path, version: int, metadata: Mapping[str, Value], tensors: Mapping[str, GgufTensor]) -> None:
+    def __init__(
+        self, path: Path, version: int, metadata: Mapping[str, Value], tensors: Mapping[str, GgufTensor], types: Mapping[str, int] | None = None
+    ) -> None:
         self.path = path
         self.version = version
         self.metadata = metadata
+        self.types = types or {}
         self._tensors = tensors
 
     def __str__(self) -> str:
@@ -97,6 +101,7 @@ class GgufFile(Mapping[str, GgufTensor]):
 class _Part:
     version: int
     metadata: dict[str, Value]
+    types: dict[str, int]
     tensors: dict[str, GgufTensor]
 
     def whole(self, key: str, missing: int) -> int:
@@ -111,8 +116,8 @@ def open_gguf(path: str | Path) -> GgufFile:
     first = _part(path)
     count = first.whole("split.count", 1)
     if count == 1 or "split.count" not in first.metadata:
-        return GgufFile(path, first.version, first.metadata, first.tensors)
-    return GgufFile(path, first.version, first.metadata, _all_parts(path, first, count))
+        return GgufFile(path, first.version, first.metadata, first.tensors, first.types)
+    return GgufFile(path, first.version, first.metadata, _all_parts(path, first, count), first.types)
 
 
 # --- several files -------------------------------------------------------------------------------------------------------
@@ -172,8 +177,8 @@ def _part(path: Path) -> _Part:
             raise CompilerError.of(Code.GGUF_TRUNCATED, message, Where(file=place, offset=at), TRUNCATED_HELP)
         if count > most:
             raise r.error(f"the file is said to hold {count} {what}, more than {most}", at)
-    metadata = _metadata(r, keys)
-    return _Part(version, metadata, _tensors(r, tensors, _alignment(r, metadata)))
+    metadata, types = _metadata(r, keys)
+    return _Part(version, metadata, types, _tensors(r, tensors, _alignment(r, metadata)))
 
 
 def _version(r: Reader) -> int:
@@ -189,15 +194,18 @@ def _version(r: Reader) -> int:
     return version
 
 
-def _metadata(r: Reader, count: int) -> dict[str, Value]:
+def _metadata(r: Reader, count: int) -> tuple[dict[str, Value], dict[str, int]]:
+    """The values, and the numbers of their types."""
     out: dict[str, Value] = {}
+    types: dict[str, int] = {}
     for _ in range(count):
         at = r.at
         key = r.text("a key", MAX_KEY)
         if not key or key in out:
             raise r.error(f"the key '{key}' is there twice" if key else "a key is empty", at)
-        out[key] = r.value(r.whole("I", f"the type of '{key}'"), f"'{key}'")
-    return out
+        types[key] = r.whole("I", f"the type of '{key}'")
+        out[key] = r.value(types[key], f"'{key}'")
+    return out, types
 
 
 def _alignment(r: Reader, metadata: Mapping[str, Value]) -> int:

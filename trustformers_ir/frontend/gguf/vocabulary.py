@@ -20,6 +20,7 @@ from trustformers_ir.frontend.gguf.metadata import Texts, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
 PREFIX = "tokenizer.ggml."
+NO_VOCABULARY = "none"  # the model of a file without a tokenizer
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # types of tokens
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
@@ -67,7 +68,7 @@ CUTS: Mapping[str, Cut] = {
 
 def tokenizer_json(file: GgufFile) -> str | None:
     """The tokenizer of a file; None when it has none. ``TOKENIZER_INVALID`` when its parts do not fit, or its kind is not known."""
-    if f"{PREFIX}model" not in file.metadata:
+    if file.metadata.get(f"{PREFIX}model", NO_VOCABULARY) == NO_VOCABULARY:
         return None
     return json.dumps(_Vocabulary(file).tokenizer(), ensure_ascii=False)
 

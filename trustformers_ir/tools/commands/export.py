@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
 
+import trustformers_ir as tfir
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Model, Quantize
+from trustformers_ir.tools.commands.options import Json, Model
 
 FORMATS = (".onnx", ".gguf", ".mlpackage", ".mlir")
 
 
 def export(
     model: Model,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.onnx, *.gguf, *.mlpackage or *.mlir.")],
-    quantize: Quantize = None,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf; later *.onnx, *.mlpackage or *.mlir.")],
+    quantize: Annotated[
+        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="as stored")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of matrices that are not quantized: f32, f16 or bf16.")] = None,
+    json: Json = False,
 ) -> None:
     """Write MODEL for another system."""
     if not output.endswith(FORMATS):
         raise console.usage(f"'{output}' is of no format that can be exported", f"the formats are {', '.join(FORMATS)}")
-    raise console.not_built(f"exporting to {output[output.rindex('.') :]}")
+    started = time.perf_counter()
+    with console.progress("exporting"):
+        made = tfir.export(model, output, quantize=quantize, dtype=dtype)
+    seconds = time.perf_counter() - started
+    tensors = ", ".join(f"{count} {kind}" for kind, count in made.kinds.items())
+    console.say(f"{output}: {console.quantity(made.bytes)}, tensors: {tensors}, in {seconds:.2f} s")
+    if json:
+        console.print_json({"model": model, "output": output, "bytes": made.bytes, "tensors": made.kinds, "seconds": seconds})
