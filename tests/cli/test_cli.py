@@ -54,6 +54,7 @@ class Toy:
         self.sections: dict[str, Any] = {}
         self.variants, self.stored = (self,), ()
         self.threads = 1
+        self.entries = (entry.name,)
         self.error = error
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
@@ -176,7 +177,7 @@ def test_opt(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "m.tfc", "--input", "x=m.tfir"], Code.BAD_ARRAY),
         (["run", "m.tfc", "--input", "x=."], Code.UNREADABLE),
         (["run", "m.tfc", "--output", "e.csv"], Code.USAGE),
-        (["run", "m.tfc", "--prompt", "Once"], Code.NOT_BUILT),
+        (["run", "m.tfc", "--prompt", "Once"], Code.USAGE),
         (["run", "m.tfc", "--text", "hello"], Code.USAGE),
         (["run", "m.tfc"], Code.INPUT_COUNT),
         (["verify", "m.tfir"], Code.USAGE),

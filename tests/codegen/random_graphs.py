@@ -328,7 +328,8 @@ def size_of(fact: SymbolFact, sizes: Sequence[int], rng: np.random.Generator) ->
 
 # --- regions -----------------------------------------------------------------------------------------------------------------------------
 
-ANCHORS = (FusionKind.CONTRACTION, FusionKind.ATTENTION, FusionKind.OPAQUE)
+ORDERED = (FusionKind.OPAQUE, FusionKind.WRITE)
+ANCHORS = (FusionKind.CONTRACTION, FusionKind.ATTENTION, *ORDERED)
 
 
 def fuse(module: Module, rng: np.random.Generator) -> bool:
@@ -352,7 +353,7 @@ def legal(run: list[Operation]) -> int:
         anchors += o.op.fusion in ANCHORS
         if anchors > 1:
             return n
-        if o.op.fusion is FusionKind.OPAQUE:
+        if o.op.fusion in ORDERED:
             alone = all(not o2.results or all(u in run[: n + 1] for v in o2.results for u in v.users) for o2 in run[:n])
             return n + 1 if alone else max(n, 1)
     return len(run)

@@ -31,7 +31,7 @@ SHOWN_REQUEST = 200  # characters of the command line in a message
 COMMANDS = {
     "compile": "Compile MODEL into an artifact that runs without the compiler.",
     "run": "Run MODEL, compiling it first unless it is an artifact.",
-    "eval": "Measure how well a language model predicts a text.",
+    "eval": "Measure how well MODEL predicts a text.",
     "verify": "Check that files compute the same function.",
     "inspect": "Show what a file holds: inputs, outputs, weights, ops, kernels.",
     "opt": "Run passes over FILE and print the result.",
@@ -39,7 +39,7 @@ COMMANDS = {
     "export": "Write MODEL for another system.",
     "bench": "Time MODEL.",
     "tune": "Find faster schedules for MODEL on this machine.",
-    "cache": "Show or clear the compiled checkpoints that are kept.",
+    "cache": "Show or clear the compiled checkpoints and kernels that are kept.",
 }
 
 

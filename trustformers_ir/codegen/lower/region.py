@@ -21,7 +21,7 @@ from trustformers_ir.codegen.lower.attention_one import is_one_query, one_query_
 from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BLOCKS, BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.cache import write_nest
-from trustformers_ir.codegen.lower.definer import PORTABLE, Definer, Sites, require_native
+from trustformers_ir.codegen.lower.definer import PORTABLE, Definer, Sites, require_native, unsupported
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
 from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nest
@@ -144,6 +144,8 @@ def _lowered(region: Operation, body: Block, ctx: LoweringContext, in_place: boo
         require_native(o, region)
     anchor = _anchor(body)
     if anchor is not None and anchor.op.fusion is FusionKind.WRITE:
+        if body.outputs != [anchor.result]:
+            raise unsupported(anchor, "a region writes into a cache and gives something else as well", "let the write be the end of its region")
         d = _definer(body, [anchor.result], ctx)
         return [_finish(d, write_nest(d, anchor, in_place), _label(body), ctx, {anchor.result: region.result})]
     if anchor is not None and type(anchor.op) in ORDERED:
