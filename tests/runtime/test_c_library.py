@@ -20,11 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtime_harness import QUOTAS, compiled, encoder, encoder_inputs, encoder_module, f32, i64
 
+import trustformers_ir as tfir
 from trustformers_ir.codegen.llvm.target import host, parse
 from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError
 from trustformers_ir.ir.dims import evaluate, parse_dim
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.text import parse_module
 from trustformers_ir.runtime import artifact, machine
 from trustformers_ir.runtime.c_header import TEMPLATES, identifiers, named, typed
 from trustformers_ir.runtime.c_tables import CODES, Programs, linear_in
@@ -624,3 +626,27 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     with pytest.raises(InternalError, match=r"'false .* failed"):
         Executable(encoder(), 1).save(tmp_path / "libfalse.so")
     assert not {"libnone.so", "libfalse.so", "false.h"} & {p.name for p in tmp_path.iterdir()}
+
+
+# -- functions with states -----------------------------------------------------------------------------------------------------------
+
+
+def test_functions_that_write_into_their_inputs_stay_out(folder: Path) -> None:
+    sizes = "num_hidden_layers=1&hidden_size=32&intermediate_size=48&num_attention_heads=2&vocab_size=40"
+    exe = tfir.compile(f"random:llama?{sizes}&architecture=LlamaForCausalLM", threads=1, target="cpu:avx2,cpu:avx512")
+    made = build(exe.family[0], folder / "libllama.so")
+    ids = np.arange(6).reshape(2, 3)
+    (have,) = made.session(threads=1)(ids, np.ones_like(ids))
+    assert (have == exe(ids, np.ones_like(ids))).all()
+    exe.save(str(folder / "libboth.so"))
+    for name in ("llama", "both"):
+        header = (folder / f"{name}.h").read_text()
+        assert "logits" in header and "prefill" not in header and "key_0" not in header
+
+
+def test_a_library_needs_a_function_without_states(folder: Path) -> None:
+    head = "module @m {\n  func @main(%x: f32[4], %s: f32[4]) -> (f32[4], f32[4]) states 1 {\n"
+    text = f"{head}    %0 = add(%s, %x) : f32[4]\n    return %0, %s\n  }}\n}}\n"
+    with pytest.raises(CompilerError) as caught:
+        tfir.compile(parse_module(text)).save(str(folder / "libm.so"))
+    assert caught.value.codes == (Code.UNSUPPORTED_SHAPE,) and not list(folder.glob("libm*"))

@@ -19,6 +19,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,7 +111,7 @@ def _check(manifests: Sequence[Manifest]) -> None:
     if manifests[0].abi != C_ABI or ABI_VERSION != C_ABI:
         raise InternalError.of(Code.INTERNAL, f"c/library.c follows version {C_ABI} of the calling convention, the code version {manifests[0].abi}")
     with Collector() as problems:
-        for entry in manifests[0].entries:
+        for entry in without_states(manifests[0]).entries:
             for port in (*entry.inputs, *entry.outputs):
                 problem = port_problem(port)
                 if problem is not None:
@@ -173,12 +174,21 @@ def sources(manifests: Sequence[Manifest], name: str, weights_file: str | None, 
     }
 
 
+def without_states(manifest: Manifest) -> Manifest:
+    """The manifest without entries whose inputs a call writes to: C takes inputs as they are. ``UNSUPPORTED_SHAPE`` where none is left."""
+    plain = tuple(e for e in manifest.entries if not e.states)
+    if not plain:
+        message = f"'{manifest.name}' has no function without states, which libraries do not have yet"
+        raise CompilerError.of(Code.UNSUPPORTED_SHAPE, message, help="save a .tfc file")
+    return replace(manifest, entries=plain)
+
+
 def _build(
     work: Path, family: Sequence[CompiledModule], name: str, library: str, weights_file: str | None, head: bytes, alone_below: int
 ) -> str:
     """Compiles and links ``work/library.so``; gives the text of the header."""
     compiler = find_compiler()
-    files = sources([m.manifest for m in family], name, weights_file, head, alone_below)
+    files = sources([without_states(m.manifest) for m in family], name, weights_file, head, alone_below)
     for file, content in files.items():
         (work / file).write_text(content)
     objects = ["library.o"]
