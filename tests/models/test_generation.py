@@ -44,7 +44,11 @@ def theirs(model: Any, prompt: np.ndarray, new: int, **options: Any) -> list[int
     return found
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+#: over the same parts as others: their tests are long ones
+ALIKE = frozenset({"cohere", "gemma", "gpt_neo", "gptj", "mistral", "phi3", "qwen2", "stablelm"})
+
+
+@pytest.mark.parametrize("model_type", [pytest.param(n, marks=[pytest.mark.long] * (n in ALIKE)) for n in CONFIGS])
 def test_families_write_what_transformers_writes(tmp_path: Path, model_type: str) -> None:
     model, exe = written(tmp_path, model_type)
     given = prompts(5, 17, 9, 1)
