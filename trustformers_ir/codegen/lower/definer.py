@@ -103,16 +103,19 @@ class Sites:
     """Collects the checked index sites of a program and numbers them."""
 
     def __init__(self) -> None:
-        self.rows: list[Site] = []
+        self._numbers: dict[Site, int] = {}
         self.asked = 0  # how often a number was given out
 
     def add(self, operation: Operation, what: str, bound: Dim) -> int:
         """The number of a site. One that an error would describe in the same words, as that of another layer, is the same."""
         self.asked += 1
         site = Site(operation.op.mnemonic, what, str(bound), str(operation.loc) if operation.loc else "")
-        if site not in self.rows:
-            self.rows.append(site)
-        return self.rows.index(site)
+        return self._numbers.setdefault(site, len(self._numbers))
+
+    @property
+    def rows(self) -> list[Site]:
+        """The sites in the order of their numbers."""
+        return list(self._numbers)
 
 
 @dataclass(frozen=True)
