@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from trustformers_ir.codegen.kernel_ir.kernel import Stmt, Store, nest
-from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, Expr, cast
+from trustformers_ir.codegen.kernel_ir.kernel import Stmt, nest
+from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL, SEQ, VECTOR, Axis, cast
 from trustformers_ir.codegen.lower.definer import Definer
-from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.nest import row_nest, sequential
+from trustformers_ir.codegen.lower.indexing import dim_expr
+from trustformers_ir.codegen.lower.nest import copy_nest
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
 
@@ -18,12 +18,6 @@ def write_nest(d: Definer, o: Operation, in_place: bool) -> tuple[Stmt, ...]:
     batch, heads, tokens = (Axis(name, dim_expr(rows.type.shape[i]), kind) for i, name in enumerate(("b", "h", "s")))
     features = Axis("x", dim_expr(rows.type.shape[3]), VECTOR)
     place = d.checked(o, cast(d.at(start, (batch,)), DType.i64) + tokens, cache.type.shape[2], "place")
-
-    def store(at: Index, value: Expr) -> Store:
-        buffer, index = d.place(o.result, at)
-        return Store(buffer, index, value)
-
-    write = nest([batch, heads, tokens, features], store((batch, heads, place, features), d.at(rows, (batch, heads, tokens, features))))
-    if in_place:
-        return write
-    return (*sequential(row_nest(cache.type.shape, lambda index: [store(index, d.at(cache, index))])), *write)
+    row = d.store(o.result, (batch, heads, place, features), d.at(rows, (batch, heads, tokens, features)))
+    write = nest([batch, heads, tokens, features], row)
+    return write if in_place else (*copy_nest(d, cache, o.result), *write)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from trustformers_ir.codegen.kernel_ir.kernel import Store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     LANES,
     SEQ,
@@ -190,6 +191,11 @@ class Definer:
         if len(buffer.shape) == len(shape):
             return buffer, index
         return buffer, self.flat.digits(self.flat.linear(index, shape), [expr_dim(d) for d in buffer.shape])
+
+    def store(self, value: Value, index: Index, expr: Expr) -> Store:
+        """Puts an element of a value into memory."""
+        buffer, at = self.place(value, index)
+        return Store(buffer, at, expr)
 
     def _buffer(self, value: Value, dims: Sequence[Dim]) -> Buffer:
         buffer = self.buffers.get(value)

@@ -73,6 +73,11 @@ def row_nest(shape: Sequence[Dim], emit: Emit) -> tuple[Stmt, ...]:
     return _bind(order, kinds, stores)
 
 
+def copy_nest(d: Definer, x: Value, out: Value) -> tuple[Stmt, ...]:
+    """``out`` becomes a copy of ``x``, by one worker: what follows in the kernel changes some of it."""
+    return sequential(row_nest(x.type.shape, lambda index: [d.store(out, index, d.at(x, index))]))
+
+
 def summary_nest(shape: Sequence[Dim], summary: Emit, columns: Emit, paired: bool = True) -> tuple[Stmt, ...]:
     """``for pairs of rows parallel: what there is once per row; for columns vector: the rest``, where both come from folds of that row.
 

@@ -27,9 +27,9 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.elementwise import combine
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
-from trustformers_ir.codegen.lower.nest import row_nest, sequential
+from trustformers_ir.codegen.lower.nest import copy_nest, sequential
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.core import Operation, Value
+from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType, Kind
 from trustformers_ir.ir.schema import Op
@@ -57,11 +57,6 @@ def _put(outer: list[Axis], axis: int, at: Expr) -> Index:
     return (*outer[:axis], at, *outer[axis:])
 
 
-def _write(d: Definer, value: Value, index: Index, expr: Expr) -> Store:
-    buffer, at = d.place(value, index)
-    return Store(buffer, at, expr)
-
-
 @_ordered(ops.CumSum, ops.CumProd)
 def _scan(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     """A running fold along one axis; the accumulator of floats is f64, so that long rows stay exact to a rounding."""
@@ -78,7 +73,7 @@ def _scan(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     index = _put(outer, axis, at)
     element = cast(d.lifted(x, index), wide)
     add = store(running, const(0), running[const(0)] * element if product else running[const(0)] + element)
-    emit = _write(d, out, index, cast(running[const(0)], dtype))
+    emit = d.store(out, index, cast(running[const(0)], dtype))
     body = (emit, add) if o.op.exclusive else (add, emit)
     start = store(running, const(0), Const(1 if product else 0, wide))
     return nest(outer, start, For(step, body))
@@ -113,8 +108,8 @@ def _top_k(d: Definer, o: Operation) -> tuple[Stmt, ...]:
         rank,
         (
             store(best, const(0), chosen),
-            _write(d, values, place, d.at(x, _put(outer, axis, got))),
-            _write(d, indices, place, got),
+            d.store(values, place, d.at(x, _put(outer, axis, got))),
+            d.store(indices, place, got),
             store(taken, got, Const(1, DType.i32)),
         ),
     )
@@ -138,10 +133,6 @@ def _order_key(x: Expr) -> Expr:
     largest = Const(bits.dtype.max, bits.dtype)
     mirrored = select(bits < 0, binary("xor", bits, largest), bits)
     return select(unary("isnan", wide), largest, mirrored)
-
-
-def _copy(d: Definer, x: Value, out: Value) -> tuple[Stmt, ...]:
-    return row_nest(x.type.shape, lambda index: [_write(d, out, index, d.at(x, index))])
 
 
 _COMBINE = {ops.ScatterReduce.ADD: "add", ops.ScatterReduce.MUL: "mul", ops.ScatterReduce.MAX: "max", ops.ScatterReduce.MIN: "min"}
@@ -176,7 +167,7 @@ def _scatter_elements(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     source = _put(outer, axis, step)
     target = d.checked(o, d.at(indices, source), x.type.shape[axis], "index")
     write = For(step, (_update(d, o, *d.place(out, _put(outer, axis, target)), d.at(updates, source)),))
-    return (*sequential(_copy(d, x, out)), *sequential(nest(outer, write)))
+    return (*copy_nest(d, x, out), *sequential(nest(outer, write)))
 
 
 def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stmt, ...]:
@@ -197,7 +188,7 @@ def _scatter_lines(d: Definer, o: Operation, axis: int, step: Axis) -> tuple[Stm
         outer,
         For(fill, (store(line, fill, cast(d.at(x, _put(outer, axis, fill)), DType.f64)),)),
         For(step, (_update(d, o, line, (target,), cast(d.at(updates, source), DType.f64)),), present),
-        For(empty, (_write(d, o.result, _put(outer, axis, empty), cast(line[empty], o.result.type.dtype)),)),
+        For(empty, (d.store(o.result, _put(outer, axis, empty), cast(line[empty], o.result.type.dtype)),)),
     )
 
 
@@ -216,7 +207,7 @@ def _scatter_nd(d: Definer, o: Operation) -> tuple[Stmt, ...]:
         return _scatter_columns(d, o, lead, target)
     slices = [Axis(f"s{i}", dim_expr(n), SEQ) for i, n in enumerate(x.type.shape[depth:])]
     write = _update(d, o, *d.place(out, (*target, *slices)), d.at(updates, (*lead, *slices)))
-    return (*sequential(_copy(d, x, out)), *nest([*lead, *slices], write))
+    return (*copy_nest(d, x, out), *nest([*lead, *slices], write))
 
 
 def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) -> tuple[Stmt, ...]:
@@ -241,7 +232,7 @@ def _scatter_columns(d: Definer, o: Operation, lead: list[Axis], target: Index) 
         [*outer, *chunks],
         *across(fill, lambda at, lane: Store(columns, (*fill, *lane), cast(d.at(x, (*fill, *at)), DType.f64))),
         *across(lead, lambda at, lane: _update(d, o, columns, (*target, *lane), cast(d.at(updates, (*lead, *at)), DType.f64))),
-        *across(empty, lambda at, lane: _write(d, o.result, (*empty, *at), cast(Load(columns, (*empty, *lane)), o.result.type.dtype))),
+        *across(empty, lambda at, lane: d.store(o.result, (*empty, *at), cast(Load(columns, (*empty, *lane)), o.result.type.dtype))),
     )
 
 
@@ -258,7 +249,6 @@ def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     lane = Axis("lane", layout.width, VECTOR)
     row, column = panel * layout.width + lane, k * layout.depth + deep
     inside = d.at(x, (*outer, binary("min", row, rows - 1), binary("min", column, columns - 1)))
-    buffer, place = d.place(o.result, (*outer, row, column))
     exists = binary("and", row < rows, column < columns)
-    cell = Store(buffer, place, select(exists, inside, Const(0, x.type.dtype)))
+    cell = d.store(o.result, (*outer, row, column), select(exists, inside, Const(0, x.type.dtype)))
     return nest([*outer, panel, k, deep, lane], cell)

@@ -91,8 +91,7 @@ class _Output:
                 index = tuple(index[axis] for axis in view.op.perm)
             else:
                 index = d.flat.reshape(index, view.inputs[0].type.shape, view.result.type.shape)
-        buffer, at = d.place(self.target, index)
-        return Store(buffer, at, value)
+        return d.store(self.target, index, value)
 
 
 def lower_region(region: Operation, ctx: LoweringContext, in_place: bool = False) -> list[LoweredKernel]:
