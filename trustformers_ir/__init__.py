@@ -45,7 +45,7 @@ _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
     **dict.fromkeys(("CheckFailed", "CompilerError", "Diagnostic", "InternalError"), "ir.diagnostics"),
     "DType": "ir.dtypes",
-    **dict.fromkeys(("Bf16", "F16", "Int4", "Int8", "Q4_0", "Q4_1", "Q8_0"), "passes.recipes"),
+    **dict.fromkeys(("Bf16", "F16", "Fp8", "Int4", "Int8", "Q4_0", "Q4_1", "Q8_0"), "passes.recipes"),
     "Module": "ir.core",
 }
 
@@ -60,6 +60,7 @@ __all__ = [
     "CompilerError",
     "DType",
     "Diagnostic",
+    "Fp8",
     "Int4",
     "Int8",
     "InternalError",

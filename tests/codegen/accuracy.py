@@ -21,7 +21,7 @@ from trustformers_ir.ir.interpreter import evaluate_operation
 from trustformers_ir.ir.schema import Op
 
 #: (explicit bits of the significand, smallest normal exponent)
-FORMATS = {DType.f16: (10, -14), DType.bf16: (7, -126), DType.f32: (23, -126), DType.f64: (52, -1022)}
+FORMATS = {DType.f8e4m3: (3, -6), DType.f16: (10, -14), DType.bf16: (7, -126), DType.f32: (23, -126), DType.f64: (52, -1022)}
 
 #: units in the last place by which a pointwise result may be off
 POINTWISE = {DType.f64: 2.0, DType.f32: 2.0, DType.f16: 1.0, DType.bf16: 1.0}
@@ -38,7 +38,7 @@ ROUNDED = frozenset(
 #: sums of terms of either sign; how many roundings of the largest partial result they may be off. The samples add at most 80 terms; a chain
 #: of n roundings is off by n / 2 at worst and by about sqrt(n) / 2 in practice.
 SUMS = {
-    **dict.fromkeys(["matmul", "einsum", "linear", "linear_blocks", "linear_blocks_int8", "expert_matmul", "conv1d", "conv2d"], 4.0),
+    **dict.fromkeys(["matmul", "einsum", "linear", "linear_f8", "linear_blocks", "linear_blocks_int8", "expert_matmul", "conv1d", "conv2d"], 4.0),
     **dict.fromkeys(["attention", "cached_attention", "packed_attention"], 4.0),
     **dict.fromkeys(["layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
     **dict.fromkeys(["reduce_sum", "reduce_mean", "reduce_prod", "reduce_log_sum_exp", "reduce_var", "reduce_std", "cumsum", "cumprod"], 4.0),

@@ -24,6 +24,7 @@ from trustformers_ir.ir.schedule_table import BlockChoice
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
+from trustformers_ir.passes.quantize_f8 import QuantizeF8
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 
 NAMES = ("cuda:sm_80", "cuda:sm_90", "rocm:gfx942")
@@ -43,6 +44,7 @@ MODELS: dict[str, tuple[str, DType | None, Pass | None]] = {
     "gpt-2 int4": (GPT2, DType.f16, QuantizeBlocks(Format.INT4, 128)),
     "llama bf16": (LLAMA, DType.bf16, None),
     "llama int8": (LLAMA, None, QuantizeInt8()),
+    "llama fp8": (LLAMA, DType.bf16, QuantizeF8()),
     "llama int4": (LLAMA, DType.bf16, QuantizeBlocks(Format.INT4, 128)),
     "llama q4_0": (LLAMA, DType.bf16, QuantizeBlocks(Format.Q4_0)),
 }

@@ -15,7 +15,7 @@ from trustformers_ir.ir.ops import PadMode, ScatterReduce
 from trustformers_ir.ir.schema import OPS, ConstraintError, InferContext, Op, infer_types
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
 
-f32, f64, f16, i64, i32, i8, u8, b8, c64 = (DType[n] for n in ("f32", "f64", "f16", "i64", "i32", "i8", "u8", "bool", "c64"))
+f32, f64, f16, f8, i64, i32, i8, u8, b8, c64 = (DType[n] for n in ("f32", "f64", "f16", "f8e4m3", "i64", "i32", "i8", "u8", "bool", "c64"))
 N, M = symbol("n"), symbol("m")
 FACTS = Facts({"n": SymbolFact(), "m": SymbolFact(), "z": SymbolFact(low=0)})
 Types = list[TensorType | None]
@@ -142,6 +142,16 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.LinearInt8(), 4, [u8[4, 3], f32[4], i32[4], i8[2, 3], f32[2], i32[2], None]),
     (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[3], i32[2], None]),
     (ops.LinearInt8(), 5, [u8[4, 3], f32[()], i32[()], i8[2, 3], f32[2], i32[2], f32[2, 1]]),
+    (ops.QuantizeF8(), 1, [f32[()]]),
+    (ops.LinearF8(), 1, [f8[()], f32[()], f8[2, 2], f32[2], None]),
+    (ops.LinearF8(), 1, [f8[2], f32[1], f8[2], f32[2], None]),
+    (ops.LinearF8(), 2, [f8[2], f32[1], f8[2, 3], f32[2], None]),
+    (ops.LinearF8(), 3, [f8[4, 3], f32[()], f8[2, 3], f32[2], None]),
+    (ops.LinearF8(), 3, [f8["n", 3], f32[4, 1], f8[2, 3], f32[2], None]),
+    (ops.LinearF8(), 4, [f8[4, 3], f32[4, 1], f8[2, 3], f32[3], None]),
+    (ops.LinearF8(), 4, [f8[4, 3], f32[4, 1], f8[2, 3], f32[2], f32[1, 2]]),
+    (ops.Cast(DType.i8), 2, [f8[2]]),
+    (ops.Cast(DType.f8e4m3), 2, [DType.f64[2]]),
     (ops.EmbeddingBlocks(Format.Q4_0, 32), 1, [u8[16], f16[2, 1], None, None, None, i64[3]]),
     (ops.EmbeddingBlocks(Format.Q4_0, 32), 1, [u8[2, "n"], f16[2, 1], None, None, None, i64[3]]),
     (ops.EmbeddingBlocks(Format.Q4_0, 64), 2, [u8[2, 32], f16[2, 1], None, None, None, i64[3]]),

@@ -45,6 +45,7 @@ from trustformers_ir.ir.ops import (
     Trunc,
     Xor,
 )
+from trustformers_ir.ir.ops.elementwise import casts_eighths
 from trustformers_ir.passes.rules.casts import lossless
 
 SIGNED_INTS = [d for d in INTS if d.is_signed]
@@ -94,6 +95,7 @@ def cast_chain(fits: object) -> Example:
         for t in DType
         if (not s.is_complex or m.is_complex or m is DType.bool)
         and (not m.is_complex or t.is_complex or t is DType.bool)
+        and all(casts_eighths(*pair) for pair in ((s, m), (m, t), (s, t)))
         and fits(s, m, t)  # type: ignore[operator]
     ]
     return lambda g: _casts(g, *g.pick(chains))

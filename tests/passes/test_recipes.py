@@ -45,12 +45,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 WRONG: list[tuple[Any, Any, Code, str]] = [
     ("int9", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
-    ("nf4", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16, q8_0, q4_0, q4_1, int4"),
-    ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8, bf16, f16"),
+    ("nf4", None, Code.UNKNOWN_RECIPE, "the recipes are int8, fp8, bf16, f16, q8_0, q4_0, q4_1, int4"),
+    ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8, fp8, bf16"),
     ("q4_2", None, Code.UNKNOWN_RECIPE, "did you mean 'q4_"),
     ("int4{group=7}", None, Code.RECIPE_OPTION, "group is 7, not an even number"),
     ("q4_0{group=64}", None, Code.RECIPE_OPTION, "no option 'group'"),
-    ("q4_0", ["a text"], Code.RECIPE_OPTION, "weights alone are rounded"),
+    ("q4_0", ["a text"], Code.RECIPE_OPTION, "nothing is learnt from it"),
     ("int8{", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
     (8, None, Code.UNKNOWN_RECIPE, "quantize is 8"),
     ("int8{keeps=a}", None, Code.RECIPE_OPTION, "did you mean 'keep'"),

@@ -146,6 +146,7 @@ def edge_values(dtype: DType) -> np.ndarray:
         part = np.array([0.0, -0.0, 1.0, -2.5, np.inf, np.nan])
         return round_to(np.array([complex(a, b) for a in part for b in part]), dtype)
     tops: dict[DType, tuple[float, float, float]] = {
+        DType.f8e4m3: (448.0, 2.0**-6, 2.0**-9),
         DType.f16: (65504.0, 2.0**-14, 2.0**-24),
         DType.bf16: (float.fromhex("0x1.fep127"), 2.0**-126, 2.0**-133),
         DType.f32: (float.fromhex("0x1.fffffep127"), 2.0**-126, 2.0**-149),

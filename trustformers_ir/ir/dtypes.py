@@ -1,6 +1,9 @@
 """Element types: one enum row each, with its width, kind and numpy twin.
 
 ``DType.f32["batch", 384]`` (or ``f32["batch", 384]``) builds a tensor type.
+
+``f8e4m3`` is E4M3 of the OCP 8-bit Floating Point Specification 1.0 (2023): 4 bits of exponent, 3 of the fraction, no infinities, 448 the largest.
+It is storage: casts, views and copies and the ops of ``ops/quantized_f8.py`` take it, no other op does.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class DType(enum.Enum):
     u16 = ("u16", 16, Kind.UINT)
     u32 = ("u32", 32, Kind.UINT)
     u64 = ("u64", 64, Kind.UINT)
+    f8e4m3 = ("f8e4m3", 8, Kind.FLOAT)
     f16 = ("f16", 16, Kind.FLOAT)
     bf16 = ("bf16", 16, Kind.FLOAT)
     f32 = ("f32", 32, Kind.FLOAT)
@@ -77,12 +81,12 @@ class DType(enum.Enum):
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The numpy dtype of the same bytes. bf16 needs ``ml_dtypes``, imported at first use."""
-        if self is DType.bf16:
+        """The numpy dtype of the same bytes. bf16 and f8e4m3 need ``ml_dtypes``, imported at first use."""
+        if self in _ML_DTYPES:
             import ml_dtypes
 
-            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return bfloat16
+            found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[self]))
+            return found
         return _NUMPY[self]
 
     @property
@@ -138,6 +142,8 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.c128: np.dtype(np.complex128),
 }
 
+_ML_DTYPES = {DType.bf16: "bfloat16", DType.f8e4m3: "float8_e4m3fn"}
+
 _ALIASES: dict[str, DType] = {
     "bool": DType.bool,
     "int8": DType.i8,
@@ -150,13 +156,15 @@ _ALIASES: dict[str, DType] = {
     "uint64": DType.u64,
     "float16": DType.f16,
     "bfloat16": DType.bf16,
+    "float8_e4m3fn": DType.f8e4m3,
     "float32": DType.f32,
     "float64": DType.f64,
     "complex64": DType.c64,
     "complex128": DType.c128,
 }
 
-FLOATS = frozenset(d for d in DType if d.is_float)
+EIGHTHS = frozenset({DType.f8e4m3})
+FLOATS = frozenset(d for d in DType if d.is_float) - EIGHTHS
 INTS = frozenset(d for d in DType if d.is_integer)
 COMPLEXES = frozenset(d for d in DType if d.is_complex)
 HALVES = frozenset({DType.f16, DType.bf16})
@@ -164,3 +172,4 @@ BOOL = frozenset({DType.bool})
 NUMERIC = FLOATS | INTS | COMPLEXES
 REAL = FLOATS | INTS
 ANY = NUMERIC | BOOL
+EVERY = ANY | EIGHTHS

@@ -8,9 +8,12 @@ import numpy as np
 
 from trustformers_ir.ir.dtypes import DType
 
+LARGEST_F8 = 448.0  # of f8e4m3
+
 
 def round_to(value: Any, dtype: DType) -> np.ndarray:
-    """``value`` as an array of ``dtype``. Floats and complex numbers are rounded once; nothing else is expected to need conversion.
+    """``value`` as an array of ``dtype``. Floats and complex numbers are rounded once; nothing else is expected to need conversion. f8e4m3 has no
+    infinities: what is larger than its largest number becomes that, as on GPUs, in torch and in ONNX.
 
     bf16 has no direct conversion from wider types than f32: going through f32 would round twice, so the step to f32 rounds to odd (Boldo &
     Melquiond, "Emulation of FMA and correctly rounded sums", 2008), after which the second rounding gives what one rounding would.
@@ -21,6 +24,8 @@ def round_to(value: Any, dtype: DType) -> np.ndarray:
     with np.errstate(all="ignore"):
         if dtype is DType.bf16 and DType.from_numpy(array.dtype) is not DType.f16:
             array = _to_f32_odd(_sticky(array) if array.dtype.kind in "iu" else array.astype(np.float64))
+        if dtype is DType.f8e4m3:
+            array = np.clip(array, -LARGEST_F8, LARGEST_F8)
         return array.astype(dtype.numpy)
 
 

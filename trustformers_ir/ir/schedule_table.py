@@ -191,6 +191,7 @@ TEMPLATES: Mapping[str, type[TileChoice] | type[AttentionChoice] | type[BlockCho
     "attention": AttentionChoice,
     "gpu_linear": BlockChoice,
     "gpu_linear_int8": BlockChoice,
+    "gpu_linear_f8": BlockChoice,
     "gpu_matmul": BlockChoice,
     "gpu_linear_blocks": BlockChoice,
     "gpu_attention": FlashChoice,

@@ -28,6 +28,7 @@ from trustformers_ir.passes.manager import PassLog
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.observe_activations import add_results
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
+from trustformers_ir.passes.quantize_f8 import QuantizeF8
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 
 Attempt = Callable[[Product], tuple[Operation | None, str]]
@@ -46,6 +47,21 @@ class CompareInt8(QuantizeInt8):
     def run(self, module: Module, log: PassLog) -> None:
         """Adds results to the main function."""
         activations: dict[Value, tuple[Value, Value, Value]] = {}
+        _compare(module, log, lambda product: self.attempt(module, product, activations), self.decision, self.instead)
+
+
+@dataclass(frozen=True)
+class CompareF8(QuantizeF8):
+    """The same for the options of ``quantize_f8``."""
+
+    instead: bool = False
+
+    name = "compare_f8"
+    summary = "make results of products in 8-bit floats, and of the same as the model computes them"
+
+    def run(self, module: Module, log: PassLog) -> None:
+        """Adds results to the main function."""
+        activations: dict[Value, tuple[Value, Value]] = {}
         _compare(module, log, lambda product: self.attempt(module, product, activations), self.decision, self.instead)
 
 

@@ -53,7 +53,7 @@ CHEAP = (
 )
 VIEWS = (ops.Reshape, ops.Transpose)
 NORMS = (ops.LayerNorm, ops.RmsNorm)
-CODES = (ops.QuantizeDynamic, ops.QuantizeStatic, ops.QuantizeGroups, ops.Cast)
+CODES = (ops.QuantizeDynamic, ops.QuantizeStatic, ops.QuantizeGroups, ops.QuantizeF8, ops.Cast)
 _KINDS = {
     FusionKind.ATTENTION: RegionKind.ATTENTION,
     FusionKind.CONTRACTION: RegionKind.CONTRACTION,

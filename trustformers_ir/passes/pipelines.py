@@ -17,6 +17,7 @@ from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.pack_weights import PackWeights
 from trustformers_ir.passes.quantize_activations import QuantizeActivations
 from trustformers_ir.passes.read_blocks import ReadBlocks
+from trustformers_ir.passes.widen_f8 import WidenF8
 
 #: Bytes of a panel of gate and a panel of up that stay in L2 together while the rows go by; beyond, two kernels are faster. Measured for
 #: silu(x W) * (x V) in f32 with panels of 48 on 2 threads, two kernels / one in turn, medians (bests), ms, with 128 rows and with 512:
@@ -39,6 +40,7 @@ def cpu(panel: int = 48, quantize: Pass | None = None, activations: bool = True)
         FoldWeights(),
         MergeLinears(),
         *([] if quantize is None else [quantize]),  # products are merged and weights folded; nothing is packed yet
+        WidenF8(),
         NarrowWeights(),
         *([QuantizeActivations()] if activations else []),
         PackWeights(width=panel),
@@ -50,5 +52,5 @@ def cpu(panel: int = 48, quantize: Pass | None = None, activations: bool = True)
 def gpu(quantize: Pass | None = None) -> list[Pass]:
     """The same for GPUs, which read weights where they lie and multiply matrices of 16 bits as they are. What scores and norms are made of is
     computed where it is read: arithmetic is cheap beside memory there."""
-    passes = [p for p in cpu(quantize=quantize, activations=False) if not isinstance(p, (PackWeights, NarrowWeights))]
+    passes = [p for p in cpu(quantize=quantize, activations=False) if not isinstance(p, (PackWeights, NarrowWeights, WidenF8))]
     return [replace(p, scores=True, sums=True) if isinstance(p, Fuse) else p for p in passes]

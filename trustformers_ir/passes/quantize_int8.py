@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class Sensitive:
     min_size: int = 32
     max_error: float = 0.05
 
+    #: dtypes of activations and weights that are quantized, and the most terms of a sum, where it has bounds
+    taken: ClassVar[frozenset[DType]] = frozenset({DType.f32})
+    most_terms: ClassVar[int | None] = MOST_TERMS
+
     @property
     def sensitive(self) -> dict[str, Any]:
         """The shared options by name."""
@@ -85,12 +89,12 @@ class Sensitive:
         if product.weight is None:
             return "its weight is not known at build time"
         for what, dtype in (("its activation", product.activation.type.dtype), ("its weight", product.weight.type.dtype)):
-            if dtype is not DType.f32:
-                return f"{what} is {dtype}, and only f32 is quantized"
+            if dtype not in self.taken:
+                return f"{what} is {dtype}, and only {', '.join(sorted(map(str, self.taken)))} is quantized"
         n, k = product.sizes
         if min(n, k) < self.min_size:
             return f"{n} outputs of {k} terms: one is below min_size = {self.min_size}"
-        if k > MOST_TERMS:
+        if self.most_terms is not None and k > self.most_terms:
             return f"a sum of {k} terms may leave an i32"
         if not self.heads and is_head(product.operation):
             return "it is a head: a result of the model is made from it directly"

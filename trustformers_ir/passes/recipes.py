@@ -2,6 +2,7 @@
 
     compile(model, quantize="int8")                                                     each row of an activation has a scale of its own
     compile(model, quantize=Int8(activations="static", method="entropy", calibration=texts))
+    compile(model, quantize="fp8", target="cuda:sm_90")                                 8-bit floats, in activations of f32, f16 and bf16
     compile(model, quantize="bf16")                                                     weights in 16 bits, everything else in f32
     compile(model, quantize="int4{group=64}", dtype="bf16")                             weights in 4 bits, everything else in bf16
     tfc compile MODEL -o OUT --quantize "int8{activations=static,method=entropy}" --calibrate texts.txt
@@ -18,11 +19,12 @@ from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes.calibration import METHODS, Ranges
-from trustformers_ir.passes.compare_products import CompareBlocks, CompareInt8, CompareNarrow
+from trustformers_ir.passes.compare_products import CompareBlocks, CompareF8, CompareInt8, CompareNarrow
 from trustformers_ir.passes.manager import Pass
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.options import IN_PYTHON, nearest, options_text, parse_options
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
+from trustformers_ir.passes.quantize_f8 import QuantizeF8
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8, Sensitive
 from trustformers_ir.passes.smoothing import Smoothing
 
@@ -126,7 +128,7 @@ class Int8(Sensitive, Recipe):
         return CompareInt8(**self.sensitive, ranges=known.ranges, smoothings=known.smoothings, instead=instead)
 
 
-class _WeightsAlone(Recipe):
+class _WithoutExamples(Recipe):
     """A recipe that needs no examples, and whose options are those of its pass."""
 
     def __post_init__(self) -> None:
@@ -136,12 +138,29 @@ class _WeightsAlone(Recipe):
         except ValueError as error:
             problems.add(Code.RECIPE_OPTION, f"{self.name}: {error}")
         if self.calibration is not None:
-            problems.add(Code.RECIPE_OPTION, f"{self.name}: calibration is given, and weights alone are rounded", help="leave it out")
+            problems.add(Code.RECIPE_OPTION, f"{self.name}: calibration is given, and nothing is learnt from it", help="leave it out")
         problems.check()
 
 
 @dataclass(frozen=True)
-class _Half(_WeightsAlone):
+class Fp8(Sensitive, _WithoutExamples):
+    """Products with known weights in 8-bit floats (E4M3), each row of an activation with a scale that is found when it runs, each output with one of
+    its own (``passes/quantize_f8.py``); the fields of :class:`Sensitive` say which stay as they are. For GPUs that multiply such floats; elsewhere
+    the same numbers are computed with wider ones."""
+
+    calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
+
+    name = "fp8"
+
+    def quantizer(self, known: Calibrated = NOTHING) -> QuantizeF8:
+        return QuantizeF8(**self.sensitive)
+
+    def comparison(self, known: Calibrated = NOTHING, *, instead: bool = False) -> CompareF8:
+        return CompareF8(**self.sensitive, instead=instead)
+
+
+@dataclass(frozen=True)
+class _Half(_WithoutExamples):
     keep: tuple[str, ...] = ()
     max_error: float = 0.01
     calibration: Any = field(default=None, metadata=IN_PYTHON, compare=False, repr=False)
@@ -176,7 +195,7 @@ class F16(_Half):
 
 
 @dataclass(frozen=True)
-class _Blocks(_WeightsAlone):
+class _Blocks(_WithoutExamples):
     keep: tuple[str, ...] = ()
     heads: bool = False
     max_error: float = 0.2
@@ -233,7 +252,9 @@ class Int4(_Blocks):
         return Format.INT4_ZERO if self.zeros else Format.INT4, self.group
 
 
-RECIPES: dict[str, type[Int8 | Bf16 | F16 | Q8_0 | Q4_0 | Q4_1 | Int4]] = {kind.name: kind for kind in (Int8, Bf16, F16, Q8_0, Q4_0, Q4_1, Int4)}
+RECIPES: dict[str, type[Int8 | Fp8 | Bf16 | F16 | Q8_0 | Q4_0 | Q4_1 | Int4]] = {
+    kind.name: kind for kind in (Int8, Fp8, Bf16, F16, Q8_0, Q4_0, Q4_1, Int4)
+}
 
 _RECIPE = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\{([^{}]*)\})?\s*\Z")
 

@@ -80,7 +80,8 @@ def tensor_dtype(dtype: DType) -> Any:
     return getattr(sys.modules["torch"], "bool" if dtype is DType.bool else _TORCH_NAMES[dtype])
 
 
-_TORCH_NAMES = {d: d.numpy.name for d in DType if d is not DType.bf16} | {DType.bf16: "bfloat16"}
+_OWN_NAMES = {DType.bf16: "bfloat16", DType.f8e4m3: "float8_e4m3fn"}  # of dtypes that numpy has not
+_TORCH_NAMES = {d: d.numpy.name for d in DType if d not in _OWN_NAMES} | _OWN_NAMES
 
 
 def _ready_tensor(tensor: Any, port: Port, devices: Sequence[str]) -> Any:

@@ -30,7 +30,7 @@ CODES = (
     Code.FILE_NOT_FOUND,
     Code.UNREADABLE,
 )
-#: In the order of ``enum tfm_dtype``: the type in C, which for f16 and bf16 is that of their bits.
+#: In the order of ``enum tfm_dtype``: the type in C, which for f16, bf16 and f8e4m3 is that of their bits.
 C_TYPES = {
     DType.bool: "uint8_t",
     DType.i8: "int8_t",
@@ -45,6 +45,7 @@ C_TYPES = {
     DType.bf16: "uint16_t",
     DType.f32: "float",
     DType.f64: "double",
+    DType.f8e4m3: "uint8_t",
 }
 _DTYPES = list(C_TYPES)
 _OPERATIONS = {"add": 3, "mul": 4, "floordiv": 5, "mod": 6, "min": 7, "max": 8}

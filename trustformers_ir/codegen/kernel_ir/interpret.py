@@ -38,6 +38,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Unary,
 )
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.rounding import round_to
 
 
 class OutOfBounds(IndexError):
@@ -229,7 +230,7 @@ def convert(x: Any, source: DType, to: DType) -> Any:
     if to.is_float:
         if to in (DType.f16, DType.bf16) and source not in (DType.f32, DType.f16, DType.bf16):
             return _round_narrow(float(x) if source.is_float else int(x), to)
-        return np.asarray(x).astype(to.numpy)[()]
+        return round_to(x, to)[()]
     return kind(optable.wrap(int(x), to))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.rounding import round_to
 
 _EMPTY: frozenset[Any] = frozenset()
 
@@ -173,8 +174,7 @@ ExprLike = Expr | int | float | bool
 def _round_float(value: float, dtype: DType) -> float:
     if dtype is DType.f64:
         return float(value)
-    with np.errstate(over="ignore"):
-        return float(np.asarray(value, np.float64).astype(dtype.numpy))
+    return float(round_to(np.float64(value), dtype))
 
 
 class Const(Expr):

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from trustformers_ir.ir.dtypes import DType
 
 _SCALAR = {DType.bool: "i1", DType.f16: "half", DType.bf16: "i16", DType.f32: "float", DType.f64: "double"}
@@ -16,7 +18,7 @@ _SUFFIX = {"half": "f16", "float": "f32", "double": "f64"}
 
 
 def scalar_type(dtype: DType) -> str:
-    """LLVM type of a value in a register. A bf16 is carried as its 16 bits, a bool as i1."""
+    """LLVM type of a value in a register. A bf16 is carried as its 16 bits, an f8e4m3 as its 8, a bool as i1."""
     return _SCALAR.get(dtype) or f"i{dtype.bits}"
 
 
@@ -72,6 +74,8 @@ def literal(value: float, dtype: DType) -> Val:
     if dtype is DType.bf16:
         bits = struct.unpack("<I", struct.pack("<f", value))[0]
         return Val(str(bits >> 16), dtype)
+    if dtype is DType.f8e4m3:
+        return Val(str(int(np.float32(value).astype(dtype.numpy).view(np.int8))), dtype)
     return Val(str(int(value)), dtype, 0, int(value))
 
 

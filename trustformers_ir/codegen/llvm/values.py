@@ -304,10 +304,14 @@ class Ops:
         d = x.dtype
         if d is to:
             return x
+        if d is DType.f8e4m3:
+            return self.cast(self._from_eighth(x), to)
         if to is DType.bool:
             if d is DType.bf16:
                 return self.cast(self.cast(x, DType.f32), to)
             return self._two("fcmp une" if d.is_float else "icmp ne", x, self.like(x, 0), DType.bool)
+        if to is DType.f8e4m3:
+            return self._to_eighth(self.cast(x, DType.f32))
         if d in (DType.f16, DType.bf16):
             wide = self._widen(x)
             return wide if to is DType.f32 else self.cast(wide, to)
@@ -369,6 +373,32 @@ class Ops:
         nan = self._two("fcmp uno", x, x, DType.bool)
         out = self.choose(nan, quiet, rounded)
         return Val(self.w.op(f"trunc {out.typed} to {vector_of('i16', x.lanes)}"), to, x.lanes)
+
+    def _from_eighth(self, x: Val) -> Val:
+        """f8e4m3 to f32: its exponent and fraction as those of an f32 of ``2**-120`` of the size, which takes care of the smallest ones as well."""
+        wide = Val(self.w.op(f"zext {x.typed} to {vector_of('i32', x.lanes)}"), DType.i32, x.lanes)
+        size = self._two("and", wide, self.like(wide, 127))
+        scaled = self.bitcast(self._two("shl", size, self.like(wide, 20)), DType.f32)
+        scaled = self._two("fmul", scaled, self.like(scaled, 2.0**120))
+        scaled = self.choose(self.compare("eq", size, self.like(size, 127)), self.like(scaled, float("nan")), scaled)
+        sign = self._two("shl", self._two("and", wide, self.like(wide, 128)), self.like(wide, 24))
+        return self.bitcast(self._two("or", self.bitcast(scaled, DType.i32), sign), DType.f32)
+
+    def _to_eighth(self, x: Val) -> Val:
+        """f32 to f8e4m3 with one rounding: like bf16; below ``2**-6``, where steps are even, 2**14 is added, whose own steps are as large."""
+        bits = self.bitcast(x, DType.i32)
+        size = self.bitcast(self._two("and", bits, self.like(bits, 0x7FFFFFFF)), DType.f32)
+        size = self.choose(self._two("fcmp ogt", size, self.like(size, 448.0), DType.bool), self.like(size, 448.0), size)
+        size_bits = self.bitcast(size, DType.i32)
+        last = self._two("and", self._two("lshr", size_bits, self.like(bits, 20)), self.like(bits, 1))
+        rounded = self._two("lshr", self._two("add", self._two("add", size_bits, self.like(bits, 0x7FFFF)), last), self.like(bits, 20))
+        rounded = self._two("sub", rounded, self.like(bits, 120 << 3))
+        moved = self.bitcast(self._two("fadd", size, self.like(size, 2.0**14)), DType.i32)
+        small = self._two("sub", moved, self.like(bits, (127 + 14) << 23))
+        out = self.choose(self.compare("lt", size, self.like(size, 2.0**-6)), small, rounded)
+        out = self.choose(self._two("fcmp uno", x, x, DType.bool), self.like(bits, 127), out)
+        out = self._two("or", out, self._two("and", self._two("lshr", bits, self.like(bits, 24)), self.like(bits, 128)))
+        return Val(self.w.op(f"trunc {out.typed} to {vector_of('i8', x.lanes)}"), DType.f8e4m3, x.lanes)
 
     def _sticky(self, x: Val) -> Val:
         """A 64-bit integer whose low 12 bits, where its magnitude is beyond 2^53, are squeezed into their highest: exact in f64 (which keeps

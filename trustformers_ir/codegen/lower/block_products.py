@@ -52,7 +52,7 @@ HEAVY = {"ampere": 16, "hopper": 32, "cdna": 32}  # where each of them is divide
 #: 64 bits. (Seen in machine code; what it gains was not measured: no GPU was there.)
 WALKING = 256
 WASTE = 1.1  # how much more columns than there are tiles may cover
-NARROW = (DType.f16, DType.bf16, DType.i8, DType.u8)
+NARROW = (DType.f16, DType.bf16, DType.i8, DType.u8, DType.f8e4m3)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class BlockProduct:
     @classmethod
     def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> BlockProduct | None:
         """The product when the region is one."""
-        if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.MatMul, ops.LinearInt8)) or anchor.result.type.shape != shape:
+        if anchor is None or not isinstance(anchor.op, (ops.Linear, ops.MatMul, ops.LinearInt8, ops.LinearF8)) or anchor.result.type.shape != shape:
             return None
         if len(shape) < 2:
             return None
@@ -222,7 +222,7 @@ def heuristic(machine: BlockMachine, key: ScheduleKey, batched: bool = False) ->
         return BlockChoice(1, 32, 128, warps=4, stages=2, group=1) if turned else BlockChoice(1, 4, 2048 // size, warps=4, stages=2, group=1)
     if key.dtype is DType.f32:
         return BlockChoice(64, 64, 32, warps=4, stages=2)
-    deep = 128 // size  # terms of a line of memory
+    deep = 64 if key.dtype is DType.f8e4m3 and not machine.wgmma else 128 // size  # terms of a line of memory; what is widened fills registers
     if key.rows is not None and key.rows <= FEW:
         return BlockChoice(FEW, 64, 2 * deep, warps=4, stages=min(4, machine.stages(FEW, 64, 2 * deep, size)), group=1)
     if batched or (key.rows is not None and key.n is not None and key.rows * key.n <= machine.filled):

@@ -37,7 +37,7 @@ from trustformers_ir.ir.abi import Site
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dims import Dim, Facts, product
-from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.dtypes import EIGHTHS, HALVES, DType
 from trustformers_ir.ir.schema import Op
 from trustformers_ir.ir.types import Panels
 
@@ -62,7 +62,7 @@ def define(*kinds: type[Op]) -> Callable[[Rule], Rule]:
 
 def compute_dtype(dtype: DType) -> DType:
     """The dtype in which arithmetic on ``dtype`` is done."""
-    return DType.f32 if dtype in (DType.f16, DType.bf16) else dtype
+    return DType.f32 if dtype in HALVES | EIGHTHS else dtype
 
 
 def unsupported(operation: Operation, what: str, help: str) -> CompilerError:

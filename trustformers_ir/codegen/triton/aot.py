@@ -35,7 +35,7 @@ LEAST_OF_A_PROCESS = 3  # kernels: to start a process takes as long as two
 MOST_PROCESSES = 32  # each takes some 300 MB
 
 #: Triton's names of the dtypes in signatures
-SIGNATURE = {DType.bool: "i1", DType.f16: "fp16", DType.bf16: "bf16", DType.f32: "fp32", DType.f64: "fp64"}
+SIGNATURE = {DType.bool: "i1", DType.f8e4m3: "u8", DType.f16: "fp16", DType.bf16: "bf16", DType.f32: "fp32", DType.f64: "fp64"}
 
 Job = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def _job(w: Wanted, target: GpuTarget) -> Job:
     e = w.emitted
     words = re.sub(r"[^a-z0-9]+", "_", w.label.lower()).strip("_")[:80]
     symbol = f"tfir_{words}" if words else "tfir_kernel"
-    text = module_text([replace(e, name=symbol, text=e.text.replace(f"def {e.name}(", f"def {symbol}(", 1))], target.backend)
+    text = module_text([replace(e, name=symbol, text=e.text.replace(f"def {e.name}(", f"def {symbol}(", 1))], target)
     return {
         "text": text,
         "symbol": symbol,

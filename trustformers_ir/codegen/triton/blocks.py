@@ -27,6 +27,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 from trustformers_ir.codegen.kernel_ir.simplify import Simplifier, SymbolFacts
 from trustformers_ir.codegen.triton.ask import always_loaded, dimensions, hint_of, is_block, roots, tile_axes
 from trustformers_ir.codegen.triton.write import INDENT, LEVELS, LONGEST, Scope, Val, Writer, joined
+from trustformers_ir.ir.dtypes import DType
 
 
 class Blocks(Writer):
@@ -207,12 +208,13 @@ class Blocks(Writer):
         mask = self.mask([*self.guards_of(e), *conditions, *inside])
         if mask is None:
             return Val(f"tl.load({self.address(e.buffer, place, place.dims)})", place.dims)
+        zero = "0.0" if e.dtype is DType.f8e4m3 else "0"  # Triton takes no integer for one of those
         dims = joined(place, mask)
         if dims != place.dims:
             sizes = self.sizes(e, conditions)
             shape = [sizes[d] for d in dims]
             place = Val(f"tl.broadcast_to({place.over(dims)}, {shape})", dims)
-        return Val(f"tl.load({self.address(e.buffer, place, dims)}, mask={mask.over(dims)}, other=0)", dims)
+        return Val(f"tl.load({self.address(e.buffer, place, dims)}, mask={mask.over(dims)}, other={zero})", dims)
 
     def extents(self, axes: Iterable[Axis]) -> tuple[list[int | None], tuple[int, ...]]:
         """Shape and dimensions of a block with those TILE axes."""

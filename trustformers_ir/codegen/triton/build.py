@@ -74,7 +74,7 @@ class GpuCode:
         if stage == "kernels":
             return "\n\n".join(f"// {name}: {c.label}\n{print_kernel(c.kernel)}" for name, c in self.calls.items())
         if stage == "triton":
-            return module_text(self.emitted, self.target.backend)
+            return module_text(self.emitted, self.target)
         if stage != self.target.assembly:
             message = f"'{self.target.name}' has no {stage}"
             raise CompilerError.of(Code.USAGE, message, help=f"its stages are graph, kernels, triton {self.target.assembly}".rstrip())

@@ -51,6 +51,9 @@ def emit(kernel: Kernel, name: str, facts: SymbolFacts | None = None) -> Emitted
 class _Emitter(Folds):
     def run(self, name: str) -> Emitted:
         grid, body = self.grid()
+        for b in self.kernel.params:
+            if b.dtype is DType.f8e4m3:
+                self.scope.line(f"{self.names[b]} = eighths({self.names[b]})")
         for b in self.memory:
             self.scope.line(f"{self.names[b]} += pid * {self.value(b.size).over((), ATOM)}")
         self.guards += [loop.guard for loop in grid if loop.guard is not None]

@@ -24,6 +24,16 @@ class Dot:
     unsigned: int | None
 
 
+#: Terms of products of 8-bit floats after which Hopper's sums, which keep 14 bits, are added to ones of f32 (DeepSeek-V3 Technical Report, 2024,
+#: section 3.3.2).
+PROMOTED = 128
+
+
+def eighths(dot: Dot) -> bool:
+    """Whether both factors are 8-bit floats."""
+    return all(isinstance(x, Cast) and x.x.dtype is DType.f8e4m3 for x in dot.factors)
+
+
 #: The bits of 128 in bf16 and of 1024 in f16, from which on neighbours are 1 apart, and that number: an integer below it fits into the digits.
 ONES = {DType.bf16: (0x4300, 128.0), DType.f16: (0x6400, 1024.0)}
 
@@ -53,6 +63,8 @@ class Folds(Blocks):
                 return self.looped(e, loops, tiles, dot, guard, conditions)
             if dot is not None:
                 product = Val(f"tl.dot({self.dot_operands(e, dot, guard, conditions)})", self.extents(tile_axes(e))[1])
+                if eighths(dot):
+                    return self.apply("eighth_product({0})", product)
                 return product if dot.unsigned is None else self.moved(product, self.side(dot, dot.unsigned, conditions))
             return self.folded(e, self.element(e, guard, conditions), tiles)
         finally:
@@ -87,6 +99,8 @@ class Folds(Blocks):
         for _ in loops:
             self.close()
         self.scope = current
+        if dot is not None and eighths(dot):
+            return self.name(self.apply("eighth_product({0})", acc), "sums", outside)
         if dot is not None:
             return acc if sums is None else self.moved(acc, sums)
         named = self.folded(e, acc, tiles)
@@ -207,9 +221,11 @@ class Folds(Blocks):
     def dot_operands(self, e: Reduce, dot: Dot, guard: list[Expr], conditions: tuple[Expr, ...], acc: str = "") -> str:
         factors = dot.factors
         half = half_of(factors) if e.dtype is DType.f32 else None
+        eight = eighths(dot)
         texts = []
         for position, x in enumerate(factors):
             inner = x.x if (half or e.dtype is DType.i32) and isinstance(x, Cast) else x
+            inner = x.x if eight and isinstance(x, Cast) else inner
             v = self.value(inner, conditions) if half is None else self.in_half(x, half, conditions)
             bare = inner.x if isinstance(inner, Cast) else inner
             mine = [g for g in guard if g.free_axes <= x.free_axes or not tile_axes(g)]  # what concerns the other factor is its matter
@@ -219,12 +235,15 @@ class Folds(Blocks):
                 v = self.apply("tl.where({0}, {1}, {2})", mask, v, Val("0.0"))
             if position == dot.unsigned:
                 v = self.apply("tl.cast({0}, tl.int8, bitcast=True)", self.apply("{0} ^ {1}", v, Val("128")))
+            v = self.apply("eighth_factor({0})", v) if eight else v
             last = v.dims[-1] == self.dimension[dot.k]
             turned = f"tl.trans({v.text})" if len(v.dims) == 2 else f"tl.trans({v.text}, 0, 2, 1)"
             texts.append(v.text if last == (position == 0) else turned)
         if acc:
             texts.append(acc)
-        exact = ', input_precision="ieee"' if e.dtype is DType.f32 and half is None else ""
+        exact = ', input_precision="ieee"' if e.dtype is DType.f32 and half is None and not eight else ""
+        if eight:
+            exact = f", max_num_imprecise_acc={min(dot.k.static_extent or PROMOTED, PROMOTED)}"
         kind = f", out_dtype={TYPES[e.dtype]}" if e.dtype is DType.i32 else ""
         return ", ".join(texts) + exact + kind
 

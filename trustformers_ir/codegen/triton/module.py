@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trustformers_ir.codegen.triton.emit import Emitted
-from trustformers_ir.codegen.triton.optable import FUNCTIONS, NVIDIA, functions_in
+from trustformers_ir.codegen.triton.optable import functions, functions_in
+from trustformers_ir.codegen.triton.target import GpuTarget
 from trustformers_ir.codegen.triton.write import function_text
 from trustformers_ir.ir.dtypes import DType
 
@@ -15,9 +16,9 @@ from triton.language.extra import libdevice
 """
 
 
-def module_text(kernels: Sequence[Emitted], backend: str = "") -> str:
-    """The file with those kernels; ``backend`` is Triton's name of the kind of GPU, ``""`` for any."""
-    known = {**FUNCTIONS, **NVIDIA} if backend == "cuda" else FUNCTIONS
+def module_text(kernels: Sequence[Emitted], target: GpuTarget | None = None) -> str:
+    """The file with those kernels, as it is for a GPU, or for any."""
+    known = functions("") if target is None else functions(target.backend, target.eighths)
     expansions: dict[tuple[str, DType], str] = {}
     todo = [f for k in kernels for f in k.functions]
     while todo:

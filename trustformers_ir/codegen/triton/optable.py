@@ -13,6 +13,7 @@ from trustformers_ir.ir.dtypes import DType, Kind
 
 TYPES: Mapping[DType, str] = {
     DType.bool: "tl.int1",
+    DType.f8e4m3: "tl.uint8",  # the bits; what matrix instructions take them for is a matter of the chip (``EIGHTHS_OF``)
     DType.f16: "tl.float16",
     DType.bf16: "tl.bfloat16",
     DType.f32: "tl.float32",
@@ -21,7 +22,7 @@ TYPES: Mapping[DType, str] = {
 }
 
 #: the letter under which each group of dtypes is looked up in the tables below
-_GROUP = {DType.bool: "b", DType.f16: "h", DType.bf16: "h", DType.f32: "f", DType.f64: "d"}
+_GROUP = {DType.bool: "b", DType.f8e4m3: "h", DType.f16: "h", DType.bf16: "h", DType.f32: "f", DType.f64: "d"}
 
 #: texts by operator and group (f: f32, d: f64, h: narrower floats, i: integers, b: bool), or for all groups alike
 UNARY: Mapping[tuple[str, str] | str, str] = {
@@ -140,6 +141,35 @@ FUNCTIONS: Mapping[str, str] = {
         name: f"def {name}(codes, bits: tl.constexpr, less: tl.constexpr, dtype: tl.constexpr):\n    return small({half}, bits, less, dtype)"
         for name, half in (("low_bits", "codes & 15"), ("high_bits", "codes >> 4"))
     },
+    "eighths": "def eighths(pointer):\n    # the memory of f8e4m3\n    return pointer",
+    "eighth_of_bits": "def eighth_of_bits(bits):\n    return bits",
+    "float_of_eighth": (
+        "def float_of_eighth(x):\n"
+        "    # exponent and fraction as those of an f32 that is 2**120 times too small\n"
+        "    bits = tl.cast(tl.cast(x, tl.uint8, bitcast=True), tl.int32)\n"
+        "    size = tl.cast((bits & 127) << 20, tl.float32, bitcast=True) * 1329227995784915872903807060280344576.0\n"
+        "    size = tl.where((bits & 127) == 127, float(\"nan\"), size)\n"
+        "    return tl.where(bits > 127, size * -1.0, size)"
+    ),
+    "eighth_of_float": (
+        "def eighth_of_float(x):\n"
+        "    # one rounding, ties to even, 448 at most. Below 2**-6 steps are even: 2**14 is added, whose own steps are as large\n"
+        "    bits = tl.cast(x, tl.int32, bitcast=True)\n"
+        "    size = tl.minimum(bits & 2147483647, 1138753536)\n"
+        "    near = ((size + 524287 + ((size >> 20) & 1)) >> 20) - 960\n"
+        "    small = tl.cast(tl.abs(x) + 16384.0, tl.int32, bitcast=True) - 1182793728\n"
+        "    near = tl.where(tl.abs(x) < 0.015625, small, near)\n"
+        "    near = tl.where(x == x, near, 127)\n"
+        "    return eighth_of_bits(tl.cast(near | ((bits >> 24) & 128), tl.uint8))"
+    ),
+    "eighth_factor": (
+        "def eighth_factor(x):\n"
+        "    # a factor of a product of matrices: as f16, which holds it\n"
+        "    bits = tl.cast(x, tl.int16)\n"
+        "    half = tl.cast(((bits & 128) << 8) | ((bits & 127) << 7), tl.float16, bitcast=True) * 256.0\n"
+        "    return tl.where((bits & 127) == 127, float(\"nan\"), half)"
+    ),
+    "eighth_product": "def eighth_product(sums):\n    # sums of products of such factors\n    return sums",
     "checked": (
         "def checked(index, bound, mask, status, site: tl.constexpr):\n"
         "    # a data-dependent index: negative ones count from the end; one out of range is reported and clamped\n"
@@ -172,11 +202,41 @@ def _four_at_a_time(name: str, take: str) -> str:
     )
 
 
+#: What functions of 8-bit floats are where matrix instructions take them: E4M3 of the OCP, or AMD's own, in which the same bits are half of that
+#: number and NaN stands in place of the zero below zero (CDNA3 ISA, section 6.3).
+EIGHTHS_OF: Mapping[str, Mapping[str, str]] = {
+    "e4nv": {
+        "eighths": "def eighths(pointer):\n    # the memory of f8e4m3\n    return tl.cast(pointer, tl.pointer_type(tl.float8e4nv), bitcast=True)",
+        "eighth_of_bits": "def eighth_of_bits(bits):\n    return tl.cast(bits, tl.float8e4nv, bitcast=True)",
+        "eighth_factor": "def eighth_factor(x):\n    # a factor of a product of matrices\n    return x",
+        "float_of_eighth": "def float_of_eighth(x):\n    return tl.cast(x, tl.float32)",
+        "eighth_of_float": (
+            "def eighth_of_float(x):\n"
+            "    # one rounding, ties to even, 448 at most\n"
+            "    return tl.cast(x, tl.float8e4nv)"
+        ),
+    },
+    "e4b8": {
+        "eighth_factor": (
+            "def eighth_factor(bits):\n"
+            "    # half of a factor of a product of matrices\n"
+            "    known = tl.where(bits == 128, 0, bits)\n"
+            "    return tl.cast(tl.where((bits & 127) == 127, 128, known).to(tl.uint8), tl.float8e4b8, bitcast=True)"
+        ),
+        "eighth_product": "def eighth_product(sums):\n    # sums of products of such halves\n    return sums * 4.0",
+    },
+}
+
 #: What some of these functions are on a GPU of NVIDIA's.
 NVIDIA: Mapping[str, str] = {
     "low_bits": _four_at_a_time("low_bits", "and.b32 c, $2, 0x0f0f0f0f;"),
     "high_bits": _four_at_a_time("high_bits", "shr.b32 c, $2, 4; and.b32 c, c, 0x0f0f0f0f;"),
 }
+
+
+def functions(backend: str, eighths: str = "") -> Mapping[str, str]:
+    """The functions for a kind of GPU, as Triton names it (``""``: any), and for the 8-bit floats that its matrix instructions take."""
+    return {**FUNCTIONS, **(NVIDIA if backend == "cuda" else {}), **EIGHTHS_OF.get(eighths, {})}
 
 
 def group(dtype: DType) -> str:

@@ -48,6 +48,13 @@ class GpuTarget:
         return "hopper" if self.arch == 90 else "ampere"
 
     @property
+    def eighths(self) -> str:
+        """Which 8-bit floats its matrix instructions take, as Triton names them; empty where they take none."""
+        if self.backend == "cuda":
+            return "e4nv" if isinstance(self.arch, int) and self.arch >= 89 else ""
+        return "e4b8" if self.arch == "gfx942" else ""
+
+    @property
     def native(self) -> str:
         """The form that the driver loads."""
         return "cubin" if self.backend == "cuda" else "hsaco"

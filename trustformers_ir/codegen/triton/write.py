@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from trustformers_ir.codegen.kernel_ir import optable
 from trustformers_ir.codegen.kernel_ir.depth import deep
 from trustformers_ir.codegen.kernel_ir.kernel import walk
@@ -133,6 +135,9 @@ class Writer:
             text = 'float("inf")' if e.value > 0 else '-float("inf")'
         else:
             text = repr(e.value)
+        if e.dtype is DType.f8e4m3:
+            bits = int(np.float32(e.value).astype(e.dtype.numpy).view(np.uint8))
+            return self.apply("eighth_of_bits({0})", Val(f"tl.full([], {bits}, tl.uint8)"))
         return Val(f"tl.full([], {text}, {TYPES[e.dtype]})") if alone else Val(text, level=SIGN if text.startswith("-") else ATOM)
 
     def apply(self, text: str, *values: Val) -> Val:
@@ -182,8 +187,13 @@ class Writer:
 
     def cast(self, old: DType, new: DType, x: Val) -> Val:
         """By the rules of ``Cast``."""
+        if old is DType.f8e4m3:
+            x = self.apply("float_of_eighth({0})", x)
+            return x if new is DType.f32 else self.cast(DType.f32, new, x)
         if new is DType.bool:
             return self.apply("{0} != 0", x)
+        if new is DType.f8e4m3:
+            return self.apply("eighth_of_float({0})", x if old is DType.f32 else self.cast(old, DType.f32, x))
         if old.is_float and not new.is_float:
             below = 2.0 ** (new.bits - (new.kind is Kind.INT))
             x = self.cast(old, DType.f32, x) if old in (DType.f16, DType.bf16) else x

@@ -73,6 +73,7 @@ from trustformers_ir.ir.ops.quantized import (
     QuantizeDynamic,
     QuantizeStatic,
 )
+from trustformers_ir.ir.ops.quantized_f8 import LinearF8, QuantizeF8
 from trustformers_ir.ir.ops.reduce import (
     ArgMax,
     ArgMin,
@@ -238,6 +239,7 @@ __all__ = [
     "Linear",
     "LinearBlocks",
     "LinearBlocksInt8",
+    "LinearF8",
     "LinearInt8",
     "Literal",
     "Log",
@@ -266,6 +268,7 @@ __all__ = [
     "Pow",
     "PredicateOp",
     "QuantizeDynamic",
+    "QuantizeF8",
     "QuantizeGroups",
     "QuantizeStatic",
     "Real",

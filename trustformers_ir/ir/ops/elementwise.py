@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trustformers_ir.ir.dtypes import ANY, BOOL, COMPLEXES, FLOATS, INTS, NUMERIC, REAL, DType
+from trustformers_ir.ir.dtypes import ANY, BOOL, COMPLEXES, EIGHTHS, EVERY, FLOATS, HALVES, INTS, NUMERIC, REAL, DType
 from trustformers_ir.ir.ops.broadcast import require_broadcast, require_same_dtype
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
@@ -401,19 +401,24 @@ class Cast(Op):
     """Conversion to another dtype.
 
     To floats: rounded to nearest, ties to even. Float to integer: truncated and saturated, NaN gives 0. Integer to integer: wraps (the low
-    bits). To bool: ``x != 0`` (so NaN is true). From bool: 0 or 1. Real to complex: imaginary part 0.
+    bits). To bool: ``x != 0`` (so NaN is true). From bool: 0 or 1. Real to complex: imaginary part 0. To f8e4m3: saturated
+    at 448, infinities too.
     """
 
     dtype: DType
 
     mnemonic = "cast"
-    operands = (Operand("x"),)
-    constraints = {1: "complex numbers are cast to complex or bool only (take real or imag first)"}
+    operands = (Operand("x", EVERY),)
+    constraints = {
+        1: "complex numbers are cast to complex or bool only (take real or imag first)",
+        2: "to f8e4m3 only f32, f16 and bf16 are cast, and f8e4m3 only to floats",
+    }
     fusion = FusionKind.ELEMENTWISE
     exact = True
 
     def infer(self, ctx: InferContext, x: TensorType) -> tuple[TensorType, ...]:
         self.require(1, not x.dtype.is_complex or self.dtype.is_complex or self.dtype is DType.bool, f"{x.dtype} to {self.dtype}")
+        self.require(2, casts_eighths(x.dtype, self.dtype), f"{x.dtype} to {self.dtype}")
         return (x.with_dtype(self.dtype),)
 
     def reference(self, ctx: EvalContext, x: np.ndarray) -> Any:
@@ -430,9 +435,16 @@ class Cast(Op):
     def samples(cls) -> Iterator[Sample]:
         for source in DType:
             for target in DType:
-                if not source.is_complex or target.is_complex or target is DType.bool:
+                if casts_eighths(source, target) and (not source.is_complex or target.is_complex or target is DType.bool):
                     low = -100.0 if source.is_signed else 0.0
                     yield Sample(cls(target), (source["n", 7],), {"x": low}, {"x": 100.0})
+
+
+def casts_eighths(source: DType, target: DType) -> bool:
+    """Whether a cast is not one from or to 8-bit floats that there is not."""
+    if target in EIGHTHS:
+        return source in EIGHTHS | HALVES | {DType.f32}
+    return source not in EIGHTHS or target in FLOATS
 
 
 def saturating_cast(x: np.ndarray, dtype: DType) -> np.ndarray:

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from trustformers_ir.ir.dtypes import EVERY
 from trustformers_ir.ir.schema import FusionKind, InferContext, Op, Operand
 from trustformers_ir.ir.types import TensorType
 
@@ -15,7 +16,7 @@ class Return(Op):
     """Ends a function and hands out its results."""
 
     mnemonic = "return"
-    operands = (Operand("results", variadic=True, any_layout=True),)
+    operands = (Operand("results", EVERY, variadic=True, any_layout=True),)
     fusion = FusionKind.STRUCTURE
     terminator = True
 
@@ -28,7 +29,7 @@ class Yield(Op):
     """Ends the body of a region and hands out its results."""
 
     mnemonic = "yield"
-    operands = (Operand("results", variadic=True, any_layout=True),)
+    operands = (Operand("results", EVERY, variadic=True, any_layout=True),)
     fusion = FusionKind.STRUCTURE
     terminator = True
 
@@ -52,7 +53,7 @@ class Fused(Op):
     kind: RegionKind = RegionKind.LOOP
 
     mnemonic = "fused"
-    operands = (Operand("inputs", variadic=True, any_layout=True),)
+    operands = (Operand("inputs", EVERY, variadic=True, any_layout=True),)
     constraints = {
         1: "the body has one argument per operand, of the operand's type",
         2: "the body ends in yield",

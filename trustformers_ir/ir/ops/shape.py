@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.ir.dims import Dim, SymbolFact, floordiv, product, symbol
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import EVERY, DType
 from trustformers_ir.ir.ops.broadcast import (
     require_axis,
     require_equal,
@@ -29,7 +29,7 @@ _N, _B, _S = symbol("n"), symbol("b"), symbol("s")
 class MovementOp(Op):
     """Base of the ops that only move elements."""
 
-    operands = (Operand("x"),)
+    operands = (Operand("x", EVERY),)
     fusion = FusionKind.INJECTIVE
     exact = True
 
@@ -55,6 +55,7 @@ class Reshape(MovementOp):
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         yield Sample(cls((6, 4)), (DType.f32[2, 3, 4],))
+        yield Sample(cls((4, _N)), (DType.f8e4m3["n", 4],))
         yield Sample(cls(()), (DType.f64[1, 1],))
         yield Sample(cls((1, 12, 1)), (DType.i8[12],))
         yield Sample(cls((_B, _S, 2, 3)), (DType.bf16["b", "s", 6],))
@@ -87,6 +88,7 @@ class Transpose(MovementOp):
         yield Sample(cls((2, 0, 1)), (DType.i32[2, 3, 4],))
         yield Sample(cls(()), (DType.bool[()],))
         yield Sample(cls((0,)), (DType.c128[4],))
+        yield Sample(cls((1, 0)), (DType.f8e4m3["n", 33],))
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Expand(MovementOp):
         yield Sample(cls((_B, 2, _S)), (DType.f16["b", 1, "s"],))
         yield Sample(cls((_N, 5)), (DType.bool[()],))
         yield Sample(cls((4,)), (DType.c64[4],))
+        yield Sample(cls((3, 4)), (DType.f8e4m3[4],))
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Concat(Op):
     axis: int
 
     mnemonic = "concat"
-    operands = (Operand("xs", variadic=True),)
+    operands = (Operand("xs", EVERY, variadic=True),)
     constraints = {
         1: "there is an operand",
         2: "axis is one of theirs",
@@ -157,6 +160,7 @@ class Concat(Op):
         yield Sample(cls(1), (DType.i64[2, "n", 3], DType.i64[2, "m", 3]))
         yield Sample(cls(0), (DType.bool[5],))
         yield Sample(cls(1), (DType.c64[2, 0], DType.c64[2, 2]))
+        yield Sample(cls(0), (DType.f8e4m3["n", 20], DType.f8e4m3[3, 20]))
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ class Slice(MovementOp):
         yield Sample(cls(1, _S - 1, _S), (DType.bf16["b", "s", 4],))
         yield Sample(cls(0, 1, _N, 2), (DType.bool["n"],))
         yield Sample(cls(0, 2, 2), (DType.c64[4, 3],))
+        yield Sample(cls(-1, 1, 5), (DType.f8e4m3["n", 8],))
         yield Sample(cls(0, 0, _N), (DType.f32["n + m"],), facts={"m": SymbolFact(low=0)})
 
 
@@ -216,6 +221,7 @@ class Flip(MovementOp):
         yield Sample(cls(0), (DType.f32[5, 2],))
         yield Sample(cls(-1), (DType.bf16["b", "n"],))
         yield Sample(cls(1), (DType.i8[2, 3, 4],))
+        yield Sample(cls(0), (DType.f8e4m3[7],))
 
 
 class PadMode(enum.Enum):
@@ -240,6 +246,7 @@ class Pad(MovementOp):
     value: float = 0.0
 
     mnemonic = "pad"
+    operands = (Operand("x"),)
     constraints = {
         1: "low and high have one entry per axis",
         2: "no padding is negative, provably",

@@ -6,16 +6,23 @@ i8 -> f32 -> u8 stays as well.
 
 from __future__ import annotations
 
-from trustformers_ir.ir.dtypes import BOOL, INTS, REAL, DType
+from trustformers_ir.ir.dtypes import BOOL, EVERY, INTS, REAL, DType
 from trustformers_ir.ir.ops import Cast, Dropout, Imag, Real
+from trustformers_ir.ir.ops.elementwise import casts_eighths
 from trustformers_ir.ir.ops.unary import real_part
 from trustformers_ir.ir.rewriting import Match, Rule, node, var
 from trustformers_ir.passes.rules.common import everywhere, give, keeps_type
 
-x = var("x")
+x = var("x", EVERY)
 
-_DIGITS = {DType.f16: 11, DType.bf16: 8, DType.f32: 24, DType.f64: 53}  # of the significand
-_WIDER = {DType.f16: {DType.f32, DType.f64}, DType.bf16: {DType.f32, DType.f64}, DType.f32: {DType.f64}, DType.f64: set[DType]()}
+_DIGITS = {DType.f8e4m3: 4, DType.f16: 11, DType.bf16: 8, DType.f32: 24, DType.f64: 53}  # of the significand
+_WIDER = {
+    DType.f8e4m3: {DType.f16, DType.bf16, DType.f32, DType.f64},
+    DType.f16: {DType.f32, DType.f64},
+    DType.bf16: {DType.f32, DType.f64},
+    DType.f32: {DType.f64},
+    DType.f64: set[DType](),
+}
 
 
 def lossless(source: DType, target: DType) -> bool:
@@ -36,6 +43,8 @@ def _one_step(m: Match) -> str | None:
     source, middle, target = m["x"].type.dtype, m.op("inner").dtype, m.op().dtype
     if not lossless(source, middle):
         return f"{source} to {middle} loses values"
+    if not casts_eighths(source, target):
+        return f"there is no cast from {source} to {target}"
     if target.is_integer and not source.is_float and middle.is_float and not lossless(source, target):
         return f"{middle} to {target} saturates, {source} to {target} wraps"
     return None

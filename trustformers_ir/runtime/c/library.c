@@ -62,8 +62,8 @@ typedef struct {
 
 #include "tables.h"
 
-static const size_t tfi_item_bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
-static const char *const tfi_dtype_names[] = {"bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f16", "bf16", "f32", "f64"};
+static const size_t tfi_item_bytes[] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 1};
+static const char *const tfi_dtype_names[] = {"bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f16", "bf16", "f32", "f64", "f8e4m3"};
 
 /* -- errors ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -287,7 +287,7 @@ static int tfi_bind(int function, const tfm_input *inputs, int running, tfi_dims
         tfi_type_text(port, declared, sizeof declared);
         if (inputs[n].dtype != port->dtype) {
             tfi_fail(&one, TFM_INPUT_DTYPE, "input '%s' has the dtype %s; it is declared as %s", port->name,
-                     inputs[n].dtype < 0 || inputs[n].dtype > TFM_F64 ? "of no number" : tfi_dtype_names[inputs[n].dtype], declared);
+                     inputs[n].dtype < 0 || inputs[n].dtype > TFM_F8E4M3 ? "of no number" : tfi_dtype_names[inputs[n].dtype], declared);
             tfi_gather(&all, &one);
         }
         if (inputs[n].rank != port->rank) {

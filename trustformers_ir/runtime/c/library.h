@@ -61,8 +61,9 @@ const char *tfm_target(const tfm_session *session);
 
 /* -- what there is to run --------------------------------------------------------------------------------------------------------- */
 
-enum tfm_dtype { /* in memory: numbers of the machine; a bool is a byte, 0 or 1; f16 and bf16 are their 16 bits */
-    TFM_BOOL = 0, TFM_I8, TFM_I16, TFM_I32, TFM_I64, TFM_U8, TFM_U16, TFM_U32, TFM_U64, TFM_F16, TFM_BF16, TFM_F32, TFM_F64
+enum tfm_dtype { /* in memory: numbers of the machine; a bool is a byte, 0 or 1; f16 and bf16 are their 16 bits, f8e4m3 its 8 */
+    TFM_BOOL = 0, TFM_I8, TFM_I16, TFM_I32, TFM_I64, TFM_U8, TFM_U16, TFM_U32, TFM_U64, TFM_F16, TFM_BF16, TFM_F32, TFM_F64,
+    TFM_F8E4M3
 };
 
 #define TFM_MAX_RANK @MAX_RANK@

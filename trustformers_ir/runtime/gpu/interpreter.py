@@ -34,7 +34,14 @@ from trustformers_ir.runtime.memory import check_size, no_memory
 
 GUARD, FRESH = 0xA5, 0xFF
 GUARD_BYTES = 256
-_TYPES = {DType.bool: "int1", DType.f16: "float16", DType.bf16: "bfloat16", DType.f32: "float32", DType.f64: "float64"}
+_TYPES = {
+    DType.bool: "int1",
+    DType.f8e4m3: "uint8",
+    DType.f16: "float16",
+    DType.bf16: "bfloat16",
+    DType.f32: "float32",
+    DType.f64: "float64",
+}
 _one = threading.RLock()  # the interpreter has one place for the number of the program, and is corrected while it runs
 
 

@@ -30,6 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dtype=bf16": {"dtype": "bf16"},
     "dtype=f16": {"dtype": "f16"},
     "quantize=int8": {"quantize": "int8"},
+    "quantize=fp8": {"quantize": "fp8"},
 }
 LENGTHS = (1, 2, 4, 8, 32, 128)
 EXAMPLES = (1, 5, 17, 40, 77, 128)  # tokens of drawn ids

@@ -33,7 +33,10 @@ The *fusion kind* says how an op takes part in a fused region:
 |---|---|
 """
 
-FAMILIES = ("unary", "elementwise", "shape", "reduce", "index", "cache", "contract", "quantized", "blocks", "blocks_int8", "nn", "data", "region")
+FAMILIES = (
+    *("unary", "elementwise", "shape", "reduce", "index", "cache", "contract"),
+    *("quantized", "quantized_f8", "blocks", "blocks_int8", "nn", "data", "region"),
+)
 
 KINDS = {
     FusionKind.CONSTANT: "no tensor operands",

@@ -212,7 +212,7 @@ def _cast(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 
 def convert(x: Expr, dtype: DType) -> Expr:
     """One rounding from ``x`` to ``dtype``; narrow floats reach integers and bool through f32, which holds them exactly."""
-    if x.dtype in (DType.f16, DType.bf16) and dtype is not x.dtype:
+    if dtype is not x.dtype:
         x = cast(x, compute_dtype(x.dtype))
     return cast(x, dtype)
 
