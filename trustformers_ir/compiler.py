@@ -300,7 +300,7 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
 def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets: Sequence[GpuTarget]) -> GpuExecutable:
     """One graph for all of them. Weights stay where they are until somebody saves or runs the module."""
     request.schedules.check([t.chip for t in targets])
-    source = _Source.read(model, example_inputs, request, None)
+    source = _Source.read(model, example_inputs, request, None, generation=request.dynamic is None)
     started = time.perf_counter()
     report = PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
     passed = time.perf_counter()

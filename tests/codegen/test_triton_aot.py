@@ -17,6 +17,7 @@ from trustformers_ir.codegen.triton.aot import compile_kernels
 from trustformers_ir.codegen.triton.binary import Binary
 from trustformers_ir.codegen.triton.build import GpuCode, lower
 from trustformers_ir.codegen.triton.target import TARGETS
+from trustformers_ir.compiler import to_module
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.dtypes import DType
@@ -104,6 +105,26 @@ AGAIN = ("minilm bf16", "minilm q4_0", "vit-b int8", "gpt-2 int4", "llama int8",
 def test_kernels_compile_for_gpus_that_are_not_here(name: str, pytestconfig: pytest.Config) -> None:
     found = {k: v for target in NAMES for k, v in checked(name, target, many=True).items()}
     check_golden("triton.json", f"{name}: ", found, pytestconfig)
+
+
+def test_kernels_that_keep_what_was_read_compile(pytestconfig: pytest.Config) -> None:
+    """A piece of text and a token, after others: writes into caches, and attention to them."""
+    found: dict[str, Any] = {}
+    for target in NAMES:
+        module = to_module(f"{LLAMA}&architecture=LlamaForCausalLM", None, "bf16", True)
+        facts = module.facts.symbols
+        facts.update({s: replace(facts[s], low=128) for s in ("seq", "capacity")})
+        PassManager(pipelines.gpu()).run(module)
+        code = lower(module, TARGETS[target])
+        assert [p.states for p in code.programs] == [0, 2, 2]
+        mine = {e.name: (w, c) for e, w, c in zip(code.emitted, code.wanted, code.calls.values(), strict=True) if "cache" in c.label}
+        made = compile_kernels([w for w, _ in mine.values()], TARGETS[target])
+        assert sum(bool(b.matrix_instructions) for b in made) == 2  # of a piece, and of a token; another kernel joins the parts of the latter
+        for binary in made:
+            place = f"cached: {binary.name} {mine[binary.name][1].label} on {target}"
+            assert binary.spilled == 0 and binary.shared <= TARGETS[target].shared, place
+            found[place] = row(binary)
+    check_golden("triton.json", "cached: ", found, pytestconfig)
 
 
 @pytest.mark.long

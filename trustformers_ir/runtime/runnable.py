@@ -20,6 +20,7 @@ from trustformers_ir.ir.dims import Dim, SymbolFact, evaluate
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.entry_call import EntryCall
+from trustformers_ir.runtime.generation.caches import Caches, HostCaches
 from trustformers_ir.runtime.generation.loop import Beams, Ending, generate
 from trustformers_ir.runtime.generation.sampling import Sampling
 from trustformers_ir.runtime.generation.settings import end_tokens, text_decoder
@@ -224,6 +225,10 @@ class Runnable:
         found = end_tokens(self.manifest.metadata) if ends is None else ends
         ending = Ending(max_new_tokens, frozenset(int(n) for n in found), texts, decode)
         return generate(self, prompt_ids, sampling, ending, Beams(num_beams, length_penalty), seed, stream)
+
+    def caches(self, ports: Sequence[Port]) -> Caches:
+        """Memory for the states of texts, where this executable keeps it."""
+        return HostCaches(ports)
 
     def called(self, entry: str | None) -> EntryCall[Any]:
         """The entry of that name; None: the first."""

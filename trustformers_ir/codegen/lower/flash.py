@@ -261,6 +261,11 @@ class DenseFlash(Flash):
     def __init__(self, a: AttentionMath, rows: Rows, tile: FlashTile, only: tuple[Expr, Expr] | None = None) -> None:
         super().__init__(a, rows, tile)
         self.dense, self.only = a, only
+        self.first = Buffer("first", DType.i32, (), space=SCRATCH)  # where the first query stands, if memory says it
+
+    def start(self) -> list[Stmt]:
+        known = [] if self.dense.start is None else [store(self.first, (), cast(self.dense.position(self.rows.batch, const(0)), DType.i32))]
+        return [*known, *super().start()]
 
     def place(self, head: Expr, token: Expr, feature: Expr) -> Index:
         return (self.rows.batch, head, token, feature)
@@ -268,10 +273,7 @@ class DenseFlash(Flash):
     def spans(self) -> list[tuple[Expr, Expr, bool]]:
         op, rows = self.dense.op, self.rows
         zero: Expr = const(0)
-        if self.dense.start is not None:  # only the memory says which keys there are
-            first, behind = self.only or (zero, (self.keys + (self.width - 1)) // self.width)
-            return [(first, binary("min", behind, (self.keys + (self.width - 1)) // self.width), True)]
-        offset = self.keys - dim_expr(self.dense.queries)  # of a query's position from its number
+        offset = cast(self.first[()], DType.i64) if self.dense.start is not None else self.dense.position(rows.batch, zero)
         low = rows.query(rows.first) + offset
         high = rows.query(binary("min", rows.first + self.height, rows.count) - 1) + offset
         begin, whole_begin = zero, zero
@@ -302,11 +304,19 @@ class DenseFlash(Flash):
         conditions = [exists] if checked else []
         behind_all = self.dense.queries == 1 and self.dense.op.window is None and self.dense.start is None
         if checked and not behind_all:
-            conditions += self.dense.in_sight(rows.batch, at, key)
+            conditions += self.in_sight(at, key)
         masked = self.dense.masked(rows.batch, rows.head_of(row), at, key)
         if masked is not None:
             conditions.append(select(exists, masked, Const(False, DType.bool)) if checked else masked)
         return all_of(*conditions)
+
+
+    def in_sight(self, at: Expr, key: Expr) -> list[Expr]:
+        """What the positions of query ``at`` and of the key must fulfil; in 32 bits where memory says where queries stand: 64 fill registers."""
+        if self.dense.start is None:
+            return self.dense.in_sight(self.rows.batch, at, key)
+        position, place, window = cast(at, DType.i32) + self.first[()], cast(key, DType.i32), self.dense.op.window
+        return [place <= position, *([] if window is None else [place > position - window])]
 
 
 def within(*bounds: tuple[Expr, Expr]) -> Expr | None:

@@ -55,6 +55,8 @@ TILES: dict[str, tuple[tuple[int, FlashTile, FlashTile], ...]] = {
 }
 #: other dtypes have no matrix instruction that is exact: their blocks are spread over plain registers
 EXACT = {DType.f32: FlashTile(32, 32, Launch(8, 2)), DType.f64: FlashTile(16, 16)}
+#: Keys of a block where memory says where queries stand: with 128 of them up to 32 bytes are spilled (sm_90, heads of 128).
+CACHED = 64
 LARGER = FlashTile(LEAST, LEAST)  # for larger heads
 
 
@@ -64,6 +66,8 @@ def flash_tile(kind: str, o: Operation, facts: Facts) -> FlashTile:
     tile, narrow = _by_size(kind, q.dtype, max(_known(q.shape[-1]), _known(v.shape[-1])))
     if isinstance(o.op, ops.PackedAttention):
         return tile
+    if isinstance(o.op, ops.CachedAttention) and tile.keys > CACHED:
+        tile = replace(tile, keys=CACHED, launch=Launch(tile.launch.warps, tile.launch.stages + 1))
     group = q.shape[1] // k.shape[1]
     queries, keys = (facts.bounds(x.shape[2])[1] for x in (q, k))
     rows = queries * (group if isinstance(group, int) else 1)

@@ -55,7 +55,7 @@ class _FunctionLowering:
         for operation in function.body.operations:
             if not isinstance(operation.op, (ops.Fused, ops.WeightOp)) and not operation.op.terminator:
                 outline({operation}, RegionKind.LOOP)
-        count = function.states if isinstance(self.ctx.machine, MachineShape) else 0
+        count = function.states
         if count:
             self.states = {new: self.refs[old] for old, new in function.next_states.items() if new is not old}
         outputs = function.outputs[: len(function.outputs) - count]

@@ -89,7 +89,7 @@ def build(
     device = planner.device(narrow, wide)
     codes = {k.name: tuple(b[k.name].code for b in (narrow, wide) if k.name in b) for k in device.kernels}
     entries = [
-        Entry(p.name, symbol, p.inputs, p.outputs, f.arena_bytes, 0, planner.infos(p), 0)
+        Entry(p.name, symbol, p.inputs, p.outputs, f.arena_bytes, 0, planner.infos(p), 0, p.states)
         for p, symbol, f in zip(code.programs, entry_symbols(code.programs), device.functions, strict=True)
     ]
     manifest = Manifest(

@@ -13,9 +13,9 @@ import numpy as np
 
 from trustformers_ir.ir.abi import DECODE, PREFILL
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.runtime import memory
 
 if TYPE_CHECKING:
+    from trustformers_ir.runtime.generation.caches import Caches
     from trustformers_ir.runtime.runnable import Runnable
 
 CHUNK = 512  # tokens that are read at once
@@ -29,24 +29,24 @@ class Session:
         """``capacity``: how many tokens are sure to come. ``NO_GENERATION`` for a model that cannot write."""
         if PREFILL not in executable.entries or DECODE not in executable.entries:
             message = f"'{executable.manifest.name}' cannot write text: its entries are {', '.join(executable.entries)}"
-            help = "compile a checkpoint or a GGUF file of a language model for a CPU, with all of its dims dynamic"
+            help = "compile a checkpoint or a GGUF file of a language model, with all of its dims dynamic"
             raise CompilerError.of(Code.NO_GENERATION, message, help=help)
         self.executable = executable
         self._prefill, self._decode = executable.called(PREFILL), executable.called(DECODE)
         entry = self._decode.entry
-        self._ports = entry.inputs[len(entry.inputs) - entry.states :]
         self.longest = executable.symbols["capacity"].high
         vocabulary = entry.outputs[0].type.shape[-1]
         assert isinstance(vocabulary, int)
         self.vocabulary = vocabulary
         self.batch = batch
         self.lengths = np.zeros(batch, np.int64)
-        self.caches: list[np.ndarray] = []
+        self.caches: Caches = executable.caches(entry.inputs[len(entry.inputs) - entry.states :])
         self.capacity = 0
         self._ids = np.zeros((batch, 1), np.int64)
         self._call: Callable[[], None] | None = None
         self._scores = np.zeros(0)
-        self.reserve(max(capacity, 1))
+        if capacity:
+            self.reserve(capacity)
 
     def reserve(self, capacity: int) -> None:
         """Room for so many tokens of each text. ``CACHE_FULL`` when the model has no positions for them."""
@@ -57,16 +57,8 @@ class Session:
             return
         capacity = -(-capacity // STEP) * STEP
         self.capacity = capacity if self.longest is None else min(capacity, self.longest)
-        dims = {"batch": self.batch, "capacity": self.capacity}
-        shapes = [port.type.concrete(dims) for port in self._ports]
-        memory.check_size(sum(memory.bytes_of(s, p.type.dtype) for s, p in zip(shapes, self._ports, strict=True)), "the cache")
-        grown: list[np.ndarray] = []
-        for n, (port, shape) in enumerate(zip(self._ports, shapes, strict=True)):
-            cache = np.zeros(shape, port.type.dtype.numpy)
-            if self.caches:
-                cache[:, :, : self.caches[n].shape[2]] = self.caches[n]
-            grown.append(cache)
-        self.caches, self._call = grown, None
+        self.caches.grow(self.batch, self.capacity)
+        self._call = None
 
     def read(self, pieces: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """Reads the next tokens of each text, at least one; the scores ``[batch, vocab]`` after the last token of each."""
@@ -87,7 +79,7 @@ class Session:
 
     def _read(self, rows: slice, ids: np.ndarray, scores: np.ndarray) -> None:
         """Reads as many tokens of each of these texts; puts the scores after the last ones into ``scores``."""
-        caches, whole = [cache[rows] for cache in self.caches], self.lengths[rows] + ids.shape[1]
+        caches, whole = self.caches.of(rows), self.lengths[rows] + ids.shape[1]
         for first in range(0, ids.shape[1], CHUNK):
             part = np.ascontiguousarray(ids[:, first : first + CHUNK])
             last = np.full(len(part), part.shape[1] - 1, np.int64)
@@ -101,15 +93,15 @@ class Session:
         if longest > self.capacity:
             self.reserve(longest)
         if self._call is None:
-            (self._scores,), self._call = self._decode.fixed([self._ids, self.lengths, *self.caches])
+            (self._scores,), self._call = self._decode.fixed([self._ids, self.lengths, *self.caches.arrays])
         self._call()
         self.lengths += 1
         return self._scores
 
     def repeated(self, times: int) -> Session:
         """A session with each text so many times."""
-        other = Session(self.executable, self.batch * times, self.capacity)
-        other.caches = [np.repeat(cache, times, axis=0) for cache in self.caches]
+        other = Session(self.executable, self.batch * times)
+        other.caches, other.capacity = self.caches.repeated(times), self.capacity
         other.lengths = np.repeat(self.lengths, times)
         return other
 
@@ -118,7 +110,6 @@ class Session:
         rows = np.asarray(rows, np.int64)
         if (rows == np.arange(self.batch)).all():
             return
-        used = int(self.lengths.max())
-        for cache in self.caches:
-            cache[:, :, :used] = cache[rows, :, :used]
+        self.caches.reorder(rows, int(self.lengths.max()))
+        self._call = None
         self.lengths[:] = self.lengths[rows]

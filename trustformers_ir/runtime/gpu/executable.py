@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.abi import CompiledModule, Entry, Manifest
+from trustformers_ir.ir.abi import CompiledModule, Entry, Manifest, Port
 from trustformers_ir.ir.device import POINTER_ALIGNMENT, DeviceModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.runtime import memory
@@ -35,6 +35,7 @@ from trustformers_ir.runtime.gpu import code
 from trustformers_ir.runtime.gpu.devices import open_driver
 from trustformers_ir.runtime.gpu.driver import Driver, Function
 from trustformers_ir.runtime.gpu.lane import Block, DriverMemory, Lane, Lanes
+from trustformers_ir.runtime.gpu.states import DeviceArray, DeviceCaches
 from trustformers_ir.runtime.gpu.steps import Sizes, Steps, steps_of
 from trustformers_ir.runtime.profile import Profile
 from trustformers_ir.runtime.records import Broken
@@ -212,6 +213,15 @@ class GpuExecutable(Runnable):
         if problem is not None:
             raise problem
 
+    def caches(self, ports: Sequence[Port]) -> DeviceCaches:
+        return DeviceCaches(self, ports)
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """A stream of our own, for who copies on the GPU."""
+        with self.used() as resident, resident.driver.current(), _borrowed(resident.lanes, resident.lanes.own()) as lane:
+            yield lane
+
     def close(self) -> None:
         """Gives back what lies on the GPU. The next call uploads the weights again."""
         with self.entered():
@@ -302,13 +312,37 @@ class _GpuCall(EntryCall[_Plan]):
         steps = steps_of(self.function, self.executable.device.kernels, self.manifest.weights, self.entry, bound.env, sizes)
         return _Plan(bound, steps, sizes)
 
+    def state(self, x: Any, port: Port) -> Any:
+        if isinstance(x, DeviceArray):
+            return x
+        if is_tensor(x) and self.executable.driver.owns(x) and x.data_ptr() % POINTER_ALIGNMENT:
+            message = f"'{port.name}' is a state, which a call writes in place, and begins at an address that is no multiple of {POINTER_ALIGNMENT}"
+            raise CompilerError.of(Code.INPUT_STATE, message, Where(tensor=port.name), "give a tensor of its own: x.clone()")
+        return super().state(x, port)
+
+    def fixed(self, arrays: Sequence[Any]) -> tuple[list[Array], Callable[[], None]]:
+        exe = self.executable
+        plan, known = self.prepared(tuple(arrays), {})
+        results = self.host_outputs(plan.bound)
+
+        def call() -> None:
+            with exe.entered(), exe.used() as resident:
+                _, status = self.on_host(resident, plan, known, results)
+            if status[0]:
+                raise self.out_of_range(*status, plan.bound.env)
+
+        return results, call
+
     # -- where arrays are --------------------------------------------------------------------------------------------
 
-    def on_host(self, resident: Resident, plan: _Plan, arrays: Sequence[Array]) -> tuple[list[Array], tuple[int, int]]:
-        """Results as arrays of the CPU."""
+    def on_host(
+        self, resident: Resident, plan: _Plan, arrays: Sequence[Array], known: list[Array] | None = None
+    ) -> tuple[list[Array], tuple[int, int]]:
+        """Results as arrays of the CPU, in those that are ``known`` if there are any. States that are arrays of the CPU are copied there and back."""
         driver = resident.driver
-        self.check_outputs(plan.bound)
-        results = self.host_outputs(plan.bound)
+        if known is None:
+            self.check_outputs(plan.bound)
+        results = self.host_outputs(plan.bound) if known is None else known
         with driver.current(), _borrowed(resident.lanes, resident.lanes.own()) as lane:
             inputs, outputs = self.buffers(driver, lane, plan, arrays)
             lane.run(plan.steps, resident.weights.address, inputs, outputs, resident.function)
@@ -317,6 +351,9 @@ class _GpuCall(EntryCall[_Plan]):
             for result, source, size in zip(results, outputs, plan.sizes.outputs, strict=True):
                 if size:
                     driver.copy_out(address_of(result), source, size, lane.stream)
+            for n in range(self.first_state, len(arrays)):
+                if not isinstance(arrays[n], DeviceArray) and plan.sizes.inputs[n]:
+                    driver.copy_out(address_of(arrays[n]), inputs[n], plan.sizes.inputs[n], lane.stream)
             driver.wait(lane.stream)
             return results, lane.status() if plan.steps.checks else (0, 0)
 
@@ -324,6 +361,10 @@ class _GpuCall(EntryCall[_Plan]):
         """Results as tensors on the GPU, in the order of the stream on which torch works."""
         driver = resident.driver
         device = next(a.device for a in arrays if is_tensor(a) and driver.owns(a))
+        for a, port in list(zip(arrays, self.entry.inputs, strict=True))[self.first_state :]:
+            if not isinstance(a, DeviceArray) and not (is_tensor(a) and driver.owns(a)):
+                message = f"'{port.name}' is a state in the memory of the CPU, and other inputs lie on the GPU"
+                raise CompilerError.of(Code.INPUT_STATE, message, Where(tensor=port.name), "keep states there too: torch.zeros(…, device='cuda')")
         wait = plan.steps.checks and self.executable.wait_for_checks
         with driver.current(), _borrowed(resident.lanes, resident.lanes.of_torch(driver.torch_stream(), device)) as lane:
             inputs = [
@@ -343,7 +384,9 @@ class _GpuCall(EntryCall[_Plan]):
         return inputs, [lane.buffer("output", n, size) for n, size in enumerate(plan.sizes.outputs)]
 
     def staged(self, driver: Driver, lane: Lane, number: int, array: Array, size: int) -> int:
-        """An array of the CPU, copied into a buffer of the lane."""
+        """An array of the CPU, copied into a buffer of the lane; one that lies on the GPU stays where it is."""
+        if isinstance(array, DeviceArray):
+            return array.address
         place = lane.buffer("input", number, size)
         if size:
             driver.copy_in(place, address_of(array), size, lane.stream)

@@ -28,7 +28,6 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.tools import console
 from trustformers_ir.tools.bench.bars import HEAD, WIDEST, Bar, Figure, Line, Verdict
 from trustformers_ir.tools.bench.gpu.work import COPY, MATRIX, OURS, Call, Place, Work
-from trustformers_ir.tools.probes import draw_inputs
 
 WARM, ROUNDS = 3, 20
 CACHE = 512 << 20  # bytes that push everything out of every cache
@@ -102,8 +101,8 @@ def compared(work: Work, place: Place) -> Iterator[Line]:
     module, arrays = drawn(work)
     exe = tfir.compile(work.module(), target=place.target, quantize=work.quantize)
     found: dict[str, Any] = {OURS: exe(*arrays)}
-    plain = results(tfir.evaluate(module, *arrays))
-    wanted = {OURS: plain if work.quantize is None else results(tfir.evaluate(exe.module, *arrays))}
+    plain = reference(module, arrays)
+    wanted = {OURS: plain if work.quantize is None else reference(exe.module, arrays)}
     peers, note = peers_of(work, place, arrays)
     found |= {name: call() for name, call in peers.items()}
     for name, result in found.items():
@@ -134,7 +133,7 @@ def timed_lines(work: Work, place: Place) -> Iterator[Line]:
 def drawn(work: Work) -> tuple[Module, list[np.ndarray]]:
     """The graph and arguments for it."""
     module = work.module()
-    return module, list(draw_inputs(module, work.dims, np.random.default_rng(0)).values())
+    return module, work.drawn(module)
 
 
 def peers_of(work: Work, place: Place, arrays: Sequence[np.ndarray]) -> tuple[Mapping[str, Call], str]:
@@ -143,6 +142,12 @@ def peers_of(work: Work, place: Place, arrays: Sequence[np.ndarray]) -> tuple[Ma
         return work.peers(place, [place.tensor(a) for a in arrays]), ""
     except ImportError as error:
         return {}, f"without peers: {error}"
+
+
+def reference(module: Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What the reference makes of them, without the next values of states: whoever is measured writes those in place."""
+    found = results(tfir.evaluate(module, *arrays))
+    return found[: len(found) - module.main.states]
 
 
 def results(given: Any) -> list[np.ndarray]:

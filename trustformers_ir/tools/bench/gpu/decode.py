@@ -1,7 +1,6 @@
 """One token of a LLaMA after those before it, batch 1: ``python -m trustformers_ir.tools.bench.gpu.decode [--small]``.
 
-A step reads every weight once, so the memory's rate is its limit. Keys and values of the tokens before come in as inputs, those of the token go out;
-putting them behind each other is a copy of ours that the peer, which writes into memory that it keeps, does not make, and counts against us. Random
+A step reads every weight once, so the memory's rate is its limit. Keys and values lie in memory that it writes in place, ours as the peer's. Random
 weights in bf16, the same for all. Nothing was measured with this yet: no GPU was there.
 """
 
@@ -13,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import trustformers_ir as tfir
+import numpy as np
+
 from trustformers_ir.frontend.random_model import RandomModel, untraced_model
-from trustformers_ir.ir import functional as F
+from trustformers_ir.frontend.trace import trace_into
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.blocks import Text, merge_heads
+from trustformers_ir.models.cached import CachedText
 from trustformers_ir.models.llama import LlamaLanguageModel
 from trustformers_ir.tools.bench.gpu import torch_llama
 from trustformers_ir.tools.bench.gpu.contest import run
@@ -81,7 +81,7 @@ class Step(Work):
 
     @property
     def dims(self) -> Mapping[str, int]:
-        return {"past": self.past}
+        return {"capacity": self.past + 1}
 
     @property
     def goals(self) -> Sequence[Goal]:
@@ -90,9 +90,15 @@ class Step(Work):
     def module(self) -> Module:
         model, s = random(self.size).model, self.size
         assert isinstance(model, LlamaLanguageModel)
-        kv = DType.bf16[1, s.key_heads, "past", s.features]
-        weights = random(self.size).weights
-        return tfir.trace(functools.partial(step, model), DType.i64[1, 1], [(kv, kv)] * s.layers, facts={"past": (1, 1 << 17)}, weights=weights)
+        caches = [DType.bf16[1, s.key_heads, "capacity", s.features]] * (2 * s.layers)
+        module, given = Module("step"), (DType.i64[1, 1], DType.i64[1], *caches)
+        facts = {"capacity": (1, 1 << 17)}
+        trace_into(module, "main", functools.partial(step, model), *given, facts=facts, weights=random(self.size).weights, states=len(caches))
+        return module
+
+    def drawn(self, module: Module) -> list[np.ndarray]:
+        ids, start, *caches = super().drawn(module)
+        return [ids, np.full_like(start, self.past), *caches]
 
     def unread(self, module: Module) -> int:
         return 2 * (self.size.vocabulary - 1) * self.size.width  # all rows of the table of tokens but one
@@ -105,27 +111,10 @@ class Step(Work):
         return f"token of a LLaMA, {s.layers} layers of {s.width}, {self.past} tokens before, {self.recipe or 'bf16'}"
 
 
-class Continued(Text):
-    """One more token of a text whose keys and values, a pair for each layer, are ``past``. ``made`` gathers those of the token."""
-
-    def __init__(self, past: Sequence[tuple[Tensor, Tensor]]) -> None:
-        super().__init__(1, None)
-        self.past, self.made = past, list[Tensor]()
-
-    @functools.cached_property
-    def positions(self) -> Tensor:
-        return F.full((1,), self.past[0][0].shape[2], DType.i64)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
-        keys, values = self.past[layer]
-        self.made += k, v
-        return merge_heads(F.attention(q, F.concat([keys, k], 2), F.concat([values, v], 2), scale=settings["scale"]))
-
-
-def step(model: LlamaLanguageModel, ids: Tensor, past: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
-    """Scores of the token after ``ids``, then its keys and values, of each layer."""
-    text = Continued(past)
-    return F.linear(model.states(ids, text), model.head), *text.made
+def step(model: LlamaLanguageModel, ids: Tensor, start: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+    """Scores of the token after ``ids``, which ``start`` others stand in front of, then the caches with its keys and values."""
+    text = CachedText(1, start, start + 1, kept)
+    return model.read_on(ids, text, None), *text.caches
 
 
 def works(small: bool) -> Iterator[Work]:

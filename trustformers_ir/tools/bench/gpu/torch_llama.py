@@ -17,8 +17,8 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
-    """A step with these weights: ``given`` are the id, and keys and values of each layer, as the graph of ``decode.py`` takes them. It gives what
-    that graph gives."""
+    """A step with these weights: ``given`` are the id, how many tokens come before it, and the caches of keys and values of each layer with room for
+    one more, as the graph of ``decode.py`` takes them. It gives the scores."""
     import torch
     import torch.nn.functional as T
 
@@ -26,7 +26,7 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
     assert isinstance(model, LlamaLanguageModel)
     assert isinstance(model.norm, RmsNorm) and model.rotary is not None
     layers, eps = len(model.layers), model.norm.eps
-    ids, *caches = given
+    ids, start, *caches = given
 
     class Part(torch.nn.Module):  # type: ignore[misc]
         """Holds weights: a graph copies tensors that are no module's."""
@@ -52,9 +52,9 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
             _, self.key_heads, _, features = caches[2 * number].shape
             self.heads = getattr(self, held(ATTENTION[0])).shape[0] // features
             for name, cache in zip(("keys", "values"), caches[2 * number : 2 * number + 2], strict=True):
-                self.register_buffer(name, torch.cat((cache, torch.zeros_like(cache[:, :, :1])), 2))
+                self.register_buffer(name, cache.clone())
 
-        def forward(self, x: Any, at: Any, cos: Any, sin: Any) -> tuple[Any, Any, Any]:
+        def forward(self, x: Any, at: Any, cos: Any, sin: Any) -> Any:
             y = self.norm(x, NORMS[0])
             q, k, v = (self.linear(y, name) for name in ATTENTION[:3])
             q, k = (turned(split(t, n), cos, sin) for t, n in ((q, self.heads), (k, self.key_heads)))
@@ -64,24 +64,21 @@ def make(random: RandomModel, place: Place, given: Sequence[Any]) -> Call:
             out = T.scaled_dot_product_attention(q, self.keys, self.values, enable_gqa=True)
             x = x + self.linear(out.transpose(1, 2).flatten(2), ATTENTION[3])
             gate, up = (self.linear(self.norm(x, NORMS[1]), name) for name in NETWORK[:2])
-            return x + self.linear(T.silu(gate) * up, NETWORK[2]), k, v
+            return x + self.linear(T.silu(gate) * up, NETWORK[2])
 
     class Step(Part):
         def __init__(self) -> None:
             super().__init__("", ("embed_tokens", "norm", "lm_head"))
             self.layers = torch.nn.ModuleList(map(Layer, range(layers)))
 
-        def forward(self, ids: Any, at: Any, cos: Any, sin: Any) -> tuple[Any, ...]:
+        def forward(self, ids: Any, at: Any, cos: Any, sin: Any) -> Any:
             x = T.embedding(ids, getattr(self, held("embed_tokens")))
-            made: list[Any] = []
             for layer in self.layers:
-                x, k, v = layer(x, at, cos, sin)
-                made += k, v
-            return self.linear(self.norm(x, "norm"), "lm_head"), *made
+                x = layer(x, at, cos, sin)
+            return self.linear(self.norm(x, "norm"), "lm_head")[:, -1]
 
-    past = caches[0].shape[2]
-    angle = torch.tensor(past, dtype=torch.float32) * torch.from_numpy(model.rotary.frequencies)
-    arguments = (ids, torch.tensor([past], device=ids.device), angle.cos().to(caches[0]), angle.sin().to(caches[0]))
+    angle = start.cpu().float() * torch.from_numpy(model.rotary.frequencies)
+    arguments = (ids, start, angle.cos().to(caches[0]), angle.sin().to(caches[0]))
     call = place.compiled(Step())
     return torch.no_grad()(lambda: call(*arguments))  # type: ignore[no-any-return]
 

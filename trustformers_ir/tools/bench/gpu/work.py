@@ -15,6 +15,7 @@ from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.bench.bars import Bar, Figure
+from trustformers_ir.tools.probes import draw_inputs
 
 COPY, MATRIX = "copy", "matrix"  # limits of a machine
 OURS = "ours"
@@ -111,9 +112,14 @@ class Work(abc.ABC):
         """Bytes of weights that no call reads."""
         return 0
 
+    def drawn(self, module: Module) -> list[np.ndarray]:
+        """Arguments of the graph."""
+        return list(draw_inputs(module, self.dims, np.random.default_rng(0)).values())
+
     def traffic(self, exe: Runnable, module: Module) -> int:
-        """The bytes that a call must move at least: inputs and weights are read once, results written once."""
-        types = [v.type for v in (*module.main.args, *module.main.outputs)]
+        """The bytes that a call must move at least: inputs, states and weights are read once, results written once."""
+        main = module.main
+        types = [v.type for v in (*main.args, *main.outputs[: len(main.outputs) - main.states])]
         return sum(evaluate(t.bytes, self.dims) for t in types) + sum(w.bytes for w in exe.manifest.weights) - self.unread(module)
 
     def figures(self, seconds: Mapping[str, float], moved: int, rates: Mapping[str, float], note: str = "") -> list[Figure]:
