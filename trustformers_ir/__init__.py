@@ -45,7 +45,7 @@ _HOMES = {
     **dict.fromkeys(_FUNCTIONS, "api"),
     **dict.fromkeys(("CheckFailed", "CompilerError", "Diagnostic", "InternalError"), "ir.diagnostics"),
     "DType": "ir.dtypes",
-    **dict.fromkeys(("Bf16", "F16", "Fp8", "Int4", "Int8", "Q4_0", "Q4_1", "Q8_0"), "passes.recipes"),
+    **dict.fromkeys(("Bf16", "F16", "Fp8", "Int4", "Int8", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K", "Q8_0"), "passes.recipes"),
     "Module": "ir.core",
 }
 
@@ -54,6 +54,9 @@ __all__ = [
     "F16",
     "Q4_0",
     "Q4_1",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
     "Q8_0",
     "Bf16",
     "CheckFailed",

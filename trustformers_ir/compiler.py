@@ -47,6 +47,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.ir.machine import memory
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey, ScheduleTable, Tables
@@ -67,7 +68,6 @@ from trustformers_ir.runtime.gpu import code as device_code
 from trustformers_ir.runtime.gpu.devices import KINDS, check_measurable, this_gpu
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
 from trustformers_ir.runtime.gpu.lane import Block
-from trustformers_ir.runtime.machine import memory
 from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.targets import choose_target

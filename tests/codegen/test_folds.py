@@ -26,7 +26,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     unary,
 )
 from trustformers_ir.codegen.kernel_ir.schedule import GUARD, Split, Tag, apply
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import EIGHTHS, HALVES, DType
 
 f32 = DType.f32
 EXTENTS = (0, 1, 5, 15, 16, 17, 32, 47, 100)
@@ -35,7 +35,7 @@ EXTENTS = (0, 1, 5, 15, 16, 17, 32, 47, 100)
 def fold_dtypes(kind: str) -> list[DType]:
     if kind in ("any", "all"):
         return [DType.bool]
-    return [d for d in optable.SUPPORTED if d is not DType.bool and d not in (DType.f16, DType.bf16)]
+    return [d for d in optable.SUPPORTED if d is not DType.bool and d not in HALVES | EIGHTHS]
 
 
 def data(d: DType, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

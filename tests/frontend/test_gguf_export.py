@@ -17,7 +17,7 @@ from llama_cpp import served
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.export.gguf.kinds import FILE_TYPES
+from trustformers_ir.codegen.export.gguf.kinds import FILE_TYPES, NUMBERS, SMALLER, kind_of
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES
 from trustformers_ir.frontend.gguf.container import open_gguf
@@ -26,6 +26,7 @@ from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.frontend.tokenizer import load_tokenizer
 from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.gguf_content import Content, ContentTensor, Key
 
 KIND = gguf.GGMLQuantizationType
 EPS = 2.0**-17  # an f32, as files hold it: no bit is lost
@@ -110,11 +111,41 @@ def test_bytes_are_those_of_the_reference_library(quantize: str, tmp_path: Path)
         if len(tensor.shape) < 2:
             assert kind is KIND.F32
         else:
-            assert kind is KIND[asked.head if name == "output.weight" else asked.kind]
+            wanted = asked.head if name == "output.weight" else asked.kind
+            if quantize not in MIXTURES:
+                assert kind is KIND[SMALLER.get(wanted, wanted)]
+            else:  # rows are shorter than blocks of k-quants
+                assert kind.name in SMALLER.values()
         want = np.ascontiguousarray(gguf.quants.quantize(values[name].array(), kind)).view(np.uint8)
         assert np.array_equal(tensor.blocks(), want.reshape(len(tensor.blocks()), -1)), name
     assert found.metadata["general.file_type"] == asked.number
-    assert ("general.quantization_version" in found.metadata) == (asked.block > 1)
+    assert ("general.quantization_version" in found.metadata) == (asked.kind not in NUMBERS)
+
+
+#: What llama.cpp makes of 20 layers with four queries to a key (``llama_model_quantize``): the digits of the types of these matrices, layer by layer.
+MIXTURES = {
+    "q2_k": {"attn_v": "4" * 20, "ffn_down": "3" * 20, "attn_output": "3" * 20, "ffn_up": "2" * 20},
+    "q3_k_s": {"attn_v": "3" * 20, "ffn_down": "3" * 20, "attn_output": "3" * 20, "ffn_up": "3" * 20},
+    "q3_k_m": {"attn_v": "55" + "4" * 18, "ffn_down": "5" + "4" * 19, "attn_output": "4" * 20, "ffn_up": "3" * 20},
+    "q3_k_l": {"attn_v": "5" * 20, "ffn_down": "5" * 20, "attn_output": "5" * 20, "ffn_up": "3" * 20},
+    "q4_k_s": {"attn_v": "5555" + "4" * 16, "ffn_down": "55" + "4" * 18, "attn_output": "4" * 20, "ffn_up": "4" * 20},
+    "q4_k_m": {"attn_v": "66446446446446446666", "ffn_down": "66446446446446446666", "attn_output": "4" * 20, "ffn_up": "4" * 20},
+    "q5_k_s": {"attn_v": "5" * 20, "ffn_down": "5" * 20, "attn_output": "5" * 20, "ffn_up": "5" * 20},
+    "q5_k_m": {"attn_v": "66556556556556556666", "ffn_down": "66556556556556556666", "attn_output": "5" * 20, "ffn_up": "5" * 20},
+    "q6_k": {"attn_v": "6" * 20, "ffn_down": "6" * 20, "attn_output": "6" * 20, "ffn_up": "6" * 20},
+}
+
+
+@pytest.mark.parametrize("quantize", MIXTURES)
+def test_mixtures_are_those_of_llama_cpp(quantize: str) -> None:
+    names = [f"blk.{n}.{word}.weight" for n in range(20) for word in ("attn_v", "ffn_down", "attn_output", "ffn_up")]
+    tensors = [ContentTensor(name, "F32", (256, 256), lambda: np.zeros((0, 0), np.uint8)) for name in (*names, "output.weight")]
+    about = {"block_count": 20, "attention.head_count": 4, "attention.head_count_kv": 1}
+    content = Content("llama", {f"llama.{k}": Key.of(v) for k, v in about.items()}, tensors)
+    found = {t.name: kind_of(t, content, FILE_TYPES[quantize], None) for t in tensors}
+    assert found["output.weight"] == "Q6_K"
+    for word, digits in MIXTURES[quantize].items():
+        assert "".join(found[f"blk.{n}.{word}.weight"][1] for n in range(20)) == digits, word
 
 
 def test_the_table_of_tokens_is_the_head_where_there_is_no_other(tmp_path: Path) -> None:
@@ -233,16 +264,44 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     tokenizer.save(str(path / "tokenizer.json"))
     ends = {"bos_token": "<s>" if pieces else SPECIAL[1], "eos_token": {"content": "</s>" if pieces else SPECIAL[2]}}
     (path / "tokenizer_config.json").write_text(json.dumps({**ends, "chat_template": "{{ messages }}"}), encoding="utf-8")
+    save_llama(path, tokenizer)
+    return path
+
+
+def save_llama(path: Path, tokenizer: Tokenizer, **more: Any) -> None:
     torch.manual_seed(0)
     words = tokenizer.get_vocab_size() + 5
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
-    config = transformers.LlamaConfig(vocab_size=words, max_position_embeddings=128, rms_norm_eps=EPS, **sizes)
+    config = transformers.LlamaConfig(vocab_size=words, max_position_embeddings=128, rms_norm_eps=EPS, **sizes | more)
     model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     model.save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose rows are whole blocks of k-quants."""
+    path = tmp_path_factory.mktemp("wide")
+    byte_level().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": SPECIAL[2]}), encoding="utf-8")
+    save_llama(path, byte_level(), hidden_size=256, intermediate_size=512)
     return path
+
+
+@pytest.mark.parametrize("quantize", ["q4_k_m", "q5_k_m", "q3_k_m", "q2_k"])
+def test_llama_cpp_reads_mixtures_alike(quantize: str, wide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    tfir.export(str(wide), str(path), quantize=quantize)
+    assert all(t.kind.name.endswith("_K") for t in open_gguf(path).values() if len(t.shape) == 2)
+    ids = np.random.default_rng(0).integers(3, 200, (1, 24))
+    row = tfir.evaluate(load_gguf(path), ids, np.ones_like(ids))[0, -1].astype(np.float64)
+    mine = row - row.max() - np.log(np.exp(row - row.max()).sum())
+    with served(path, context=64) as server:
+        answer = server.ask("completion", prompt=ids[0].tolist(), n_predict=1, n_probs=5, temperature=0, cache_prompt=False)
+    top = answer["completion_probabilities"][0]["top_logprobs"]
+    assert max(abs(mine[t["id"]] - t["logprob"]) for t in top) < 0.15  # it rounds activations to 8 bits
 
 
 def test_a_folder_with_its_tokenizer(folder: Path, tmp_path: Path) -> None:
@@ -292,7 +351,7 @@ def test_requests_that_cannot_be(tmp_path: Path) -> None:
     llama = f"random:{MODELS['llama']}"
     refused("random:bert", tmp_path, Code.CANNOT_EXPORT, "'bert'", "llama")
     refused(llama, tmp_path, Code.UNKNOWN_RECIPE, "'q4_2'", "did you mean", quantize="q4_2")
-    refused(llama, tmp_path, Code.NOT_BUILT, "q4_k_m", quantize="Q4_K_M")
+    refused(llama, tmp_path, Code.UNKNOWN_RECIPE, "'iq2_xs'", "q2_k", quantize="iq2_xs")
     refused(llama, tmp_path, Code.USAGE, "f64", dtype="f64")
     refused(str(tmp_path / "none"), tmp_path, Code.FILE_NOT_FOUND, "none")
     refused(tfir.trace(lambda x: x + 1, tfir.f32["n"]), tmp_path, Code.CANNOT_EXPORT, "Module")

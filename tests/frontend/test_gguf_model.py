@@ -156,7 +156,7 @@ def test_the_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None
     assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("kind", [KIND.F16, KIND.BF16, KIND.Q8_0, KIND.Q4_0, KIND.Q4_1, KIND.Q5_0, KIND.Q5_1])
+@pytest.mark.parametrize("kind", [KIND.F16, KIND.BF16, KIND.Q8_0, KIND.Q4_0, KIND.Q4_1, KIND.Q5_0, KIND.Q5_1, KIND.MXFP4])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_matrices_in_blocks_mean_what_the_reference_library_says(name: str, kind: Any, tmp_path: Path) -> None:
     model = made(name)
@@ -169,17 +169,22 @@ def test_matrices_in_blocks_mean_what_the_reference_library_says(name: str, kind
 
 
 #: of formats that the reference library reads only: where a block has its f16 factors
-FACTORS = {KIND.Q2_K: (80, 82), KIND.Q3_K: (108,), KIND.Q4_K: (0, 2), KIND.Q5_K: (0, 2), KIND.Q6_K: (208,)}
+FACTORS = {
+    KIND.Q2_K: (80, 82), KIND.Q3_K: (108,), KIND.Q4_K: (0, 2), KIND.Q5_K: (0, 2), KIND.Q6_K: (208,),
+    KIND.IQ4_NL: (0,), KIND.IQ4_XS: (0,),
+}
+BROAD = LLAMA | {"hidden_size": 256, "intermediate_size": 256}
 
 
 @pytest.mark.parametrize("kind", FACTORS)
 def test_matrices_in_blocks_that_nothing_here_makes(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA | {"hidden_size": 256, "intermediate_size": 256})).eval()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**BROAD)).eval()
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
     random, blocks = np.random.default_rng(0), {}
     for name, p in model.named_parameters():
         if p.ndim == 2:
-            raw = random.integers(0, 256, (p.shape[0] * p.shape[1] // 256, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+            raw = random.integers(0, 256, (p.shape[0] * p.shape[1] // elements, size), np.uint8)
             for at in FACTORS[kind]:
                 raw[:, at : at + 2] = random.uniform(1e-5, 1e-4, len(raw)).astype(np.float16).view(np.uint8).reshape(-1, 2)
             blocks[name] = raw.reshape(p.shape[0], -1)
@@ -299,9 +304,9 @@ def test_what_is_not_supported_says_so(tmp_path: Path) -> None:
 
 
 def test_types_that_are_not_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.gguf", made("llama"), KIND.MXFP4)
+    path = write(tmp_path / "x.gguf", transformers.LlamaForCausalLM(transformers.LlamaConfig(**BROAD)), KIND.TQ2_0)
     found = refused(path).diagnostics
-    assert {d.code for d in found} == {Code.WEIGHT_DTYPE} and "MXFP4" in found[0].message
+    assert {d.code for d in found} == {Code.WEIGHT_DTYPE} and "TQ2_0" in found[0].message
 
 
 # --- the compile cache ---------------------------------------------------------------------------------------------------

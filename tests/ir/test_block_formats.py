@@ -11,7 +11,7 @@ from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, dequantize
 from trustformers_ir.ir.block_layouts import join, split
 
 FILES = [f for f, row in FORMATS.items() if row.bytes]
-QUANTIZED = [f for f in FILES if FORMATS[f].quantize is not None]
+QUANTIZED = [f for f in FILES if FORMATS[f].quantize is not None and not f.value.endswith("_k")]  # those: test_k_quants.py
 
 
 def theirs(format: Format) -> GGMLQuantizationType:
@@ -33,10 +33,16 @@ def rows(seed: int = 0) -> np.ndarray:
 
 
 def random_blocks(format: Format, n: int = 20, count: int = 3) -> np.ndarray:
-    """Any bytes at all, but for scales, which are kept finite."""
+    """Any bytes at all, but for scales, which are kept finite, and the second zero of mxfp4, which does not come back."""
     row = FORMATS[format]
     cells = np.random.default_rng(1).integers(0, 256, (n, count, row.bytes), np.uint8)
     at = {Format.Q6_K: [209], Format.Q3_K: [109], Format.Q2_K: [81, 83]}.get(format, [1, 3] if "low" in row.planes else [1])
+    if format is Format.MXFP4:
+        codes = cells[:, :, 1:]
+        codes[codes & 15 == 8] ^= 8
+        codes[codes >> 4 == 8] ^= 128
+        cells[0, :, 0] = [0, 1, 255]
+        return cells.reshape(n, -1)
     cells[:, :, at] &= 0xBB  # an exponent of f16 that is not the largest
     return cells.reshape(n, -1)
 
@@ -95,8 +101,8 @@ def test_plain_groups_round_to_the_nearest(format: Format, group: int) -> None:
 
 
 def test_what_has_no_quantizer_says_so() -> None:
-    with pytest.raises(ValueError, match="nothing is quantized to q6_k yet"):
-        quantize(Format.Q6_K, np.zeros((1, 256), np.float32))
+    with pytest.raises(ValueError, match="nothing is quantized to iq4_nl yet"):
+        quantize(Format.IQ4_NL, np.zeros((1, 256), np.float32))
 
 
 @pytest.mark.parametrize(("format", "bits"), [(Format.Q8_0, 8.5), (Format.Q4_0, 4.5), (Format.Q4_1, 5.0), (Format.Q4_K, 4.625), (Format.INT4, 4.125)])

@@ -101,6 +101,20 @@ def test_what_stays_as_it_is_and_why(case: str) -> None:
     assert str(module) == before, "a refusal leaves nothing behind"
 
 
+@pytest.mark.parametrize("recipe", ["q4_k", "q5_k", "q6_k"])
+def test_k_quants_of_compiled_models(recipe: str) -> None:
+    """Products of whole blocks alone."""
+    source = SMALL.replace("hidden_size=64", "hidden_size=256").replace("num_hidden_layers=2", "num_hidden_layers=1")
+    exe = tfir.compile(source, quantize=recipe)
+    told: Any = exe.report()["quantization"]
+    assert told[recipe] == 4 and {r["reason"] for r in told["products"] if not r[recipe]} == {"its 96 terms are no multiple of 256"}
+    given = {"input_ids": RNG.integers(0, 99, (2, 9)), "attention_mask": np.ones((2, 9), np.int64)}
+    got, want = (np.asarray(y, np.float64) for y in (exe(**given), evaluate(exe.module, **given)))
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+    plain = np.asarray(tfir.compile(source)(**given), np.float64)
+    assert 1e-3 < np.linalg.norm(got - plain) / np.linalg.norm(plain) < {"q4_k": 0.25, "q5_k": 0.12, "q6_k": 0.06}[recipe]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", [None, "bf16"])
 def test_compiled_models_are_what_the_interpreter_says(recipe: str, dtype: str | None) -> None:
@@ -156,7 +170,7 @@ def test_options_are_text() -> None:
     (made,) = parse_pipeline(text, PASSES)
     assert made == QuantizeBlocks(Format.INT4, 64, ("a.*", "b?"), True, 0.1) and str(made) == text
     for options, says in (
-        ("format=q6_k", "nothing is quantized to q6_k yet"),
+        ("format=iq4_nl", "nothing is quantized to iq4_nl yet"),
         ("format=int4,group=3", "group is 3, not an even number"),
         ("group=64", "q4_0 has groups of 32"),
         ("max_error=-1", r"max_error is -1\.0"),

@@ -45,7 +45,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 WRONG: list[tuple[Any, Any, Code, str]] = [
     ("int9", None, Code.UNKNOWN_RECIPE, "did you mean 'int8'"),
-    ("nf4", None, Code.UNKNOWN_RECIPE, "the recipes are int8, fp8, bf16, f16, q8_0, q4_0, q4_1, int4"),
+    ("nf4", None, Code.UNKNOWN_RECIPE, "the recipes are int8, fp8, bf16, f16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k, int4"),
     ("", None, Code.UNKNOWN_RECIPE, "the recipes are int8, fp8, bf16"),
     ("q4_2", None, Code.UNKNOWN_RECIPE, "did you mean 'q4_"),
     ("int4{group=7}", None, Code.RECIPE_OPTION, "group is 7, not an even number"),

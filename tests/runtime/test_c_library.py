@@ -22,12 +22,13 @@ from runtime_harness import QUOTAS, compiled, encoder, encoder_inputs, encoder_m
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen.llvm.target import host, parse
+from trustformers_ir.ir import machine
 from trustformers_ir.ir.abi import CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError
 from trustformers_ir.ir.dims import evaluate, parse_dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.text import parse_module
-from trustformers_ir.runtime import artifact, machine
+from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.c_header import TEMPLATES, identifiers, named, typed
 from trustformers_ir.runtime.c_tables import CODES, Programs, linear_in
 from trustformers_ir.runtime.executable import Executable

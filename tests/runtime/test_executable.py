@@ -16,13 +16,14 @@ import torch
 from runtime_harness import BATCH, add, compiled, encoder, encoder_inputs, encoder_module, encoder_reference, f32
 
 import trustformers_ir as tfir
+from trustformers_ir.ir import machine
 from trustformers_ir.ir.abi import QUANTIZATION_KEY, CompiledModule
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.text import parse_module
-from trustformers_ir.runtime import artifact, entry_call, machine
+from trustformers_ir.runtime import artifact, entry_call
 from trustformers_ir.runtime.executable import Executable
 
 

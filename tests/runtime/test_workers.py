@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from runtime_harness import QUOTAS, add, encoder, encoder_inputs, same
 
+from trustformers_ir.ir import machine
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.runtime import executable, machine, workers
+from trustformers_ir.runtime import executable, workers
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.workers import thread_count
 

@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "": {"ir", "api", "passes"},  # trustformers_ir/__init__.py, where names of recipes are looked up
 }
 # The runtime shares data with the compiler, not its machinery.
-SHARED = ("abi", "atomic", "binding", "device", "diagnostics", "dims", "dtypes", "env", "keeping", "mapped", "progress", "strict_json", "types")
+SHARED = (
+    *("abi", "atomic", "binding", "device", "diagnostics", "dims", "dtypes", "env"),
+    *("keeping", "machine", "mapped", "progress", "strict_json", "types"),
+)
 RUNTIME_MAY_IMPORT = {f"{PACKAGE}.ir.{m}" for m in SHARED}
 
 VISIBLE_ROOMS = {"codegen", "frontend", "models", "passes", "runtime", "tools"}

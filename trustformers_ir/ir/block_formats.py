@@ -7,8 +7,8 @@ bytes; kernels read aligned runs. So the same bits stand apart here, as *planes*
 plane       dtype, shape           holds
 =========== ====================== ======================================================================================================
 codes       u8 ``[n, k / 2]``      two codes of up to 4 bits in a byte: byte j of a group holds element j (low bits) and j + group / 2 (high bits)
-            i8 ``[n, k]``          codes of 5 to 8 bits, signed
-scale       f16 ``[n, k / group]`` what a code is multiplied by; with ``steps``, one for each 256 elements
+            i8 ``[n, k]``          codes of 5 to 8 bits, signed; or what codes of 4 bits stand for in formats that are not linear
+scale       f16 ``[n, k / group]`` what a code is multiplied by; with ``steps``, one for each 256 elements; bf16 where it is a power of two
 low         f16 or u8              f16: what is added after that (in k-quants subtracted); u8: what is subtracted from the codes of a group before
 steps       u8 or i8               what the scale of 256 elements is multiplied by to be that of a group
 low_steps   u8                     the same for ``low``
@@ -30,13 +30,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trustformers_ir.ir import k_quants
 from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.k_quants import SUPER
 
 Planes = Mapping[str, np.ndarray]
 
 #: the planes, in the order in which ``linear_blocks`` takes them
 PLANES = ("codes", "scale", "low", "steps", "low_steps")
-SUPER = 256  # elements of a block of a k-quant
 #: dtypes of what is multiplied by a matrix in blocks, and of what becomes one
 ACTIVATIONS = HALVES | {DType.f32}
 
@@ -54,6 +55,9 @@ class Format(enum.Enum):
     Q4_K = "q4_k"
     Q5_K = "q5_k"
     Q6_K = "q6_k"
+    IQ4_NL = "iq4_nl"
+    IQ4_XS = "iq4_xs"
+    MXFP4 = "mxfp4"
     INT4 = "int4"
     INT4_ZERO = "int4_zero"
 
@@ -285,6 +289,60 @@ def _quantize_int4_zero(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     return {"codes": pair(_flat(codes), group), "scale": scale[..., 0], "low": zero[..., 0]}
 
 
+#: What the 16 codes of formats that are not linear stand for: of ``iq4_nl`` and ``iq4_xs`` (``ggml-common.h``), and, doubled, the numbers of E2M1
+#: (OCP Microscaling Formats 1.0, 2023), of which two are zero.
+NOT_LINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+
+
+def power(exponents: np.ndarray) -> np.ndarray:
+    """Exponents of E8M0, u8, as half of the powers of two that they stand for, bf16: ``2**(e - 128)``."""
+    e = exponents.astype(np.uint16)
+    found: np.ndarray = np.where(e < 2, np.uint16(32) << np.minimum(e, 1), (e - (e > 0)) << np.uint16(7)).astype(np.uint16).view(DType.bf16.numpy)
+    return found
+
+
+def _quantize_mxfp4(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """The power of two below the largest element is 4; each element becomes the nearest number of E2M1, the first of equals."""
+    blocks = _grouped(rows, group)
+    largest = np.abs(blocks).max(-1)
+    exponents = np.where(largest > 0, np.floor(np.log2(largest)) - 2 + 127, 0).astype(np.uint8)
+    scale = power(exponents)
+    d = scale.astype(np.float32)[..., None]
+    best, error = np.zeros(blocks.shape, np.int8), np.full(blocks.shape, np.inf, np.float32)
+    for number in E2M1:
+        off = np.abs(d * np.float32(number) - blocks)
+        best = np.where(off < error, number, best)
+        error = np.minimum(off, error)
+    return {"codes": _flat(best), "scale": scale}
+
+
+def _quantize_q2_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    return _paired(k_quants.affine(rows, group, 3, 15, (-0.5, 15), absolute=True, by_size=True), group)
+
+
+def _quantize_q3_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    planes = k_quants.symmetric(rows, group, 4, 32, k_quants.refined)
+    return _paired({**planes, "codes": (planes["codes"] + np.int8(4)).view(np.uint8)}, group)
+
+
+def _quantize_q4_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    return _paired(k_quants.affine(rows, group, 15, 63, (-1.0, 20)), group)
+
+
+def _quantize_q5_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    planes = k_quants.affine(rows, group, 31, 63, (-0.5, 15))
+    return {**planes, "codes": planes["codes"].view(np.int8)}
+
+
+def _quantize_q6_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    return k_quants.symmetric(rows, group, 32, 128, k_quants.scaled, nearby=True)
+
+
+def _paired(planes: Planes, group: int) -> dict[str, np.ndarray]:
+    return {**planes, "codes": pair(planes["codes"], group)}
+
+
 # -- the table -------------------------------------------------------------------------------------------------------------
 
 _NIBBLES, _BYTES, _SCALE = Plane(DType.u8, 2), Plane(DType.i8, 1), Plane(DType.f16)
@@ -299,11 +357,14 @@ FORMATS: Mapping[Format, FormatRow] = {
         FormatRow(Format.Q4_1, 32, {"codes": _NIBBLES, "scale": _SCALE, "low": _SCALE}, 0, 32, 20, _quantize_q4_1),
         FormatRow(Format.Q5_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 22, _quantize_q5_0),
         FormatRow(Format.Q5_1, 32, {"codes": _BYTES, "scale": _SCALE, "low": _SCALE}, 0, 32, 24, _quantize_q5_1),
-        FormatRow(Format.Q2_K, 16, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 84),
-        FormatRow(Format.Q3_K, 16, {"codes": _NIBBLES, "scale": _SUPER, "steps": _I8}, 4, SUPER, 110),
-        FormatRow(Format.Q4_K, 32, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 144),
-        FormatRow(Format.Q5_K, 32, {"codes": _BYTES, **_STEPS}, 0, SUPER, 176),
-        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 210),
+        FormatRow(Format.Q2_K, 16, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 84, _quantize_q2_k),
+        FormatRow(Format.Q3_K, 16, {"codes": _NIBBLES, "scale": _SUPER, "steps": _I8}, 4, SUPER, 110, _quantize_q3_k),
+        FormatRow(Format.Q4_K, 32, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 144, _quantize_q4_k),
+        FormatRow(Format.Q5_K, 32, {"codes": _BYTES, **_STEPS}, 0, SUPER, 176, _quantize_q5_k),
+        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 210, _quantize_q6_k),
+        FormatRow(Format.IQ4_NL, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 18),
+        FormatRow(Format.IQ4_XS, 32, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 136),
+        FormatRow(Format.MXFP4, 32, {"codes": _BYTES, "scale": Plane(DType.bf16)}, 0, 32, 17, _quantize_mxfp4),
         FormatRow(Format.INT4, 0, {"codes": _NIBBLES, "scale": _SCALE}, 8, quantize=_quantize_int4),
         FormatRow(Format.INT4_ZERO, 0, {"codes": _NIBBLES, "scale": _SCALE, "low": _U8}, 0, quantize=_quantize_int4_zero),
     )

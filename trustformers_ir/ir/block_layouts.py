@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, Format, Planes, pair, unpair
+from trustformers_ir.ir.block_formats import E2M1, FORMATS, NOT_LINEAR, Format, Planes, pair, power, unpair
 from trustformers_ir.ir.dtypes import DType
 
 
@@ -208,6 +208,61 @@ def _join_q6_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
     return [low[:, :, :, 0] | (low[:, :, :, 1] << 4), joined, planes["steps"], planes["scale"]]
 
 
+# A block of iq4_nl: f16 d, 16 bytes of codes as in q4_0. Of iq4_xs: f16 d, a word with the upper 2 bits of 8 steps, 4 bytes with their low 4 bits,
+# two in each, 8 times 16 bytes of codes; a step is 32 less than what is stored. Of mxfp4: an exponent, 16 bytes of codes. Of its two zeros only one
+# comes back: planes do not tell them apart.
+
+
+def _looked_up(bytes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Runs of 16 bytes, two codes in each as in q4_0, as what the codes stand for."""
+    n = len(bytes)
+    runs = bytes.reshape(n, -1, 1, 16)
+    found: np.ndarray = table[np.concatenate([runs & 15, runs >> 4], axis=2)].reshape(n, -1)
+    return found
+
+
+def _looked_for(numbers: np.ndarray, table: np.ndarray, n: int, count: int) -> np.ndarray:
+    """The inverse; the first of equal ones."""
+    places = np.zeros(256, np.uint8)
+    places[table[::-1].view(np.uint8)] = np.arange(len(table), dtype=np.uint8)[::-1]
+    runs = places[numbers.view(np.uint8)].reshape(n, count, -1, 2, 16)
+    found: np.ndarray = runs[:, :, :, 0] | (runs[:, :, :, 1] << 4)
+    return found
+
+
+def _split_iq4_nl(cells: np.ndarray) -> dict[str, np.ndarray]:
+    return {"codes": _looked_up(cells[:, :, 2:], NOT_LINEAR), "scale": _plane(cells[:, :, :2], DType.f16)}
+
+
+def _join_iq4_nl(planes: Planes, n: int, count: int) -> list[np.ndarray]:
+    return [planes["scale"], _looked_for(planes["codes"], NOT_LINEAR, n, count)]
+
+
+def _split_iq4_xs(cells: np.ndarray) -> dict[str, np.ndarray]:
+    n, count, _ = cells.shape
+    high = _plane(cells[:, :, 2:4], DType.u16).reshape(n, count, 1) >> np.arange(0, 16, 2, dtype=np.uint16)
+    low = np.stack([cells[:, :, 4:8] & 15, cells[:, :, 4:8] >> 4], axis=3).reshape(n, count, 8)
+    steps = low | ((high & 3).astype(np.uint8) << 4)
+    factors = {"scale": _plane(cells[:, :, :2], DType.f16), "steps": steps.reshape(n, -1).view(np.int8) - np.int8(32)}
+    return {"codes": _looked_up(cells[:, :, 8:], NOT_LINEAR), **factors}
+
+
+def _join_iq4_xs(planes: Planes, n: int, count: int) -> list[np.ndarray]:
+    steps = (planes["steps"] + np.int8(32)).view(np.uint8).reshape(n, count, 8)
+    shifted = (steps >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
+    high = np.bitwise_or.reduce(shifted, axis=2)
+    return [planes["scale"], high, (steps[:, :, 0::2] & 15) | ((steps[:, :, 1::2] & 15) << 4), _looked_for(planes["codes"], NOT_LINEAR, n, count)]
+
+
+def _split_mxfp4(cells: np.ndarray) -> dict[str, np.ndarray]:
+    return {"codes": _looked_up(cells[:, :, 1:], E2M1), "scale": power(cells[:, :, 0])}
+
+
+def _join_mxfp4(planes: Planes, n: int, count: int) -> list[np.ndarray]:
+    bits = planes["scale"].view(np.uint16).reshape(n, count)
+    return [np.where(bits < 128, bits >> 6, (bits >> 7) + 1).astype(np.uint8), _looked_for(planes["codes"], E2M1, n, count)]
+
+
 _Split = Callable[[np.ndarray], dict[str, np.ndarray]]
 _Join = Callable[[Planes, int, int], list[np.ndarray]]
 #: how blocks that are no planes after each other are taken apart, and what follows what in them
@@ -219,4 +274,7 @@ _LAYOUTS: Mapping[Format, tuple[_Split, _Join]] = {
     Format.Q4_K: (_split_q4_k, _join_q4_k),
     Format.Q5_K: (_split_q5_k, _join_q5_k),
     Format.Q6_K: (_split_q6_k, _join_q6_k),
+    Format.IQ4_NL: (_split_iq4_nl, _join_iq4_nl),
+    Format.IQ4_XS: (_split_iq4_xs, _join_iq4_xs),
+    Format.MXFP4: (_split_mxfp4, _join_mxfp4),
 }

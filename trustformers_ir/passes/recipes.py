@@ -239,6 +239,28 @@ class Q4_1(_Blocks):
 
 
 @dataclass(frozen=True)
+class Q4_K(_Blocks):
+    """The same in 4 bits, with 6-bit scales and smallest values for each 32 under one of each for 256, searched for: 4.625 bits. Matrices whose
+    terms are no multiple of 256 stay as they are."""
+
+    name = "q4_k"
+
+
+@dataclass(frozen=True)
+class Q5_K(_Blocks):
+    """The same in 5 bits."""
+
+    name = "q5_k"
+
+
+@dataclass(frozen=True)
+class Q6_K(_Blocks):
+    """The same in 6 bits, with 8-bit scales for each 16 under one for 256."""
+
+    name = "q6_k"
+
+
+@dataclass(frozen=True)
 class Int4(_Blocks):
     """The same in 4 bits, with a scale for each ``group`` weights: 4.125 bits with 128. ``zeros``: each group has a zero point as well, as in AWQ."""
 
@@ -252,8 +274,8 @@ class Int4(_Blocks):
         return Format.INT4_ZERO if self.zeros else Format.INT4, self.group
 
 
-RECIPES: dict[str, type[Int8 | Fp8 | Bf16 | F16 | Q8_0 | Q4_0 | Q4_1 | Int4]] = {
-    kind.name: kind for kind in (Int8, Fp8, Bf16, F16, Q8_0, Q4_0, Q4_1, Int4)
+RECIPES: dict[str, type[Int8 | Fp8 | Bf16 | F16 | Q8_0 | Q4_0 | Q4_1 | Q4_K | Q5_K | Q6_K | Int4]] = {
+    kind.name: kind for kind in (Int8, Fp8, Bf16, F16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K, Int4)
 }
 
 _RECIPE = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\{([^{}]*)\})?\s*\Z")

@@ -33,9 +33,9 @@ from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.keeping import drop_abandoned, private_folders
+from trustformers_ir.ir.machine import this_machine
 from trustformers_ir.runtime import artifact, container
 from trustformers_ir.runtime.identity import GGUF, Memory, model_identity
-from trustformers_ir.runtime.machine import this_machine
 from trustformers_ir.runtime.runnable import Runnable
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -24,10 +24,10 @@ import numpy as np
 from trustformers_ir.ir.abi import ABI_VERSION, ALIGNMENT, WEIGHT_ALIGNMENT, CompiledModule, Manifest, StoredWeight
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where, printable
+from trustformers_ir.ir.machine import cpus
 from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.runtime.machine import cpus
 from trustformers_ir.runtime.manifest import Span, Variant, check_spans, decode, encode, joined_weights
 from trustformers_ir.runtime.memory import section_bytes, stored_view, typed_view, weight_bytes
 from trustformers_ir.runtime.records import Broken

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import CompilerError
-from trustformers_ir.runtime.machine import cpus
+from trustformers_ir.ir.machine import cpus
 
 CHUNK = 8 << 20
 SMALL = 1 << 20  # files up to this size are read every time

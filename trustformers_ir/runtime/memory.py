@@ -12,10 +12,10 @@ import numpy as np
 from trustformers_ir.ir.abi import ALIGNMENT, StoredWeight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.machine import memory
 from trustformers_ir.ir.mapped import give_back
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.runtime.machine import memory
 
 PIECE = 4 << 20
 

@@ -24,7 +24,7 @@ from trustformers_ir.ir.abi import Entry, KernelInfo
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.env import cache_folder
-from trustformers_ir.runtime.machine import last_cache, this_machine
+from trustformers_ir.ir.machine import last_cache, this_machine
 
 
 class Kind(enum.Enum):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 
+from trustformers_ir.ir import machine
 from trustformers_ir.ir.abi import TargetInfo
 from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where, printable
-from trustformers_ir.runtime import machine
 from trustformers_ir.runtime.gpu import devices
 
 

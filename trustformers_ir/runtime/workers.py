@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from trustformers_ir.ir import env
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.runtime.machine import cpus
+from trustformers_ir.ir.machine import cpus
 from trustformers_ir.runtime.native import NativeLibrary
 
 MAX_THREADS = 1024

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from trustformers_ir.codegen.triton.emit import Emitted
 from trustformers_ir.codegen.triton.module import module_text
 from trustformers_ir.codegen.triton.target import GpuTarget
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.machine import cpus
 from trustformers_ir.ir.progress import note
 
 LEAST_OF_A_PROCESS = 3  # kernels: to start a process takes as long as two
@@ -116,11 +116,6 @@ def _job(w: Wanted, target: GpuTarget) -> Job:
         "target": {"backend": target.backend, "arch": target.arch, "warp": target.warp, "native": target.native, "assembly": target.assembly},
         **asdict(w.launch),
     }
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:

@@ -14,17 +14,17 @@ import numpy as np
 
 from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, PLANES, Format, FormatRow, dequantize, parts, signed
 from trustformers_ir.ir.dims import Dim
-from trustformers_ir.ir.dtypes import INTS, DType
+from trustformers_ir.ir.dtypes import HALVES, INTS, DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype, require_same_shape
 from trustformers_ir.ir.ops.contract import unpacked
 from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import Panels, TensorType
 
-CODES, _F16, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.f16,), (DType.u8, DType.i8), (DType.u8, DType.f16)))
+CODES, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.u8, DType.i8), (DType.u8, DType.f16)))
 #: the planes as operands, in the order of ``PLANES``
 PLANE_OPERANDS = (
-    *(Operand("codes", CODES), Operand("scale", _F16), Operand("low", _LOWS, optional=True)),
+    *(Operand("codes", CODES), Operand("scale", HALVES), Operand("low", _LOWS, optional=True)),
     *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True)),
 )
 
@@ -104,6 +104,9 @@ _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
     Format.Q3_K: ({"steps": -32}, {"steps": 31}),
     Format.Q5_K: ({"codes": 0, "steps": 0}, {"codes": 31, "steps": 63}),
     Format.Q6_K: ({"codes": -32, "steps": -128}, {"codes": 31, "steps": 127}),
+    Format.IQ4_NL: ({"codes": -127}, {"codes": 113}),
+    Format.IQ4_XS: ({"codes": -127, "steps": -32}, {"codes": 113, "steps": 31}),
+    Format.MXFP4: ({"codes": -12}, {"codes": 12}),
     Format.INT4_ZERO: ({"low": 0}, {"low": 15}),
 }
 
@@ -198,6 +201,8 @@ class LinearBlocks(InBlocks):
         yield sample(Format.Q6_K, bf16[4, 512], 16, False)
         yield sample(Format.Q5_1, f32["n", 64], 18, True)
         yield sample(Format.Q2_K, f32[3, 256], 7, False)
+        yield sample(Format.IQ4_XS, f32["n", 256], 7, True)
+        yield sample(Format.MXFP4, bf16[3, 64], 20, False)
         yield sample(Format.INT4, bf16["n", 256], 48, True, group=128)
         yield sample(Format.INT4, f32[2, 12], 3, False, group=6)
         yield sample(Format.INT4_ZERO, f16["n", 128], 24, False, group=64)
@@ -286,5 +291,6 @@ class EmbeddingBlocks(InBlocks):
         yield sample(Format.Q3_K, 5, 256, i64["n"])
         yield sample(Format.Q5_K, 5, 256, i64[2])
         yield sample(Format.Q6_K, 6, 256, i64[2, 3])
+        yield sample(Format.IQ4_NL, 5, 96, i64["n"])
         yield sample(Format.INT4, 5, 12, i64[()], group=6)
         yield sample(Format.INT4_ZERO, 5, 64, i32["n", 2], group=32)

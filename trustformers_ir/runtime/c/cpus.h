@@ -1,4 +1,4 @@
-/* How many CPUs the process may use, part of library.c; runtime/machine.py says the same in Python. */
+/* How many CPUs the process may use, part of library.c; ir/machine.py says the same in Python. */
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>

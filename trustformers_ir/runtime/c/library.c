@@ -1,4 +1,4 @@
-/* The runtime of a model in a shared library: what runtime/executable.py, runtime/machine.py and ir/binding.py do, in C99.
+/* The runtime of a model in a shared library: what runtime/executable.py, ir/machine.py and ir/binding.py do, in C99.
  *
  * runtime/library.py puts the library's name in the place of tfm_, writes the tables of the model into tables.h and compiles this file once per
  * library. Sizes are small programs (a stack machine on 64-bit integers, every operation checked), so that what a shape means is said once, in

@@ -18,7 +18,7 @@ def export(
     model: Model,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf; later *.onnx, *.mlpackage or *.mlir.")],
     quantize: Annotated[
-        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="as stored")
+        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, q4_0, …, q4_k_m, …, q6_k.", show_default="as stored")
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of matrices that are not quantized: f32, f16 or bf16.")] = None,
     json: Json = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,12 +13,16 @@ import numpy as np
 
 from trustformers_ir.codegen.export.gguf.kinds import FileType, kind_of
 from trustformers_ir.ir.atomic import atomic_output
+from trustformers_ir.ir.block_formats import Format, quantize
+from trustformers_ir.ir.block_layouts import join
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.gguf_content import Content, ContentTensor, Key
+from trustformers_ir.ir.machine import cpus
 from trustformers_ir.ir.progress import note
 
 LARGEST = 65504.0  # of f16, which scales of blocks are
 QUANTIZATION_VERSION = 2
+PIECE = 1 << 16  # elements that are quantized at once
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ def write_gguf(path: str | os.PathLike[str], content: Content, asked: FileType |
     return Written(Path(path), counts, size)
 
 
+def _searched(format: Format, values: np.ndarray) -> np.ndarray:
+    """Blocks of a k-quant. Pieces that stay in a cache are shared by threads: numpy lets them run at once."""
+    rows = max(1, PIECE // max(values.shape[1], 1))
+    pieces = [values[n : n + rows] for n in range(0, len(values), rows)]
+    with ThreadPoolExecutor(cpus()) as threads:
+        made = list(threads.map(lambda piece: join(format, quantize(format, piece)), pieces))
+    return np.concatenate(made) if made else np.zeros((0, 0), np.uint8)
+
+
 def _package() -> Any:
     try:
         import gguf
@@ -71,9 +85,11 @@ def _keys(content: Content, kinds: list[str], asked: FileType | None, gguf: Any)
     matrices = [kind for t, kind in zip(content.tensors, kinds, strict=True) if t.is_matrix and t.name != content.head]
     changed = any(t.kind != kind for t, kind in zip(content.tensors, kinds, strict=True))
     if matrices and (changed or "general.file_type" not in keys):
-        most = asked.kind if asked is not None else max(matrices, key=matrices.count)
+        most = max(matrices, key=matrices.count)
         name = "ALL_F32" if most == "F32" else f"MOSTLY_{most}"
-        if name in gguf.LlamaFileType.__members__:
+        if asked is not None:
+            keys["general.file_type"] = Key.of(asked.number)
+        elif name in gguf.LlamaFileType.__members__:
             keys["general.file_type"] = Key.of(int(gguf.LlamaFileType[name]))
     if any(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] > 1 for kind in kinds):
         keys.setdefault("general.quantization_version", Key.of(QUANTIZATION_VERSION))
@@ -81,7 +97,7 @@ def _keys(content: Content, kinds: list[str], asked: FileType | None, gguf: Any)
 
 
 def _bytes(tensor: ContentTensor, kind: str, gguf: Any) -> np.ndarray:
-    """``u8[rows, bytes]`` of a tensor in another type; those of the reference implementation, which the package is."""
+    """``u8[rows, bytes]`` of a tensor in another type; those of the reference implementation, which the package is, where it can quantize."""
     raw = tensor.data()
     if kind == tensor.kind:
         return np.ascontiguousarray(raw)
@@ -92,6 +108,8 @@ def _bytes(tensor: ContentTensor, kind: str, gguf: Any) -> np.ndarray:
         if not most <= LARGEST:
             what = f"'{tensor.name}' holds {'a number that is not finite' if not np.isfinite(most) else f'{most:g}, which is beyond f16'}"
             raise CompilerError.of(Code.CANNOT_EXPORT, f"{what}: it cannot become {kind}", where, "write it as bf16 or f32")
+    if kind.endswith("_K"):
+        return _searched(Format[kind], values.reshape(len(raw), -1))
     made = np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
     found: np.ndarray = made.view(np.uint8).reshape(len(raw), -1) if made.size else raw
     return found
