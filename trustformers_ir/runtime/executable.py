@@ -21,6 +21,7 @@ import numpy as np
 from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, Entry
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
+from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.runtime import memory
 from trustformers_ir.runtime.arguments import Array, address_of
 from trustformers_ir.runtime.entry_call import Bound, EntryCall
@@ -268,12 +269,26 @@ class _Callable(EntryCall[_Plan]):
 
     def plan(self, arrays: Sequence[Array]) -> _Plan:
         entry = self.entry
-        bound = self.bound(arrays, (entry.arena_bytes, entry.scratch_bytes, *self.costs))
-        arena, scratch, *costs = bound.sizes
+        bound = self.bound(arrays, (entry.arena_bytes, entry.scratch_bytes))
+        arena, scratch = bound.sizes
         self.check_outputs(bound)
         memory.check_size(arena, "the arena")
         memory.check_size(scratch, "the scratch space")
         memory.check_size(memory.aligned(scratch) * self.executable.threads, "the scratch space")
         plan = _Plan(bound, bound.dims(self.manifest), (len(arrays), len(bound.results)), arena, memory.aligned(scratch))
-        plan.alone = bool(entry.kernels) and max(costs) < ALONE_BELOW
+        plan.alone = bool(entry.kernels) and self.is_small(bound.env)
         return plan
+
+    def is_small(self, env: Mapping[str, int]) -> bool:
+        """Whether a call is too little work for several workers; known after the first large kernel of a large one. What an artifact says of its
+        kernels may be nonsense: then it is not."""
+        flops = bytes = 0
+        try:
+            for kernel in self.entry.kernels:
+                flops += evaluate(kernel.flops, env)
+                bytes += evaluate(kernel.bytes, env)
+                if max(flops, bytes) >= ALONE_BELOW:
+                    return False
+        except (KeyError, ArithmeticError, ValueError):
+            return False
+        return True
