@@ -73,6 +73,46 @@ def pieces_have_the_bits_of_the_whole(exe: Runnable) -> None:
     assert (session.read([ids[70:]])[0] == whole[89]).all()
 
 
+#: rotary positions beyond the texts that a model was trained on; the last two turn by an angle that depends on how long a text is
+STRETCHED: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
+    "linear": {"rope_type": "linear", "factor": 8.0},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512},
+    "dynamic": {"rope_type": "dynamic", "factor": 8.0},
+    "longrope": {
+        "rope_type": "longrope", "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)],
+        "original_max_position_embeddings": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.long] * (k not in ("llama3", "longrope"))) for k in STRETCHED])
+def test_texts_far_beyond_the_first_positions(kind: str, tmp_path: Path) -> None:
+    """3,500 tokens, then 24 more as transformers writes them; read as a piece and a token they have the bits of one pass."""
+    family = "phi3" if kind == "longrope" else "llama"
+    scaling = STRETCHED[kind] | {"rope_theta": 10000.0}
+    longest = 512 if kind in ("linear", "dynamic") else 4096
+    sizes = {"num_hidden_layers": 1, "head_dim": 16, "max_position_embeddings": longest, "rope_parameters": scaling}
+    if kind == "longrope":
+        sizes |= {"hidden_size": 64, "num_attention_heads": 4, "original_max_position_embeddings": 512, "partial_rotary_factor": 1.0}
+    model = saved(tmp_path, family, eos_token_id=END, **sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5
+    model.generation_config.eos_token_id = END
+    model.save_pretrained(tmp_path)
+    exe, prompt = tfir.compile(str(tmp_path)), prompts(3500)[0]
+    assert exe.generate(prompt, max_new_tokens=24).tolist() == theirs(model, prompt, 24)
+    if kind not in ("dynamic", "longrope"):
+        session = Session(exe, 1)
+        session.read([prompt[:-1]])
+        whole = exe(prompt[None], np.ones_like(prompt)[None])[0]
+        assert (session.step(prompt[-1:])[0] == whole[-1]).all()
+
+
 @pytest.fixture(scope="module")
 def exe() -> Runnable:
     return tfir.compile(SPEC)
