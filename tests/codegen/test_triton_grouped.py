@@ -152,7 +152,7 @@ def test_every_format_compiles_for_every_number_of_rows(kind: str, target: str) 
     code = lower(module_of(make_case(product(kind, "m", 4096, 4096))), TARGETS[target])
     for call, binary in zip(code.calls.values(), code.binaries(), strict=True):
         assert binary.spilled == 0 and binary.shared <= TARGETS[target].shared, call.when
-        assert binary.matrix_instructions or KINDS[kind][1] is f32, call.when
+        assert binary.matrix_instructions or KINDS[kind][1] is f32 or "parts added up" in call.label, call.when
 
 
 def test_few_rows_have_a_program_for_sixteen_columns() -> None:

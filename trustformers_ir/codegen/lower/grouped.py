@@ -14,9 +14,9 @@ As with other products there is a kernel for each range of rows (``block_product
 
 * **few rows** (up to 16, then 32) are bound by the bytes of the weight, if only there are enough warps: 16 columns to a program give 4096 columns
   256 programs, two for each core of an H100. So a program takes many groups at a time, a batch of products of which each warp has its own, and adds
-  them up at the end. A row of the weight is then read 512 bytes at a time. Masked rows of x are not read. One row is no case of its own: multiplied
-  and summed up without matrix instructions a weight takes 4 to 5 instructions, and an H100 has three for each weight of 4 bits that memory delivers
-  (132 cores x 128 lanes x 1.75 GHz over 9.6 T weights/s). Taking four codes apart at a time takes 1.4, and matrix instructions do the sums;
+  them up at the end. A row of the weight is then read 256 to 512 bytes at a time. Masked rows of x are not read. One row is no case of its own:
+  multiplied and summed up without matrix instructions a weight takes 4 to 5 instructions, and an H100 has three for each weight of 4 bits that memory
+  delivers (132 cores x 128 lanes x 1.75 GHz over 9.6 T weights/s). Taking four codes apart at a time takes 1.4, and matrix instructions do the sums;
 * **more rows**: tiles, one group after the other. (Predicted, not measured: no GPU was there.)
 """
 
@@ -43,6 +43,7 @@ from trustformers_ir.ir.schedule_table import BlockChoice, ScheduleKey
 FEW = 32  # rows up to which warps have groups of their own
 TURN = 128  # terms of a turn of the loop; of each warp where it has groups of its own
 MOST_SUMS, SUMS = 64, 32  # of a thread: those of a group and those of all are there at once; and of small groups, which leave less to scales
+OF_GROUPS = 16  # sums of a thread where warps have groups of their own: with twice as many up to 24 bytes are spilled (Triton 3.9)
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ class GroupedProduct(BlockProduct):
 def heuristic(machine: BlockMachine, key: ScheduleKey) -> BlockChoice:
     """The tile of a product of that size where no table knows better."""
     if key.dtype is DType.f32:  # not a product of matrices for the hardware: sums of plain registers
-        return BlockChoice(LEAST, 2 * LEAST, TURN, warps=4, stages=2, group=1)
+        return BlockChoice(LEAST, LEAST, TURN, warps=4, stages=2, group=1)
     if key.rows is not None and key.rows <= FEW:
         rows = covering(key.rows)
         wide = key.n is not None and key.n > 4 * LEAST * machine.cores  # there are programs enough without narrow ones
         columns, warps = (2 * LEAST, 4) if wide else (LEAST, 8)
         while warps > 1 and stage(rows, columns, TURN * warps) > machine.shared:
             warps //= 2
-        groups = SUMS * 32 * warps // (rows * columns)  # each has sums of its own
+        groups = OF_GROUPS * 32 * warps // (rows * columns)  # each has sums of its own
         terms = min(TURN * warps, max(1, power_of_two(groups)) * key.panel)
     else:
         terms = min(TURN, 2 * key.panel)  # of four small groups at a time too much is there at once: it spills
