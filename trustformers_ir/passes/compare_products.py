@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trustformers_ir.ir.core import Module, Operation, Value
-from trustformers_ir.passes.linears import Product, products
+from trustformers_ir.passes.linears import Attempt, Product, products
 from trustformers_ir.passes.manager import PassLog
 from trustformers_ir.passes.narrow_weights import NarrowWeights
 from trustformers_ir.passes.observe_activations import add_results
@@ -31,7 +31,6 @@ from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.quantize_f8 import QuantizeF8
 from trustformers_ir.passes.quantize_int8 import QuantizeInt8
 
-Attempt = Callable[[Product], tuple[Operation | None, str]]
 Decision = Callable[[Product, Operation | None, str], dict[str, object]]
 
 

@@ -7,17 +7,20 @@ with the same weight is ``name#2``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
+from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.schema import FusionKind
 from trustformers_ir.ir.types import ROW_MAJOR
-from trustformers_ir.passes.weights import weight_of
+from trustformers_ir.passes.manager import PassLog
+from trustformers_ir.passes.weights import mapped_files, weight_of
 
 _TAIL = re.compile(r"\.weight(\.(f32|f16|bf16))?\Z")  # what a checkpoint, and a cast that was folded, add to the name of a product
 
@@ -61,6 +64,10 @@ class Product:
         return str(self.operation.loc) if self.operation.loc is not None else ""
 
 
+#: What a product becomes, made in front of it; or None and the reason why not.
+Attempt = Callable[[Product], tuple[Operation | None, str]]
+
+
 def products(module: Module) -> Iterator[Product]:
     """Every product of two matrices, in order. Those of two activations (rank above 2 on the right) are none."""
     seen: Counter[str] = Counter()
@@ -91,6 +98,28 @@ def decision(product: Product, quantized: str, made: Operation | None, reason: s
     if product.weight is not None:
         row["outputs"], row["terms"] = product.sizes
     return row
+
+
+def rewrite_products(module: Module, log: PassLog, kind: str, attempt: Attempt) -> None:
+    """Replaces every product by what ``attempt`` makes in front of it; a row of the log's table tells what was decided about each. ``kind`` is the
+    name of the recipe."""
+    sources = mapped_files(module)
+    for product in list(products(module)):
+        made, reason = attempt(product)
+        let_go(sources)  # who reads every weight for its scales should not hold them all
+        if made is None:
+            log.miss(f"{product.name} in {kind}", reason)
+        else:
+            product.operation.replace_with([made.result])
+            log.count(f"products in {kind}")
+        log.row(**decision(product, kind, made, reason))
+
+
+def moves_too_far(error: float, most: float, infinite: str = "its weight has values that are not finite") -> str | None:
+    """Why a weight that would move by ``error``, relatively, stays; None where it need not. ``infinite`` is what it means that there is no error."""
+    if not math.isfinite(error):
+        return infinite
+    return f"its weight would move by {error:.2%}, more than max_error = {most:.2%}" if error > most else None
 
 
 def is_head(operation: Operation) -> bool:

@@ -25,14 +25,11 @@ from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, Format, dequantize, quantize
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation
-from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.passes.block_planes import BlockPlanes
-from trustformers_ir.passes.linears import Product, decision, is_head, products
+from trustformers_ir.passes.linears import Product, decision, is_head, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import not_patterns, not_positive
-from trustformers_ir.passes.weights import blocks, mapped_files, rows_of
-
-SAMPLE = 256  # rows that are quantized to see how far a weight moves
+from trustformers_ir.passes.weights import blocks, moved, rows_of, sample_of
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,7 @@ class QuantizeBlocks(Pass):
 
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every product that may be; a row of the log's table tells what was decided about each."""
-        sources = mapped_files(module)
-        for product in list(products(module)):
-            made, reason = self.attempt(module, product)
-            let_go(sources)
-            if made is None:
-                log.miss(f"{product.name} in {self.kind}", reason)
-            else:
-                product.operation.replace_with([made.result])
-                log.count(f"products in {self.kind}")
-            log.row(**self.decision(product, made, reason))
+        rewrite_products(module, log, self.kind, lambda product: self.attempt(module, product))
 
     def attempt(self, module: Module, product: Product) -> tuple[Operation | None, str]:
         """The product by a weight in blocks, inserted before it; or None and the reason why not."""
@@ -90,11 +78,9 @@ class QuantizeBlocks(Pass):
             return None, refused
         assert product.weight is not None
         matrix = BlockMatrix(product, self.format, self.group)
-        error = matrix.error()
-        if not np.isfinite(error):
-            return None, "its weight has values that are not finite, or too large for scales in f16"
-        if error > self.max_error:
-            return None, f"its weight would move by {error:.2%}, more than max_error = {self.max_error:.2%}"
+        far = moves_too_far(matrix.error(), self.max_error, "its weight has values that are not finite, or too large for scales in f16")
+        if far is not None:
+            return None, far
         if not rewriting.allowed():
             return None, "TFIR_STOP_AFTER has been reached"
         builder = Builder.before(module, product.operation)
@@ -142,10 +128,8 @@ class BlockMatrix:
         for part in blocks(*rows.shape):
             if not np.isfinite(rows[part]).all():
                 return float("nan")
-        sample = np.ascontiguousarray(rows[:: max(1, len(rows) // SAMPLE)], np.float32)
-        norm = np.linalg.norm(sample.astype(np.float64))
-        moved = np.linalg.norm(dequantize(self.format, quantize(self.format, sample, self.group), self.group).astype(np.float64) - sample)
-        return float(moved / norm) if norm else 0.0
+        sample = sample_of(rows)
+        return moved(sample, dequantize(self.format, quantize(self.format, sample, self.group), self.group))
 
     def _quantized(self) -> dict[str, np.ndarray]:
         """All planes, block of rows by block of rows: what lies between stays in the cache."""

@@ -20,6 +20,7 @@ of a product keep 4 digits, so each term moves by at most ``2**-4`` of itself fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,15 +29,12 @@ from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
 from trustformers_ir.ir.dtypes import HALVES, DType
-from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.ops.quantized_f8 import codes_of, scale_of
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.passes.linears import Product, decision, products
+from trustformers_ir.passes.linears import Product, decision, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.quantize_int8 import Sensitive
-from trustformers_ir.passes.weights import blocks, derived, mapped_files, rows_of
-
-SAMPLE = 256  # rows that are quantized to see how far a weight moves
+from trustformers_ir.passes.weights import blocks, derived, moved, rows_of, sample_of
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,7 @@ class QuantizeF8(Sensitive, Pass):
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every product that is not sensitive; a row of the log's table tells what was decided about each."""
         activations: dict[Value, tuple[Value, Value]] = {}
-        sources = mapped_files(module)
-        for product in list(products(module)):
-            made, reason = self.attempt(module, product, activations)
-            let_go(sources)
-            if made is None:
-                log.miss(f"{product.name} in fp8", reason)
-            else:
-                product.operation.replace_with([made.result])
-                log.count("products in fp8")
-            log.row(**self.decision(product, made, reason))
+        rewrite_products(module, log, "fp8", lambda product: self.attempt(module, product, activations))
         log.count("activations quantized", len(activations))
 
     def attempt(self, module: Module, product: Product, activations: dict[Value, tuple[Value, Value]]) -> tuple[Operation | None, str]:
@@ -74,11 +63,8 @@ class QuantizeF8(Sensitive, Pass):
         if refused is not None:
             return None, refused
         matrix = F8Matrix(product)
-        error = matrix.error()
-        if not np.isfinite(error):
-            return None, "its weight has values that are not finite"
-        if error > self.max_error:
-            return None, f"its weight would move by {error:.2%}, more than max_error = {self.max_error:.2%}"
+        if (far := moves_too_far(matrix.error, self.max_error)) is not None:
+            return None, far
         if not rewriting.allowed():
             return None, "TFIR_STOP_AFTER has been reached"
         builder = Builder.before(module, product.operation)
@@ -98,7 +84,8 @@ class QuantizeF8(Sensitive, Pass):
 
 
 class F8Matrix:
-    """The weight of a product in 8-bit floats, made when it is asked for."""
+    """The 8-bit form of the weight of a product: scales now, codes when they are asked for. ``error`` is how far evenly spaced rows move, root mean
+    square relative to them; infinite for a weight that is not finite."""
 
     def __init__(self, product: Product) -> None:
         assert product.weight is not None
@@ -106,38 +93,26 @@ class F8Matrix:
         self.origin = ("f8", product.transposed, product.weight)
         self.sizes = product.sizes
         self._rows = rows_of(product.weight, product.transposed)
-
-    def error(self) -> float:
-        """How far evenly spaced rows move, root mean square relative to them; NaN for a weight that is not finite."""
         rows = self._rows()
-        for part in blocks(*rows.shape):
-            if not np.isfinite(rows[part]).all():
-                return float("nan")
-        sample = np.ascontiguousarray(rows[:: max(1, len(rows) // SAMPLE)], np.float32)
+        self.scale = np.concatenate([_scales(np.ascontiguousarray(rows[part], np.float32)) for part in blocks(*rows.shape)])
+        sample = sample_of(rows)
         scale = _scales(sample)[:, None]
-        wide = sample.astype(np.float64)
-        norm = np.linalg.norm(wide)
-        return float(np.linalg.norm(codes_of(sample, scale).astype(np.float64) * scale - wide) / norm) if norm else 0.0
+        self.error = moved(sample, codes_of(sample, scale).astype(np.float64) * scale) if np.isfinite(self.scale).all() else math.inf
 
     def weights(self, module: Module) -> tuple[Weight, Weight]:
         """Codes ``f8e4m3[n, k]`` and scales ``f32[n]``."""
         n, k = self.sizes
         return (
             derived(module, self.name, TensorType((n, k), DType.f8e4m3), self.codes, self.origin),
-            derived(module, f"{self.name}.scale", TensorType((n,), DType.f32), self.scales, (*self.origin, "scale")),
+            derived(module, f"{self.name}.scale", TensorType((n,), DType.f32), lambda: self.scale, (*self.origin, "scale")),
         )
 
     def codes(self) -> np.ndarray:
         rows = self._rows()
         out = np.empty(rows.shape, DType.f8e4m3.numpy)
         for part in blocks(*rows.shape):
-            block = np.ascontiguousarray(rows[part], np.float32)
-            out[part] = codes_of(block, _scales(block)[:, None])
+            out[part] = codes_of(np.ascontiguousarray(rows[part], np.float32), self.scale[part, None])
         return out
-
-    def scales(self) -> np.ndarray:
-        rows = self._rows()
-        return np.concatenate([_scales(np.ascontiguousarray(rows[part], np.float32)) for part in blocks(*rows.shape)])
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:

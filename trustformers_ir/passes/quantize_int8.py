@@ -38,16 +38,15 @@ from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Value, Weight
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.ops.quantized import MOST_TERMS
 from trustformers_ir.ir.rewriting import constant_of
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.calibration import Ranges
-from trustformers_ir.passes.linears import Product, decision, is_head, products
+from trustformers_ir.passes.linears import Product, decision, is_head, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON, not_patterns, not_positive
 from trustformers_ir.passes.smoothing import Smoothing
-from trustformers_ir.passes.weights import blocks, derived, mapped_files, rows_of, step_of, steps_of
+from trustformers_ir.passes.weights import blocks, derived, rows_of, step_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,7 @@ class QuantizeInt8(Sensitive, Pass):
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every product that is not sensitive; a row of the log's table tells what was decided about each."""
         activations: dict[Value, tuple[Value, Value, Value]] = {}
-        sources = mapped_files(module)
-        for product in list(products(module)):
-            made, reason = self.attempt(module, product, activations)
-            let_go(sources)  # who reads every weight for its scales should not hold them all
-            if made is None:
-                log.miss(f"{product.name} in int8", reason)
-            else:
-                product.operation.replace_with([made.result])
-                log.count("products in int8")
-            log.row(**self.decision(product, made, reason))
+        rewrite_products(module, log, "int8", lambda product: self.attempt(module, product, activations))
         log.count("activations quantized", len(activations))
 
     def attempt(
@@ -144,10 +134,8 @@ class QuantizeInt8(Sensitive, Pass):
             return None, "calibration has not seen its activation"
         smoothing = self.smoothings.get(product.name)
         matrix = Int8Matrix(product, None if smoothing is None else smoothing.factors)
-        if not np.isfinite(matrix.error):
-            return None, "its weight has values that are not finite"
-        if matrix.error > self.max_error:
-            return None, f"its weight would move by {matrix.error:.2%}, more than max_error = {self.max_error:.2%}"
+        if (far := moves_too_far(matrix.error, self.max_error)) is not None:
+            return None, far
         if not rewriting.allowed():
             return None, "TFIR_STOP_AFTER has been reached"
         builder = Builder.before(module, product.operation)

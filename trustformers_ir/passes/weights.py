@@ -15,6 +15,7 @@ from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
 from trustformers_ir.ir.types import TensorType
 
 BLOCK_BYTES = 1 << 20
+SAMPLE = 256  # rows of which it is looked how far they move
 LARGEST = 127  # of the integers of a weight
 
 
@@ -56,6 +57,17 @@ def blocks(n: int = 1, *sizes: int) -> list[slice]:
     """The rows of an array of f32 in blocks that stay in the cache."""
     rows = max(1, BLOCK_BYTES // max(4 * math.prod(sizes), 1))
     return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def sample_of(rows: np.ndarray) -> np.ndarray:
+    """Evenly spaced rows, as f32."""
+    return np.ascontiguousarray(rows[:: max(1, len(rows) // SAMPLE)], np.float32)
+
+
+def moved(rows: np.ndarray, back: np.ndarray) -> float:
+    """How far ``back`` lies from the rows, root mean square relative to them."""
+    norm = np.linalg.norm(rows.astype(np.float64))
+    return float(np.linalg.norm(back.astype(np.float64) - rows) / norm) if norm else 0.0
 
 
 def step_of(largest: np.ndarray) -> np.ndarray:
