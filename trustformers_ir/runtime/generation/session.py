@@ -110,6 +110,8 @@ class Session:
         rows = np.asarray(rows, np.int64)
         if (rows == np.arange(self.batch)).all():
             return
+        before = self.caches.arrays
         self.caches.reorder(rows, int(self.lengths.max()))
-        self._call = None
+        if self.caches.arrays is not before:  # they lie elsewhere
+            self._call = None
         self.lengths[:] = self.lengths[rows]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustformers_ir.ir.abi import ALIGNMENT, Port
+from trustformers_ir.ir.abi import Port
 from trustformers_ir.runtime.generation.caches import shapes_of
 from trustformers_ir.runtime.gpu.driver import Driver
 from trustformers_ir.runtime.gpu.lane import Block, DriverMemory
-from trustformers_ir.runtime.memory import bytes_of
+from trustformers_ir.runtime.memory import aligned, bytes_of
 
 if TYPE_CHECKING:
     from trustformers_ir.runtime.gpu.executable import GpuExecutable
@@ -49,51 +48,46 @@ class DeviceCaches:
         self.arrays = list(arrays)
 
     def grow(self, batch: int, capacity: int) -> None:
-        with self._stream() as (driver, stream):
-            new = self._taken(driver, stream, batch, capacity)
+        with self.executable.lane() as lane:
+            driver, new = lane.driver, self._taken(lane.driver, batch, capacity)
+            driver.clear(new[0].block.address, new[0].block.size, lane.stream)
             for to, old in zip(new, self.arrays, strict=False):
                 piece = old.shape[2] * old.shape[3] * old.dtype.itemsize  # of a head of a text
                 for n in range(old.shape[0] * old.shape[1] if piece else 0):
-                    driver.copy(to.address + n * (to.row // to.shape[1]), old.address + n * piece, piece, stream)
-            driver.wait(stream)
+                    driver.copy(to.address + n * (to.row // to.shape[1]), old.address + n * piece, piece, lane.stream)
+            driver.wait(lane.stream)
         self.arrays = new
 
     def of(self, rows: slice) -> list[DeviceArray]:
         return [a.of(rows) for a in self.arrays]
 
     def repeated(self, times: int) -> DeviceCaches:
-        batch, _, capacity, _ = self.arrays[0].shape
-        return DeviceCaches(self.executable, self.ports, self._copied(np.repeat(np.arange(batch), times), capacity))
+        rows = np.repeat(np.arange(self.arrays[0].shape[0]), times)
+        return DeviceCaches(self.executable, self.ports, self._copied(rows))
 
     def reorder(self, rows: np.ndarray, used: int) -> None:
-        self.arrays = self._copied(rows, self.arrays[0].shape[2])
+        self.arrays = self._copied(rows)
 
-    def _copied(self, rows: np.ndarray, capacity: int) -> list[DeviceArray]:
+    def _copied(self, rows: np.ndarray) -> list[DeviceArray]:
         """Others, in which each text is what one of these was."""
-        with self._stream() as (driver, stream):
-            new = self._taken(driver, stream, len(rows), capacity)
+        with self.executable.lane() as lane:
+            new = self._taken(lane.driver, len(rows), self.arrays[0].shape[2])
             for to, old in zip(new, self.arrays, strict=True):
                 for n, row in enumerate(rows.tolist() if old.row else ()):
-                    driver.copy(to.address + n * old.row, old.address + row * old.row, old.row, stream)
-            driver.wait(stream)
+                    lane.driver.copy(to.address + n * old.row, old.address + row * old.row, old.row, lane.stream)
+            lane.driver.wait(lane.stream)
         return new
 
-    def _taken(self, driver: Driver, stream: int, batch: int, capacity: int) -> list[DeviceArray]:
-        """Fresh states of zeros, in one block that goes when the last of them does."""
+    def _taken(self, driver: Driver, batch: int, capacity: int) -> list[DeviceArray]:
+        """Fresh states, in one block that goes when the last of them does."""
         shapes = shapes_of(self.ports, batch, capacity)
         places, size = [], 0
         for shape, port in zip(shapes, self.ports, strict=True):
             places.append(size)
-            size += -(-bytes_of(shape, port.type.dtype) // ALIGNMENT) * ALIGNMENT
+            size += aligned(bytes_of(shape, port.type.dtype))
         block = DriverMemory(driver).take(size)
         weakref.finalize(block, _given_back, driver, block.address).atexit = False
-        driver.clear(block.address, size, stream)
         return [DeviceArray(s, p.type.dtype.numpy, block.address + at, block) for s, p, at in zip(shapes, self.ports, places, strict=True)]
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[tuple[Driver, int]]:
-        with self.executable.lane() as lane:
-            yield lane.driver, lane.stream
 
 
 def _given_back(driver: Driver, address: int) -> None:
