@@ -10,7 +10,8 @@ import numpy as np
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.keeping import package_identity
 from trustformers_ir.ir.schedule_table import find_tables
-from trustformers_ir.runtime import artifact, cache
+from trustformers_ir.runtime import artifact
+from trustformers_ir.runtime import cache as kept
 from trustformers_ir.runtime.gpu import devices
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.workers import thread_count
@@ -36,6 +37,7 @@ def compile(
     verify: bool | None = None,
     calibration: Any = None,
     schedules: Any = None,
+    cache: str | None = None,
 ) -> Runnable:
     """Compile ``model`` to native code for ``target``, a CPU or a GPU.
 
@@ -47,7 +49,9 @@ def compile(
     weights in blocks take on CPUs where no dtype is given). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples
     of ``calibration``, or an ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes
     ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table
-    of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. What a checkpoint folder was compiled to, unless that
+    of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. ``cache`` is how a language model keeps the keys
+    and values of what it has read: ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"`` (8-bit codes), ``"paged"`` (texts share a pool of pages), or
+    ``"paged,q8_0"``; None: as it computes them, each text by itself. What a checkpoint folder was compiled to, unless that
     rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises
     ``CompilerError`` with everything that is wrong with the request.
     """
@@ -58,17 +62,18 @@ def compile(
     recipe = quantize if quantize is None or isinstance(quantize, str) else f"{type(quantize).__name__}: {quantize!r}"
     tables = find_tables(schedules)
     asked = {"target": target, "dtype": None if dtype is None else str(dtype), "dynamic": dynamic, "quantize": recipe}
+    asked |= {} if cache is None else {"cache": cache}
     asked |= {} if tables.identity is None else {"schedules": tables.identity}
     asked |= {"triton": package_identity("triton")} if isinstance(target, str) and ":" in target and not target.startswith("cpu") else {}
     examples = calibration if calibration is not None else getattr(quantize, "calibration", None)
-    slot = cache.slot(model, asked) if example_inputs is None and examples is None else None
+    slot = kept.slot(model, asked) if example_inputs is None and examples is None else None
     found = slot.load(threads, _parse) if slot is not None else None
     if found is not None:
         return found
 
     from trustformers_ir import compiler
 
-    request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration, tables)
+    request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration, tables, cache)
     made = compiler.compile_model(model, example_inputs, request, threads)
     if slot is not None:
         slot.store(made)

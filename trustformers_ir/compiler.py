@@ -39,7 +39,7 @@ from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import GENERATION_KEY, QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import GENERATION_KEY, PREFILL, QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -53,6 +53,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey, ScheduleTable, Tables
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
+from trustformers_ir.models.cached import CONTIGUOUS, CacheForm
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
@@ -88,6 +89,12 @@ class Request:
     verify: bool | None = None
     quantize: Recipe | None = None
     schedules: Tables = field(default_factory=Tables)
+    cache: str | None = None
+
+    @property
+    def generation(self) -> CacheForm | None:
+        """How a language model keeps what it has read, for it to write text: where all of its dims are dynamic."""
+        return None if self.dynamic is not None else CONTIGUOUS if self.cache is None else CacheForm.parse(self.cache)
 
     @property
     def activations(self) -> bool:
@@ -102,6 +109,19 @@ class Request:
         if self.verify not in (None, True, False):
             raise CompilerError.of(Code.USAGE, f"verify is {self.verify!r}", help="True, False or None")
         _dtype(self.dtype)
+        if self.cache is not None:
+            self._check_cache(self.cache)
+
+    def _check_cache(self, cache: str) -> None:
+        try:
+            form = CacheForm.parse(cache)
+        except ValueError as error:
+            raise CompilerError.of(Code.USAGE, f"cache is {cache!r}", help=str(error)) from error
+        if form.paged and any(is_gpu(name) for name in self.target.split(",")):
+            raise CompilerError.of(Code.NOT_BUILT, "caches in pages are not built for GPUs yet", help='cache="f16", or a CPU')
+        if self.dynamic is not None:
+            message = "cache says how a language model keeps what it has read, and with dims of fixed sizes it writes no text"
+            raise CompilerError.of(Code.USAGE, message, help="leave out dynamic")
 
     @classmethod
     def of(
@@ -113,9 +133,10 @@ class Request:
         quantize: Any,
         calibration: Any = None,
         schedules: Tables | None = None,
+        cache: str | None = None,
     ) -> Request:
         """The request whose recipe is an object or a text; ``calibration`` goes into one that is given as text."""
-        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables())
+        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables(), cache)
 
 
 def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
@@ -130,8 +151,9 @@ def _spec(spec: Any) -> Any:
 # --- what the model is -------------------------------------------------------------------------------------------------------------
 
 
-def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: bool = False) -> Module:
-    """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text."""
+def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: CacheForm | None = None) -> Module:
+    """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text, and
+    keeps what it has read so."""
     if isinstance(model, (str, Path)):
         return _from_path(str(model), _dtype(dtype), generation)
     if isinstance(model, GgufFile):
@@ -173,7 +195,7 @@ def _opened(model: Any) -> Any:
     return open_gguf(model) if given else model
 
 
-def _from_path(name: str, dtype: DType | None, generation: bool) -> Module:
+def _from_path(name: str, dtype: DType | None, generation: CacheForm | None) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype, generation)
     path = Path(name)
@@ -233,10 +255,13 @@ class _Source:
     seconds: Mapping[str, float]
 
     @classmethod
-    def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None, generation: bool = False) -> _Source:
+    def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None, generation: CacheForm | None = None) -> _Source:
         started = time.perf_counter()
         model = _opened(model)
         module = _own_module(model, example_inputs, request, generation)
+        if request.cache is not None and PREFILL not in module.functions:
+            message = f"'{module.name}' writes no text, so it keeps nothing of what it has read"
+            raise CompilerError.of(Code.USAGE, message, help="leave out cache; it is for language models in checkpoints and GGUF files")
         names = {f.name: [v.name for v in f.outputs] for f in module.functions.values()}
         files = mapped_files(module)
         seconds = {"read": time.perf_counter() - started}
@@ -271,7 +296,7 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
 def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
     targets = building.find_targets(request.target)
     request.schedules.check([t.kind for t in targets])
-    source = _Source.read(model, example_inputs, request, threads, generation=request.dynamic is None)
+    source = _Source.read(model, example_inputs, request, threads, generation=request.generation)
     started = time.perf_counter()
     graphs = _graphs(source.module, targets, source.quantizer, request)
     passed = time.perf_counter()
@@ -300,7 +325,7 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
 def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets: Sequence[GpuTarget]) -> GpuExecutable:
     """One graph for all of them. Weights stay where they are until somebody saves or runs the module."""
     request.schedules.check([t.chip for t in targets])
-    source = _Source.read(model, example_inputs, request, None, generation=request.dynamic is None)
+    source = _Source.read(model, example_inputs, request, None, generation=request.generation)
     started = time.perf_counter()
     report = PassManager(pipelines.gpu(source.quantizer), verify=request.verify).run(source.module)
     passed = time.perf_counter()
@@ -377,7 +402,7 @@ def _gpu_targets(names: str) -> list[GpuTarget]:
     return sorted(found, key=lambda t: (t.backend, str(t.arch).zfill(8)), reverse=True)
 
 
-def _own_module(model: Any, example_inputs: Any, request: Request, generation: bool = False) -> Module:
+def _own_module(model: Any, example_inputs: Any, request: Request, generation: CacheForm | None = None) -> Module:
     """The graph of a model as it is asked for, with all weights there: one that may be changed, so a copy of a module that was given."""
     module = to_module(model, example_inputs, request.dtype, generation)
     if module is model:

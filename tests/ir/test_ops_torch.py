@@ -76,6 +76,21 @@ def cache_write(o: ops.CacheWrite, case: Case, cache: T, rows: T, start: T) -> T
     return out
 
 
+def paged_write(o: ops.PagedWrite, case: Case, pool: T, rows: T, start: T, pages: T) -> T:
+    """One head of one token at a time."""
+    out, length = pool.clone(), pool.shape[2]
+    for b, h, i in itertools.product(*map(range, rows.shape[:3])):
+        page, place = divmod(int(start[b]) + i, length)
+        out[int(pages[b, page]), h, place] = rows[b, h, i]
+    return out
+
+
+def paged_read(o: ops.PagedRead, case: Case, pool: T, pages: T) -> T:
+    """Page by page."""
+    rows = [torch.cat([pool[int(p)] for p in row], dim=1) if len(row) else pool[0, :, :0] for row in pages]
+    return torch.stack(rows)
+
+
 def attention(o: ops.Attention, case: Case, q: T, k: T, v: T, mask: T | None, bias: T | None, start: T | None = None) -> T:
     """Row by row, as the definition reads."""
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
@@ -299,6 +314,8 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.Attention: attention,
     ops.CachedAttention: attention,
     ops.CacheWrite: cache_write,
+    ops.PagedWrite: paged_write,
+    ops.PagedRead: paged_read,
     ops.ExpertMatMul: lambda o, case, x, w, e: (x[..., None, :] @ w[wraps(e, w.shape[0])])[..., 0, :],
     ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),

@@ -21,6 +21,7 @@ from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Parameters, Scope
+from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.family import Family, Model
 from trustformers_ir.models.registry import find_family
@@ -46,13 +47,14 @@ class Checkpoint:
     ignored: tuple[str, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def module(self, generation: bool = False) -> Module:
-        """The traced model. ``generation``: a language model can also write text."""
+    def module(self, generation: CacheForm | None = None) -> Module:
+        """The traced model. ``generation``: a language model can also write text, and keeps what it has read so."""
         return traced(self.model, self.weights, self.folder.resolve().name, self.metadata, generation)
 
 
 def load_checkpoint(
-    folder: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None, generation: bool = False
+    folder: str | Path, *, dtype: DType | None = None, architecture: str | None = None, sentence: bool | None = None,
+    generation: CacheForm | None = None,
 ) -> Module:
     """The module of a checkpoint folder; see :func:`open_checkpoint`."""
     return open_checkpoint(folder, dtype=dtype, architecture=architecture, sentence=sentence).module(generation)

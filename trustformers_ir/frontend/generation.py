@@ -5,7 +5,9 @@
 
 Both give ``logits[batch, vocab]``, the scores of the token after the last one that was read; ``last`` counts it from the first of the piece.
 ``start`` is how many tokens of each text were read before, ``whole`` how many there are when pieces that belong together, a prompt, have been read:
-some rotary positions depend on it. ``key_i`` and ``value_i``, ``[batch, heads, capacity, features]``, are states: the cache of layer i.
+some rotary positions depend on it. ``key_i`` and ``value_i``, ``[batch, heads, capacity, features]``, are states: the cache of layer i. Where a cache
+is kept in codes, ``key_scale_i`` and ``value_scale_i`` stand beside them; where it is kept in pages, ``[pool, heads, 64, features]``, there is an
+input ``pages[batch, table]`` before the states, and one ``pages_w`` for the layers that see w tokens alone.
 """
 
 from __future__ import annotations
@@ -25,24 +27,28 @@ from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.models.cached import CachedText
+from trustformers_ir.models.cached import PAGE, CachedText, CacheForm, pool_name, table_name
 from trustformers_ir.models.decoder import LanguageModel
 
 
-def add_generation(module: Module, model: object, weights: Mapping[str, Weight]) -> None:
+def add_generation(module: Module, model: object, weights: Mapping[str, Weight], form: CacheForm) -> None:
     """Gives the module of a language model its ``prefill`` and ``decode``; one of another model stays as it is."""
     if not isinstance(model, LanguageModel):
         return
-    capacity = symbol("capacity")
     caches: dict[str, TensorType] = {}
+    windows: list[int | None] = []
     for layer, o in enumerate(o for o in module.main.body if isinstance(o.op, ops.Attention)):
+        assert isinstance(o.op, ops.Attention)
+        windows.append(o.op.window)
         for name, kept in zip(("key", "value"), o.inputs[1:3], strict=True):
-            batch, heads, _, features = kept.type.shape
-            caches[f"{name}_{layer}"] = TensorType((batch, heads, capacity, features), kept.type.dtype)
+            caches |= {f"{part}_{layer}": type for part, type in form.states(name, kept.type, o.op.window).items()}
+    tables = form.tables(windows, symbol("batch"))
+    named = {table_name(window): type for window, type in tables.items()}
     ids, one, many = DType.i64["batch", "seq"], DType.i64["batch", 1], DType.i64["batch"]
 
-    def read(input_ids: Tensor, start: Tensor, last: Tensor | None, whole: Tensor, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        text = CachedText(input_ids.shape[1], start, whole, list(kept.values()))
+    def read(input_ids: Tensor, start: Tensor, last: Tensor | None, whole: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        pages = {window: kept.pop(table_name(window)) for window in tables}
+        text = CachedText(input_ids.shape[1], start, whole, list(kept.values()), form, pages)
         scores = model.read_on(input_ids, text, last)
         return {"logits": scores, **{f"{name}_next": cache for name, cache in zip(kept, text.caches, strict=True)}}
 
@@ -52,10 +58,14 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight])
     def decode(input_ids: Tensor, start: Tensor, **kept: Tensor) -> dict[str, Tensor]:
         return read(input_ids, start, None, start + 1, kept)
 
-    texts: dict[str, Any] = {"input_ids": ids, "start": many, "last": many, "whole": many, **caches}
-    tokens: dict[str, Any] = {"input_ids": one, "start": many, **caches}
+    texts: dict[str, Any] = {"input_ids": ids, "start": many, "last": many, "whole": many, **named, **caches}
+    tokens: dict[str, Any] = {"input_ids": one, "start": many, **named, **caches}
+    facts = {"capacity": SymbolFact(1, model.longest)}
+    if form.paged:
+        longest = None if model.longest is None else -(-model.longest // PAGE)
+        facts = {"table": SymbolFact(1, longest), **{pool_name(window): SymbolFact(1) for window in tables}}
     for name, function, specs in ((PREFILL, prefill, texts), (DECODE, decode, tokens)):
-        trace_into(module, name, function, facts={"capacity": SymbolFact(1, model.longest)}, weights=weights, states=len(caches), **specs)
+        trace_into(module, name, function, facts=facts, weights=weights, states=len(caches), **specs)
 
 
 def end_tokens(source: Any) -> list[int]:

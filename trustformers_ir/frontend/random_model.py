@@ -25,6 +25,7 @@ from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Parameter, Parameters, Scope
 from trustformers_ir.ir.rounding import round_to
+from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.family import Model
 from trustformers_ir.models.registry import FAMILIES, find_family
@@ -45,7 +46,7 @@ class RandomModel:
     weights: Mapping[str, Weight]
 
 
-def random_model(spec: str, dtype: DType | None = None, generation: bool = False) -> Module:
+def random_model(spec: str, dtype: DType | None = None, generation: CacheForm | None = None) -> Module:
     """The module of ``random:<model_type>[?field=value&…]``. ``dtype`` is what the model computes in (f32). ``generation``: a language model can also
     write text."""
     made = untraced_model(spec, dtype)

@@ -15,6 +15,7 @@ from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.parameters import Parameter, Parameters
 from trustformers_ir.ir.types import TensorType
+from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.models.family import Family, Model
 
 MAX_REPORTED = 100  # problems of one kind; the rest is counted
@@ -40,14 +41,14 @@ def described(family: Family, architecture: str, model: Model) -> dict[str, str]
     return {"model_type": family.model_type, "architecture": architecture, **defaults}
 
 
-def traced(model: Model, weights: Mapping[str, Weight], name: str, metadata: Mapping[str, str], generation: bool = False) -> Module:
-    """The module of a model, named after a file or folder. ``generation``: a language model can also write text."""
+def traced(model: Model, weights: Mapping[str, Weight], name: str, metadata: Mapping[str, str], generation: CacheForm | None = None) -> Module:
+    """The module of a model, named after a file or folder. ``generation``: a language model can also write text, and keeps what it has read so."""
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
     name = name if name and not name[0].isdigit() else f"model_{name}".rstrip("_")
     module = trace(model, facts=model.facts, weights=weights, name=name, **model.inputs)
     module.metadata.update(metadata)
-    if generation:
-        add_generation(module, model, weights)
+    if generation is not None:
+        add_generation(module, model, weights, generation)
     return module
 
 

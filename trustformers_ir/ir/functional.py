@@ -410,6 +410,30 @@ def cache_write(cache: Any, rows: Any, start: Any) -> Tensor:
     return cache._emit(ops.CacheWrite(), as_tensor(rows, cache.dtype), as_tensor(start))  # type: ignore[no-any-return]
 
 
+def paged_write(pool: Any, rows: Any, start: Any, pages: Any) -> Tensor:
+    """``pool[pages, heads, places, features]`` with ``rows[batch, heads, length, features]`` at the places from ``start[batch]`` on of the pages that
+    ``pages[batch, table]`` names."""
+    pool = as_tensor(pool)
+    return pool._emit(ops.PagedWrite(), as_tensor(rows, pool.dtype), as_tensor(start), as_tensor(pages))  # type: ignore[no-any-return]
+
+
+def paged_read(pool: Any, pages: Any) -> Tensor:
+    """The pages of each sequence of a batch behind each other, ``[batch, heads, table * places, features]``."""
+    return as_tensor(pool)._emit(ops.PagedRead(), as_tensor(pages))
+
+
+def quantize_groups(x: Any, group: int) -> tuple[Tensor, Tensor]:
+    """8-bit codes of each ``group`` of the last axis of ``x``, ``i8`` of its shape, and their scales, ``f32[…, columns / group]``."""
+    x = as_tensor(x, DType.f32)
+    codes, scale, *_ = x.trace.emit_all(ops.QuantizeGroups(group), x.value).results
+    return Tensor(x.trace, codes), Tensor(x.trace, scale)
+
+
+def dequantize_groups(q: Any, scale: Any, group: int) -> Tensor:
+    """The numbers in f32 behind 8-bit codes in groups."""
+    return as_tensor(q)._emit(ops.DequantizeGroups(group), as_tensor(scale))
+
+
 def packed_attention(
     q: Any,
     k: Any,

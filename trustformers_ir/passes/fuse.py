@@ -16,9 +16,10 @@ After::
 
 Regions grow from anchors, the dearest first, as in TVM's operator fusion (Chen et al. 2018, section 3) with the kinds of ``ir/schema.py``:
 
-1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result; with ``scores`` also
-   the rotary embedding of its queries, which it reads once, and cheap operations that make its mask and its bias (ALiBi is
-   ``slope * (j - i)``), which then never lie in memory as a square of the length;
+1. *attention* takes in the views (reshape, transpose, slice) of its operands and the first two kinds of its result, and what makes keys and
+   values of a cache (pages in order, numbers of codes, casts). With ``scores`` it also takes in the rotary embedding of its queries, which it reads
+   once, and cheap operations that make its mask and its bias (ALiBi is ``slope * (j - i)``), which then never lie in memory as a square of the
+   length;
 2. *contractions* take in the elementwise operations after them that have their shape, and views of the result. A product by a packed weight
    takes in a second one of the same activation, when these operations alone read it and panels are small (``twin_bytes``): gate and up of a
    gated feed-forward network, ``silu(x W) * (x V)``, are one kernel, and neither goes to memory;
@@ -52,6 +53,7 @@ CHEAP = (
     *(ops.And, ops.Or, ops.Xor, ops.LogicalNot, ops.BitwiseNot, ops.Eq, ops.Ne, ops.Lt, ops.Le, ops.Gt, ops.Ge),
 )
 VIEWS = (ops.Reshape, ops.Transpose)
+KEPT = (ops.PagedRead, ops.DequantizeGroups, ops.Cast)  # from a cache as it lies to the numbers in it
 NORMS = (ops.LayerNorm, ops.RmsNorm)
 CODES = (ops.QuantizeDynamic, ops.QuantizeStatic, ops.QuantizeGroups, ops.QuantizeF8, ops.Cast)
 _KINDS = {
@@ -159,6 +161,8 @@ class _Fusion:
             if self.scores:
                 self.scores_before(group)
             self.views_before(group, group.anchor)
+            if isinstance(group.anchor.op, ops.CachedAttention):
+                self.cache_before(group)
         elif group.kind is RegionKind.REDUCTION:
             self.grow_up(group)
         while not self.hands_out(group) and (following := self.following(group)) is not None and not self.quantizes(group, following):
@@ -278,6 +282,14 @@ class _Fusion:
             o = value.producer
             if o is not None and isinstance(o.op, (*VIEWS, ops.Slice)) and self.only_here(o, group) and self.add(group, o):
                 self.views_before(group, o)
+
+    def cache_before(self, group: _Group) -> None:
+        """Takes in what makes the keys and the values of what is kept."""
+        waiting = list(group.anchor.inputs[1:3])
+        while waiting:
+            o = waiting.pop().producer
+            if o is not None and isinstance(o.op, KEPT) and self.only_here(o, group) and self.add(group, o):
+                waiting += o.inputs
 
     def scores_before(self, group: _Group) -> None:
         """Takes in the rotary embedding of the queries, and what the mask and the bias are computed by."""

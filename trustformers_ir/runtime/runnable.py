@@ -22,6 +22,7 @@ from trustformers_ir.runtime import container, memory
 from trustformers_ir.runtime.entry_call import EntryCall
 from trustformers_ir.runtime.generation.caches import Caches, HostCaches
 from trustformers_ir.runtime.generation.loop import Beams, Ending, generate
+from trustformers_ir.runtime.generation.pages import PagedCaches, is_table
 from trustformers_ir.runtime.generation.sampling import Sampling
 from trustformers_ir.runtime.generation.settings import end_tokens, text_decoder
 from trustformers_ir.runtime.manifest import quantization
@@ -227,8 +228,8 @@ class Runnable:
         return generate(self, prompt_ids, sampling, ending, Beams(num_beams, length_penalty), seed, stream)
 
     def caches(self, ports: Sequence[Port]) -> Caches:
-        """Memory for the states of texts, where this executable keeps it."""
-        return HostCaches(ports)
+        """Memory for the states of texts, where this executable keeps it; ``ports`` are those of an entry behind the tokens and the lengths."""
+        return PagedCaches(ports) if any(map(is_table, ports)) else HostCaches(ports)
 
     def called(self, entry: str | None) -> EntryCall[Any]:
         """The entry of that name; None: the first."""

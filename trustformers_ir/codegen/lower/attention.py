@@ -21,6 +21,9 @@ each block waited for two trees of shuffles, and all of K was gathered into tran
 32 and 64 features and 128 tokens, where this form makes 157 and 179. With 16 queries alone there are sixteen broadcasts
 per step instead of eight: 166.)
 
+Keys and values that are not there as numbers to compute with (16 bits, codes with scales, pages) are made a block at a time, before anything is
+done with the block: each is read for every query of the tile.
+
 Sums over a block: four running sums, of the keys j = 0, 1, 2, 3 modulo 4, joined as (0 + 1) + (2 + 3).
 """
 
@@ -30,7 +33,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, store
+from trustformers_ir.codegen.kernel_ir.kernel import For, Stmt, Store, nest, store
 from trustformers_ir.codegen.kernel_ir.nodes import (
     LANES,
     PARALLEL,
@@ -53,7 +56,8 @@ from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, normalised, score_shift
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.math import exp_down
-from trustformers_ir.ir.core import Operation
+from trustformers_ir.ir import ops
+from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import AttentionChoice
 
@@ -111,8 +115,21 @@ class _Scratch:
         self.top, self.new_top, self.shift, self.total, self.rescale = map(rows, ("top", "new_top", "shift", "total", "rescale"))
         self.zeros = Buffer("zeros", f, (value_features,), space=SCRATCH)
         self.last_keys = Buffer("last_keys", f, (GROUP, features), space=SCRATCH)
+        self.made_keys, self.made_values = made_block("keys", f, features), made_block("values", f, value_features)
         #: bits of a score that stay, and bits that are set: all and none, or none and those of -inf
         self.keep, self.hide = (Buffer(n, word, (KEY_BLOCK,), space=SCRATCH) for n in ("keep", "hide"))
+
+
+def made_block(name: str, dtype: DType, features: int) -> Buffer:
+    """Room for a block of keys, or of values."""
+    return Buffer(name, dtype, (KEY_BLOCK, features), space=SCRATCH)
+
+
+def is_made(d: Definer, value: Value) -> bool:
+    """Whether keys or values have to be computed before they are multiplied."""
+    while value not in d.names and value.producer is not None and isinstance(value.producer.op, (ops.Reshape, ops.Transpose, ops.Slice)):
+        value = value.producer.inputs[0]
+    return value not in d.names or value.type.dtype is not compute_dtype(value.type.dtype)
 
 
 class _Template:
@@ -143,13 +160,17 @@ class _Template:
         seen = a.visible(self.batch, self.heads, i, j)
         #: a mask is the same for every query of a tile: a padding mask
         self.masked, self.uniform = seen is not None, seen is None or i not in seen.free_axes
-        self.exact = isinstance(a.keys, int) and a.keys % GROUP == 0  # no group of keys is cut short
+        self.whole = d.facts.divisible(a.keys, KEY_BLOCK)  # no block of keys is cut short
+        self.makes_keys, self.makes_values = is_made(d, a.k), is_made(d, a.v)
+        if self.whole:
+            self.live = self.padded = const(KEY_BLOCK)
+        self.exact = self.whole or (isinstance(a.keys, int) and a.keys % GROUP == 0)  # no group of keys is
 
     def nest(self) -> tuple[Stmt, ...]:
         """Everything that happens to one tile of queries."""
         mem = self.mem
         minus_infinity, zero = Const(-math.inf, self.dtype), Const(0, self.dtype)
-        step = For(self.step, (*self.who_is_seen(), *self.scores(), *self.softmax(), *self.accumulate()), self.near)
+        step = For(self.step, (*self.made(), *self.who_is_seen(), *self.scores(), *self.softmax(), *self.accumulate()), self.near)
         return (
             *self.pack(),
             self.columns(lambda i: (store(mem.top, i, minus_infinity), store(mem.total, i, zero))),
@@ -242,7 +263,7 @@ class _Template:
             return self.columns(lambda i: (store(self.mem.qt, (x, i), self.d.lifted(self.q, (self.batch, self.heads, self.query(i), x))),))
 
         out = self.tiles(self.features, LANES, queries)
-        if not self.exact:
+        if not self.exact and not self.makes_keys:
             once, c, x = Axis("once", binary("min", self.keys % GROUP, const(1)), SEQ), Axis("c", GROUP, SEQ), Axis("x", self.features, VECTOR)
             key = binary("min", self.keys // GROUP * GROUP + c, self.keys - 1)
             copy = store(self.mem.last_keys, (c, x), self.d.lifted(self.k, (self.batch, self.kv_head, key, x)))
@@ -250,6 +271,19 @@ class _Template:
         return out
 
     # -- one block of keys ---------------------------------------------------------------------------------------------
+
+    def made(self) -> list[Stmt]:
+        """The block's keys and values as numbers to compute with, where they are not. Keys that fill a group repeat the last one."""
+        out: list[Stmt] = []
+        for needed, value, to, count in (
+            (self.makes_keys, self.k, self.mem.made_keys, self.padded),
+            (self.makes_values, self.v, self.mem.made_values, self.live),
+        ):
+            if needed:
+                j, x = Axis("j", count, SEQ), Axis("x", to.shape[1], VECTOR)
+                key = self.block * KEY_BLOCK + j if self.exact else binary("min", self.block * KEY_BLOCK + j, self.keys - 1)
+                out += nest([j, x], store(to, (j, x), self.d.lifted(value, (self.batch, self.kv_head, key, x))))
+        return out
 
     def who_is_seen(self) -> list[Stmt]:
         """Words that mask the scores of a key for all queries alike: LLVM would make a branch of each select with such a condition."""
@@ -275,13 +309,16 @@ class _Template:
             return self.tiles(GROUP, self.rows, row)
 
         def in_place(at: Expr, c: Expr, x: Axis) -> Expr:
+            if self.makes_keys:
+                return self.mem.made_keys[at, x]
             return self.d.lifted(self.k, (self.batch, self.kv_head, self.block * KEY_BLOCK + at, x))
 
         g = Axis("g", self.live // GROUP, SEQ)
         out: list[Stmt] = [For(g, tuple(group(g, in_place, True)))]
         if not self.exact:
             once = Axis("once", binary("min", self.live % GROUP, const(1)), SEQ)
-            out.append(For(once, tuple(group(self.live // GROUP, lambda at, c, x: self.mem.last_keys[c, x], False))))
+            last = in_place if self.makes_keys else lambda at, c, x: self.mem.last_keys[c, x]
+            out.append(For(once, tuple(group(self.live // GROUP, last, False))))
         return out
 
     def score(self, dot: Expr, at: Expr, i: Expr, certain: bool) -> Expr:
@@ -330,7 +367,8 @@ class _Template:
         mem, j = self.mem, Axis("j", self.live, SEQ)
 
         def row(e: Expr) -> Stmt:
-            v = self.d.lifted(self.v, (self.batch, self.kv_head, self.block * KEY_BLOCK + j, e))
+            at = (self.batch, self.kv_head, self.block * KEY_BLOCK + j, e)
+            v = mem.made_values[j, e] if self.makes_values else self.d.lifted(self.v, at)
             return self.columns(lambda i: (store(mem.acc, (e, i), mem.acc[e, i] * mem.rescale[i] + Reduce("sum", (j,), mem.s[j, i] * v)),))
 
         return self.tiles(self.value_features, self.rows, row)

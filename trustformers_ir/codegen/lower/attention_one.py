@@ -34,7 +34,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     const,
     select,
 )
-from trustformers_ir.codegen.lower.attention import CHAINS, KEY_BLOCK
+from trustformers_ir.codegen.lower.attention import CHAINS, KEY_BLOCK, is_made, made_block
 from trustformers_ir.codegen.lower.definer import Definer, compute_dtype
 from trustformers_ir.codegen.lower.definitions.nn import AttentionMath, normalised, score_shift
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
@@ -70,6 +70,8 @@ class _OneQuery:
         self.features, self.value_features, self.group = a.features, a.value_features, a.group
         self.batch, self.kv = Axis("b", dim_expr(a.q.type.shape[0]), PARALLEL), Axis("h", dim_expr(a.k.type.shape[1]), PARALLEL)
         self.keys = dim_expr(a.keys)
+        self.whole = d.facts.divisible(a.keys, KEY_BLOCK)  # no block of keys is cut short
+        self.keys_made = made_block("keys", DType.f32, self.features) if is_made(d, a.k) else None
         self.block = Axis("block", (self.keys + (KEY_BLOCK - 1)) // KEY_BLOCK, SEQ)
         self.first = self.block * KEY_BLOCK
         f = DType.f32
@@ -134,11 +136,20 @@ class _OneQuery:
 
     def turned(self) -> list[Stmt]:
         """The keys of the block as columns; keys past the end repeat the last one."""
+
+        def key(j: Expr, feature: Expr) -> Expr:
+            at = self.first + j if self.whole else binary("min", self.first + j, self.keys - 1)
+            return self.d.lifted(self.a.k, (self.batch, self.kv, at, feature))
+
+        out: list[Stmt] = []
+        if (made := self.keys_made) is not None:
+            row, column = Axis("j", KEY_BLOCK, SEQ), Axis("x", self.features, VECTOR)
+            out += nest([row, column], store(made, (row, column), key(row, column)))
         group, j = Axis("js", VECTORS, SEQ), Axis("j", LANES, VECTOR)
         features, x = Axis("xs", self.features // LANES, SEQ), Axis("x", LANES, UNROLL)
         at, feature = group * LANES + j, features * LANES + x
-        key = self.d.lifted(self.a.k, (self.batch, self.kv, binary("min", self.first + at, self.keys - 1), feature))
-        return [For(group, (For(features, (For(x, (For(j, (store(self.kt, (feature, at), key),)),)),)),))]
+        turned = store(self.kt, (feature, at), key(at, feature) if made is None else made[at, feature])
+        return [*out, For(group, (For(features, (For(x, (For(j, (turned,)),)),)),))]
 
     def scores(self) -> list[Stmt]:
         def dot(r: Expr, j: Expr) -> Stmt:
@@ -184,7 +195,7 @@ class _OneQuery:
         return [self.rows(one)]
 
     def accumulated(self) -> list[Stmt]:
-        live = binary("min", const(KEY_BLOCK), self.keys - self.first)
+        live = const(KEY_BLOCK) if self.whole else binary("min", const(KEY_BLOCK), self.keys - self.first)
 
         def add(r: Expr, e: Expr) -> Stmt:
             j = Axis("j", live, SEQ)

@@ -162,13 +162,13 @@ def _require_write(region: Operation, function: Function) -> None:
     body = region.body
     assert body is not None
     write = body.outputs[0].producer
-    if write is not None and isinstance(write.op, ops.CacheWrite) and len(region.results) == 1:
+    if write is not None and isinstance(write.op, (ops.CacheWrite, ops.PagedWrite)) and len(region.results) == 1:
         inner = write.inputs[0]
         if inner.producer is None and inner.has_one_use:
             state = region.inputs[inner.index]
             if state.has_one_use and function.next_states.get(state) is region.result:
                 return
-    help = "a state becomes what one cache_write makes of it, and nothing else reads what it was before"
+    help = "a state becomes what one cache_write or paged_write makes of it, and nothing else reads what it was before"
     raise unsupported(write or region, f"a state of '{function.name}' is not written in place", help)
 
 

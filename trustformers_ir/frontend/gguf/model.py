@@ -25,10 +25,11 @@ from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.parameters import Parameters, Scope
 from trustformers_ir.ir.types import TensorType
+from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.models.registry import find_family
 
 
-def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None, generation: bool = False) -> Module:
+def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None, generation: CacheForm | None = None) -> Module:
     """The module of a GGUF file, or of the several files of which it is the first, by path or opened. ``dtype`` is what the model computes in
     (f32). ``generation``: a language model can also write text. Raises ``CompilerError`` with all problems."""
     file = source if isinstance(source, GgufFile) else open_gguf(source)

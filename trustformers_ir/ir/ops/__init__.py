@@ -1,7 +1,7 @@
 """Every op declaration. Importing this package fills ``trustformers_ir.ir.schema.OPS``."""
 
 from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
-from trustformers_ir.ir.ops.blocks_int8 import LinearBlocksInt8, QuantizeGroups
+from trustformers_ir.ir.ops.blocks_int8 import DequantizeGroups, LinearBlocksInt8, QuantizeGroups
 from trustformers_ir.ir.ops.cache import CachedAttention, CacheWrite
 from trustformers_ir.ir.ops.contract import (
     Conv1d,
@@ -68,6 +68,7 @@ from trustformers_ir.ir.ops.nn import (
     RmsNorm,
     Rope,
 )
+from trustformers_ir.ir.ops.pages import PagedRead, PagedWrite
 from trustformers_ir.ir.ops.quantized import (
     LinearInt8,
     QuantizeDynamic,
@@ -202,6 +203,7 @@ __all__ = [
     "Cosh",
     "CumProd",
     "CumSum",
+    "DequantizeGroups",
     "DimSize",
     "Div",
     "Dropout",
@@ -265,6 +267,8 @@ __all__ = [
     "PackedAttention",
     "Pad",
     "PadMode",
+    "PagedRead",
+    "PagedWrite",
     "Pow",
     "PredicateOp",
     "QuantizeDynamic",

@@ -78,6 +78,40 @@ class QuantizeGroups(Op):
 
 
 @dataclass(frozen=True)
+class DequantizeGroups(Op):
+    """The numbers behind 8-bit codes in groups: ``y[…, n] = q[…, n] * scale[…, n // group]`` in f32, rounded once."""
+
+    group: int
+
+    mnemonic = "dequantize_groups"
+    operands = (Operand("q", I8), Operand("scale", frozenset({DType.f16, DType.bf16, DType.f32})))
+    constraints = {
+        1: "q has an axis, whose size is a constant, a multiple of group",
+        2: f"group is 1 … {MOST_TERMS}",
+        3: "scale provably has the shape of q with its groups for its last axis",
+    }
+    fusion = FusionKind.INJECTIVE
+
+    def infer(self, ctx: InferContext, q: TensorType, scale: TensorType) -> tuple[TensorType, ...]:
+        self.require(2, 1 <= self.group <= MOST_TERMS, str(self.group))
+        columns = q.shape[-1] if q.rank else None
+        self.require(1, isinstance(columns, int) and columns % self.group == 0, str(q))
+        assert isinstance(columns, int)
+        require_same_shape(self, 3, ctx, scale.shape, (*q.shape[:-1], columns // self.group), "scale")
+        return (q.with_dtype(DType.f32),)
+
+    def reference(self, ctx: EvalContext, q: np.ndarray, scale: np.ndarray) -> Any:
+        return q * np.repeat(scale, self.group, -1)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        i8, f16, f32 = DType.i8, DType.f16, DType.f32
+        yield Sample(cls(32), (i8[3, 96], f32[3, 3]))
+        yield Sample(cls(32), (i8["b", 2, "s", 64], f16["b", 2, "s", 2]))
+        yield Sample(cls(6), (i8[12], DType.bf16[2]))
+
+
+@dataclass(frozen=True)
 class LinearBlocksInt8(InBlocks):
     """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` for x in groups of 8-bit codes and w in the given format, with groups of one size.
 

@@ -14,13 +14,18 @@ from trustformers_ir.runtime import memory
 class Caches(Protocol):
     """A state of each port, as a call takes them; those of a GPU lie there."""
 
-    arrays: list[Any]
+    @property
+    def version(self) -> int:
+        """How often what a call takes came to lie elsewhere."""
 
     def grow(self, batch: int, capacity: int) -> None:
         """Room for so many tokens of so many texts; what was there stays, the rest is zero. ``OUT_OF_MEMORY``"""
 
+    def extend(self, rows: slice, lengths: np.ndarray, count: int) -> None:
+        """Called before ``count`` tokens of these texts are read behind ``lengths`` others. ``OUT_OF_MEMORY``"""
+
     def of(self, rows: slice) -> list[Any]:
-        """The states of some of the texts, in the same memory."""
+        """What a call takes for some of the texts, in the same memory."""
 
     def repeated(self, times: int) -> Caches:
         """Others, with those of each text so many times."""
@@ -35,6 +40,7 @@ class HostCaches:
     def __init__(self, ports: Sequence[Port], arrays: Sequence[np.ndarray] = ()) -> None:
         self.ports = ports
         self.arrays = list(arrays)
+        self.version = 0
 
     def grow(self, batch: int, capacity: int) -> None:
         shapes = shapes_of(self.ports, batch, capacity)
@@ -43,6 +49,10 @@ class HostCaches:
         for new, old in zip(grown, self.arrays, strict=False):
             new[:, :, : old.shape[2]] = old
         self.arrays = grown
+        self.version += 1
+
+    def extend(self, rows: slice, lengths: np.ndarray, count: int) -> None:
+        pass
 
     def of(self, rows: slice) -> list[np.ndarray]:
         return [a[rows] for a in self.arrays]

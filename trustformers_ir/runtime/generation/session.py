@@ -34,16 +34,17 @@ class Session:
         self.executable = executable
         self._prefill, self._decode = executable.called(PREFILL), executable.called(DECODE)
         entry = self._decode.entry
-        self.longest = executable.symbols["capacity"].high
+        self.longest = executable.symbols["seq"].high
         vocabulary = entry.outputs[0].type.shape[-1]
         assert isinstance(vocabulary, int)
         self.vocabulary = vocabulary
         self.batch = batch
         self.lengths = np.zeros(batch, np.int64)
-        self.caches: Caches = executable.caches(entry.inputs[len(entry.inputs) - entry.states :])
+        self.caches: Caches = executable.caches(entry.inputs[2:])
         self.capacity = 0
         self._ids = np.zeros((batch, 1), np.int64)
         self._call: Callable[[], None] | None = None
+        self._version = -1  # of the caches that the call knows
         self._scores = np.zeros(0)
         if capacity:
             self.reserve(capacity)
@@ -58,7 +59,6 @@ class Session:
         capacity = -(-capacity // STEP) * STEP
         self.capacity = capacity if self.longest is None else min(capacity, self.longest)
         self.caches.grow(self.batch, self.capacity)
-        self._call = None
 
     def read(self, pieces: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """Reads the next tokens of each text, at least one; the scores ``[batch, vocab]`` after the last token of each."""
@@ -79,11 +79,12 @@ class Session:
 
     def _read(self, rows: slice, ids: np.ndarray, scores: np.ndarray) -> None:
         """Reads as many tokens of each of these texts; puts the scores after the last ones into ``scores``."""
-        caches, whole = self.caches.of(rows), self.lengths[rows] + ids.shape[1]
+        whole = self.lengths[rows] + ids.shape[1]
         for first in range(0, ids.shape[1], CHUNK):
             part = np.ascontiguousarray(ids[:, first : first + CHUNK])
-            last = np.full(len(part), part.shape[1] - 1, np.int64)
-            found = self._prefill((part, self.lengths[rows] + first, last, whole, *caches), {})
+            start, last = self.lengths[rows] + first, np.full(len(part), part.shape[1] - 1, np.int64)
+            self.caches.extend(rows, start, part.shape[1])
+            found = self._prefill((part, start, last, whole, *self.caches.of(rows)), {})
         scores[rows] = found
 
     def step(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -92,8 +93,10 @@ class Session:
         longest = int(self.lengths.max()) + 1
         if longest > self.capacity:
             self.reserve(longest)
-        if self._call is None:
-            (self._scores,), self._call = self._decode.fixed([self._ids, self.lengths, *self.caches.arrays])
+        self.caches.extend(slice(None), self.lengths, 1)
+        if self._call is None or self._version != self.caches.version:
+            self._version = self.caches.version
+            (self._scores,), self._call = self._decode.fixed([self._ids, self.lengths, *self.caches.of(slice(None))])
         self._call()
         self.lengths += 1
         return self._scores
@@ -110,8 +113,5 @@ class Session:
         rows = np.asarray(rows, np.int64)
         if (rows == np.arange(self.batch)).all():
             return
-        before = self.caches.arrays
         self.caches.reorder(rows, int(self.lengths.max()))
-        if self.caches.arrays is not before:  # they lie elsewhere
-            self._call = None
         self.lengths[:] = self.lengths[rows]

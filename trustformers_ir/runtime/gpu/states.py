@@ -46,6 +46,7 @@ class DeviceCaches:
     def __init__(self, executable: GpuExecutable, ports: Sequence[Port], arrays: Sequence[DeviceArray] = ()) -> None:
         self.executable, self.ports = executable, ports
         self.arrays = list(arrays)
+        self.version = 0
 
     def grow(self, batch: int, capacity: int) -> None:
         with self.executable.lane() as lane:
@@ -57,6 +58,10 @@ class DeviceCaches:
                     driver.copy(to.address + n * (to.row // to.shape[1]), old.address + n * piece, piece, lane.stream)
             driver.wait(lane.stream)
         self.arrays = new
+        self.version += 1
+
+    def extend(self, rows: slice, lengths: np.ndarray, count: int) -> None:
+        pass
 
     def of(self, rows: slice) -> list[DeviceArray]:
         return [a.of(rows) for a in self.arrays]
@@ -67,6 +72,7 @@ class DeviceCaches:
 
     def reorder(self, rows: np.ndarray, used: int) -> None:
         self.arrays = self._copied(rows)
+        self.version += 1
 
     def _copied(self, rows: np.ndarray) -> list[DeviceArray]:
         """Others, in which each text is what one of these was."""

@@ -17,7 +17,7 @@ from trustformers_ir.ir.schedule_table import TABLE
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
-from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Model, Quantize, Schedules, Target, Threads, files
+from trustformers_ir.tools.commands.options import Cache, Calibrate, Dtype, Json, Model, Quantize, Schedules, Target, Threads, files
 from trustformers_ir.tools.quantized import summary
 
 
@@ -50,6 +50,7 @@ def compile(
     dtype: Dtype = None,
     threads: Threads = None,
     schedules: Schedules = None,
+    cache: Cache = None,
     dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
     partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
     emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
@@ -92,6 +93,7 @@ def compile(
             partition=partition,
             calibration=files(calibrate),
             schedules=schedules,
+            cache=cache,
         )
         if emit is not None:
             _write(str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value), output)

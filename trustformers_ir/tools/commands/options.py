@@ -26,6 +26,10 @@ Calibrate = Annotated[
     typer.Option(metavar="FILE", help="Examples for int8{activations=static}: a .npz of arrays or a text per line; give it again for more."),
 ]
 Dtype = Annotated[str | None, typer.Option(metavar="D", help="Compute in this dtype instead of the checkpoint's.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(metavar="C", help="How a language model keeps what it has read: f16, bf16, q8_0, paged, or paged,q8_0 and its like."),
+]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads that execute the model.")]
 Schedules = Annotated[
     str | None, typer.Option(metavar="TABLE.json", help="Tuned schedules, as `tfc tune` writes them.", show_default="those of this machine")
@@ -38,9 +42,9 @@ def files(paths: list[str] | None) -> list[Path] | None:
     return [Path(p) for p in paths] if paths else None
 
 
-def check_options_of_artifact(model: str, quantize: str | None, dtype: str | None) -> None:
+def check_options_of_artifact(model: str, quantize: str | None, dtype: str | None, cache: str | None = None) -> None:
     """Raises ``USAGE`` when something is asked of an artifact that could only be chosen when it was compiled."""
-    asked = [name for name, given in (("--quantize", quantize), ("--dtype", dtype)) if given]
+    asked = [name for name, given in (("--quantize", quantize), ("--dtype", dtype), ("--cache", cache)) if given]
     if asked:
         message = f"'{model}' is compiled already: {', '.join(asked)} cannot be chosen any more"
         raise CompilerError.of(Code.USAGE, message, Where(file=model), "compile the model itself")

@@ -19,7 +19,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.generate import Wish, check_can_write, continue_prompt
-from trustformers_ir.tools.commands.options import Calibrate, Dtype, Json, Quantize, Target, Threads, check_options_of_artifact, files
+from trustformers_ir.tools.commands.options import Cache, Calibrate, Dtype, Json, Quantize, Target, Threads, check_options_of_artifact, files
 from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
 
 
@@ -50,6 +50,7 @@ def run(
     quantize: Quantize = None,
     calibrate: Calibrate = None,
     dtype: Dtype = None,
+    cache: Cache = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -71,10 +72,11 @@ def run(
     arrays = _arrays(input or [])
     with console.progress("loading" if model.endswith(".tfc") else "compiling"):
         if model.endswith(".tfc"):
-            check_options_of_artifact(model, quantize, dtype)
+            check_options_of_artifact(model, quantize, dtype, cache)
             executable = tfir.load(model, threads=threads, target=None if target == "cpu" else target)
         else:
-            executable = tfir.compile(model, target=target, dtype=dtype, quantize=quantize, threads=threads, calibration=files(calibrate))
+            options: dict[str, Any] = {"target": target, "dtype": dtype, "quantize": quantize, "cache": cache, "threads": threads}
+            executable = tfir.compile(model, calibration=files(calibrate), **options)
     if prompt is not None:
         check_can_write(executable, model)
         continue_prompt(executable, model, prompt, wish, json)

@@ -40,6 +40,14 @@ def _quantize_groups(d: Definer, o: Operation, index: Index, result: int) -> Exp
     return sums if result == 2 else cast(sums, DType.f32) * scale
 
 
+@define(ops.DequantizeGroups)
+def _dequantize_groups(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.DequantizeGroups)
+    q, scale = o.inputs
+    code = cast(d.at(q, index), DType.f32)
+    return code * d.lifted(scale, (*index[:-1], d.flat.block(index[-1], o.op.group)))
+
+
 def _scale(d: Definer, o: Operation, index: Index) -> tuple[Expr, Expr]:
     """The scale of a group of a row, and its reciprocal."""
     assert isinstance(o.op, ops.QuantizeGroups)

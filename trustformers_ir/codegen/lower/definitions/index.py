@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from trustformers_ir.codegen.kernel_ir.nodes import Const, Expr, cast, eq
 from trustformers_ir.codegen.lower.definer import Definer, define
-from trustformers_ir.codegen.lower.indexing import Index
+from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.core import Operation
+from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
 
 
@@ -55,3 +55,17 @@ def _embedding(d: Definer, o: Operation, index: Index, result: int) -> Expr:
 def _one_hot(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     hit = eq(cast(d.at(o.inputs[0], index[:-1]), DType.i64), index[-1])
     return cast(hit, o.result.type.dtype)
+
+
+def in_page(d: Definer, o: Operation, pool: Value, pages: Value, batch: Expr, head: Expr, place: Expr, feature: Expr) -> Index:
+    """Where in a pool something of the token at ``place`` of a sequence lies."""
+    length = dim_expr(pool.type.shape[2])
+    page = d.checked(o, d.at(pages, (batch, place // length)), pool.type.shape[0], "page")
+    return page, head, place % length, feature
+
+
+@define(ops.PagedRead)
+def _paged_read(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    pool, pages = o.inputs
+    batch, head, place, feature = index
+    return d.at(pool, in_page(d, o, pool, pages, batch, head, place, feature))

@@ -19,7 +19,7 @@ from trustformers_ir.frontend.trace import trace_into
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.models.cached import CachedText
+from trustformers_ir.models.cached import CONTIGUOUS, CachedText
 from trustformers_ir.models.llama import LlamaLanguageModel
 from trustformers_ir.tools.bench.gpu import torch_llama
 from trustformers_ir.tools.bench.gpu.contest import run
@@ -113,7 +113,7 @@ class Step(Work):
 
 def step(model: LlamaLanguageModel, ids: Tensor, start: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
     """Scores of the token after ``ids``, which ``start`` others stand in front of, then the caches with its keys and values."""
-    text = CachedText(1, start, start + 1, kept)
+    text = CachedText(1, start, start + 1, kept, CONTIGUOUS, {})
     return model.read_on(ids, text, None), *text.caches
 
 
