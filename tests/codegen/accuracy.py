@@ -38,7 +38,8 @@ ROUNDED = frozenset(
 #: sums of terms of either sign; how many roundings of the largest partial result they may be off. The samples add at most 80 terms; a chain
 #: of n roundings is off by n / 2 at worst and by about sqrt(n) / 2 in practice.
 SUMS = {
-    **dict.fromkeys(["matmul", "einsum", "linear", "linear_f8", "linear_blocks", "linear_blocks_int8", "expert_matmul", "conv1d", "conv2d"], 4.0),
+    **dict.fromkeys(["matmul", "einsum", "linear", "linear_f8", "linear_blocks", "linear_blocks_int8", "conv1d", "conv2d"], 4.0),
+    **dict.fromkeys(["expert_matmul", "expert_blocks", "expert_blocks_int8"], 4.0),
     **dict.fromkeys(["attention", "cached_attention", "packed_attention"], 4.0),
     **dict.fromkeys(["layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
     **dict.fromkeys(["reduce_sum", "reduce_mean", "reduce_prod", "reduce_log_sum_exp", "reduce_var", "reduce_std", "cumsum", "cumprod"], 4.0),
@@ -67,7 +68,7 @@ def differs(got: np.ndarray, want: np.ndarray, allowed: np.ndarray | float) -> n
 
 
 #: ops defined by one chain of multiply-adds, which the passes choose on CPUs alone: GPUs add up in another order
-CHAINS = frozenset({"linear_blocks_int8"})
+CHAINS = frozenset({"linear_blocks_int8", "expert_blocks_int8"})
 #: what matrix instructions of GPUs add, in roundings of the narrow dtype: the weights of attention are rounded to that of v before they multiply it
 NARROWED = {"attention": 1.0, "cached_attention": 1.0, "packed_attention": 1.0}
 

@@ -108,17 +108,19 @@ class FormatRow:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A matrix ``[n, k]`` that is known in a format: ``planes`` reads them. ``turned``: what it stands for is the transpose."""
+    """A matrix ``[n, k]``, or several ``[…, n, k]``, known in a format: ``planes`` reads them, ``[…, n, columns]``. ``turned``: what it stands for is
+    the transpose."""
 
     format: Format
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     planes: Callable[[], dict[str, np.ndarray]]
     group: int = 0
     turned: bool = False
 
     def values(self) -> np.ndarray:
-        """``f32[n, k]``, whatever ``turned`` says."""
-        return dequantize(self.format, self.planes(), self.group)
+        """``f32[…, n, k]``, whatever ``turned`` says."""
+        rows = {name: plane.reshape(-1, plane.shape[-1]) for name, plane in self.planes().items()}
+        return dequantize(self.format, rows, self.group).reshape(self.shape)
 
 
 # -- between codes and bytes -----------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _turned(weights: Parameter | Sequence[Parameter]) -> Tensor:
     """``[experts, inputs, outputs]``."""
     if isinstance(weights, Parameter):
         return F.tensor(weights).transpose(1, 2)
-    return F.stack([F.tensor(w).transpose(0, 1) for w in weights])
+    return F.stack([F.tensor(w) for w in weights]).transpose(1, 2)
 
 
 class Mixtral(Llama):

@@ -1,4 +1,4 @@
-"""A matrix in blocks of a few bits as weights of a module, one for each plane of its format."""
+"""Matrices in blocks of a few bits as weights of a module, one for each plane of its format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from trustformers_ir.passes.weights import derived
 
 
 class BlockPlanes:
-    """The planes of a matrix ``shape = [n, k]``, called ``name.codes`` and so on. ``make`` gives all of them when the first is asked for; the others
+    """The planes of matrices ``shape = […, n, k]``, called ``name.codes`` and so on. ``make`` gives all of them when the first is asked for; the others
     are kept until they are. ``origin``: what they are made of, and how, in values that can be compared."""
 
     def __init__(
         self,
         name: str,
         format: Format,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         group: int,
         make: Callable[[], dict[str, np.ndarray]],
         origin: tuple[object, ...],
@@ -39,11 +39,11 @@ class BlockPlanes:
             plane: derived(
                 module,
                 f"{self.name}.{plane}",
-                TensorType(shape, self.row.planes[plane].dtype),
+                TensorType((*self.shape[:-1], columns), self.row.planes[plane].dtype),
                 functools.partial(self._plane, plane),
                 (*self._origin, plane),
             )
-            for plane, shape in self.row.shapes(*self.shape, self.group).items()
+            for plane, (_, columns) in self.row.shapes(0, self.shape[-1], self.group).items()
         }
 
     def operands(self, module: Module, builder: Builder) -> list[Value | None]:

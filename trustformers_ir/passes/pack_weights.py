@@ -11,7 +11,8 @@ After::
     %y = linear(%x, %w, none) : f32[batch, seq, 1536]
 
 The weight of a ``linear_int8`` goes into panels that are four deep, ``{panels 48 4}``: one 64-byte vector holds four neighbouring k of
-16 columns, which is what the instructions for products of bytes read. So do the codes of a ``linear_blocks_int8``; what belongs to its groups goes
+16 columns, which is what the instructions for products of bytes read. So do the codes of a ``linear_blocks_int8``, and of an ``expert_blocks_int8``,
+each matrix by itself; what belongs to its groups goes
 into panels of the same width. These are 16 wide: an output needs a sum in integers and one in f32. A table of vectors in blocks that such a product
 reads as well is packed once, for both.
 
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trustformers_ir.ir import ops, rewriting
+from trustformers_ir.ir.block_formats import PLANES
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Weight
 from trustformers_ir.ir.dtypes import DType
@@ -37,7 +39,6 @@ from trustformers_ir.passes.weights import derived, weight_of
 LANES = 16  # panels are whole vectors of 16 columns
 PACKED = (DType.f32, DType.f16, DType.bf16)
 DEPTH_INT8 = 4  # bytes of one 32-bit lane
-PLANES_AT = range(4, 9)  # the operands of linear_blocks_int8 that are planes, codes first
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PackWeights(Pass):
                     self._product(module, operation, log)
                 elif isinstance(operation.op, ops.LinearInt8):
                     self._product_int8(module, operation, log)
-                elif isinstance(operation.op, ops.LinearBlocksInt8):
+                elif isinstance(operation.op, ops.LinearBlocksInt8 | ops.ExpertBlocksInt8):
                     self._product_blocks(module, operation, log)
             for operation in function.body:
                 if isinstance(operation.op, ops.EmbeddingBlocks):
@@ -103,24 +104,25 @@ class PackWeights(Pass):
         log.count("weights packed")
 
     def _product_blocks(self, module: Module, operation: Operation, log: PassLog) -> None:
-        assert isinstance(operation.op, ops.LinearBlocksInt8)
-        planes = {n: v for n, v in enumerate(operation.operands) if v is not None and n in PLANES_AT}
+        assert isinstance(operation.op, ops.LinearBlocksInt8 | ops.ExpertBlocksInt8)
+        name, first = operation.op.mnemonic, operation.op.planes_at
+        planes = {n: v for n, v in enumerate(operation.operands) if v is not None and n in range(first, first + len(PLANES))}
         weights = {n: weight_of(module, v) for n, v in planes.items()}
         if any(v.type.layout != ROW_MAJOR for v in planes.values()):
             return
         q = operation.inputs[0]
         if None in weights.values():
-            log.miss("packed", "linear_blocks_int8: a plane is computed")
+            log.miss("packed", f"{name}: a plane is computed")
             return
-        if q.type.rank < 2 or 0 in planes[PLANES_AT[0]].type.shape or operation.op.run % DEPTH_INT8:
-            log.miss("packed", f"linear_blocks_int8: {q.type} in groups of {operation.op.group} has no panel kernel")
+        if operation.result.type.rank < 2 or 0 in planes[first].type.shape or operation.op.run % DEPTH_INT8:
+            log.miss("packed", f"{name}: {q.type} in groups of {operation.op.group} has no panel kernel")
             return
         if not rewriting.allowed():
             return
         builder = Builder.before(module, operation)
         for n, weight in weights.items():
             assert weight is not None
-            packed = self._packed(module, weight, depth=DEPTH_INT8 if n == PLANES_AT[0] else 1, widest=LANES)
+            packed = self._packed(module, weight, depth=DEPTH_INT8 if n == first else 1, widest=LANES)
             operation.set_operand(n, builder(ops.WeightOp(packed.name)))
         log.count("weights packed")
 
@@ -146,12 +148,12 @@ class PackWeights(Pass):
         log.count("tables read where a product has them")
 
     def _packed(self, module: Module, weight: Weight, *, transposed: bool = False, depth: int = 1, widest: int = 1 << 16) -> Weight:
-        rows, columns = weight.type.shape
+        *several, rows, columns = weight.type.shape
         n, k = (columns, rows) if transposed else (rows, columns)
         assert isinstance(n, int)
         layout = Panels(min(self.width, widest, -(-n // LANES) * LANES), depth)
         name = f"{weight.name}.{'transposed.' if transposed else ''}panels{layout.width}" + (f"x{depth}" if depth > 1 else "")
-        type = TensorType((n, k), weight.type.dtype, layout)
+        type = TensorType((*several, n, k), weight.type.dtype, layout)
         return derived(module, name, type, _packer(weight, transposed, layout), ("packed", transposed, weight))
 
 

@@ -27,6 +27,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.weights import derived, weight_of
 
+PRODUCTS = (ops.LinearBlocks, ops.ExpertBlocks)
 Quantized = dict[tuple[Value, int], list[Value]]
 
 
@@ -42,7 +43,7 @@ class QuantizeActivations(Pass):
         for function in module.functions.values():
             known: Quantized = {}
             for operation in list(function.body):
-                if not isinstance(operation.op, ops.LinearBlocks):
+                if not isinstance(operation.op, PRODUCTS):
                     continue
                 reason = self.refused(module, operation)
                 if reason is not None:
@@ -54,7 +55,7 @@ class QuantizeActivations(Pass):
 
     def refused(self, module: Module, o: Operation) -> str | None:
         """Why a product stays as it is."""
-        assert isinstance(o.op, ops.LinearBlocks)
+        assert isinstance(o.op, PRODUCTS)
         x, codes = o.inputs[:2]
         if x.type.dtype is not DType.f32:
             return f"the activation is {x.type.dtype}"
@@ -64,7 +65,7 @@ class QuantizeActivations(Pass):
 
     def product(self, module: Module, o: Operation, known: Quantized) -> Value:
         """The product in integers, before ``o``."""
-        assert isinstance(o.op, ops.LinearBlocks)
+        assert isinstance(o.op, PRODUCTS)
         x, codes, *planes = o.operands
         assert x is not None and codes is not None
         builder = Builder.before(module, o)
@@ -74,7 +75,8 @@ class QuantizeActivations(Pass):
         weight = weight_of(module, codes)
         if not o.op.row.paired and weight is not None:
             codes = builder(ops.WeightOp(_unsigned(module, weight, FORMATS[o.op.format]).name))
-        return builder(ops.LinearBlocksInt8(o.op.format, o.op.group), *known[key], codes, *planes)
+        kind = ops.LinearBlocksInt8 if isinstance(o.op, ops.LinearBlocks) else ops.ExpertBlocksInt8
+        return builder(kind(o.op.format, o.op.group), *known[key], codes, *planes)
 
 
 def _unsigned(module: Module, weight: Weight, row: FormatRow) -> Weight:

@@ -45,6 +45,8 @@ class ReadBlocks(Pass):
             for operation in list(function.body):
                 if isinstance(operation.op, (ops.Linear, ops.MatMul)):
                     made = self.product(module, operation)
+                elif isinstance(operation.op, ops.ExpertMatMul):
+                    made = self.experts(module, operation)
                 elif isinstance(operation.op, ops.Embedding):
                     made = self.table(module, operation)
                 else:
@@ -57,7 +59,7 @@ class ReadBlocks(Pass):
         """The product by blocks, or None where it is none."""
         x, right = o.inputs[:2]
         found = _source(module, right)
-        if found is None or x.type.dtype not in ACTIVATIONS or o.result.type.dtype is not x.type.dtype:
+        if found is None or len(found[1].shape) != 2 or x.type.dtype not in ACTIVATIONS or o.result.type.dtype is not x.type.dtype:
             return None
         weight, blocks = found
         if blocks.turned is not isinstance(o.op, ops.MatMul) or not isinstance(x.type.shape[-1], int) or not rewriting.allowed():
@@ -67,11 +69,25 @@ class ReadBlocks(Pass):
         planes = _planes(weight, blocks)
         return builder(ops.LinearBlocks(blocks.format, planes.group), x, *planes.operands(module, builder), bias)
 
+    def experts(self, module: Module, o: Operation) -> Value | None:
+        """The product of rows by chosen matrices in blocks, or None where it is none. Files have a row for each output of a matrix, the product reads
+        a column: what stands between is a transposition."""
+        x, right, experts = o.inputs
+        turned = right.producer
+        if turned is None or not isinstance(turned.op, ops.Transpose) or turned.op.perm != (0, 2, 1):
+            return None
+        found = _source(module, turned.inputs[0])
+        if found is None or x.type.dtype not in ACTIVATIONS or not isinstance(x.type.shape[-1], int) or not rewriting.allowed():
+            return None
+        builder = Builder.before(module, o)
+        planes = _planes(*found)
+        return builder(ops.ExpertBlocks(found[1].format, planes.group), x, *planes.operands(module, builder), experts)
+
     def table(self, module: Module, o: Operation) -> Value | None:
         """The rows of a table in blocks, or None where it is none."""
         table, ids = o.inputs
         found = _source(module, table)
-        if found is None or found[1].turned or not rewriting.allowed():
+        if found is None or found[1].turned or len(found[1].shape) != 2 or not rewriting.allowed():
             return None
         weight, blocks = found
         builder = Builder.before(module, o)

@@ -68,6 +68,9 @@ class Fold:
         bodies = tuple(r.body for r in self.together)
         for p in self.points:
             ev.hoist((*bodies, *self.rest), frozenset(e.axes), p)
+        if e.guard is None and all(map(self._never_empty, e.axes)):
+            for p in self.points:
+                ev.hoist_checks(bodies, frozenset(e.axes), p)
         groups = self._groups()
         around, ev.folded = ev.folded, ev.folded.union(e.axes, () if groups is None else (groups.axis,))
         ev.fetches.prepare(bodies)

@@ -88,11 +88,14 @@ class Addressing:
         """Whether every index is provably inside the shape, whenever the enclosing loops run."""
         key = (buffer, index)
         if key not in self._safe:
-            s = self.simplifier
-            self._safe[key] = all(
-                i.pure_index and s.proves_nonneg(i) and s.proves_less(i, d) for i, d in zip(index, buffer.shape, strict=True)
-            )
+            self._safe[key] = all(self._inside(i, d) for i, d in zip(index, buffer.shape, strict=True))
         return self._safe[key]
+
+    def _inside(self, i: Expr, size: Expr) -> bool:
+        s = self.simplifier
+        if isinstance(i, CheckedIndex):  # it is clamped, so it lies where there is something
+            return s.proves_less(const(0), i.bound) and s.proves_less_equal(i.bound, size)
+        return i.pure_index and s.proves_nonneg(i) and s.proves_less(i, size)
 
     def checked(self, index: tuple[Expr, ...]) -> tuple[CheckedIndex, ...]:
         """Checked indices inside whose bound may be zero: their access must be skipped then."""

@@ -78,6 +78,7 @@ class Evaluator:
         self._inner: dict[Expr, tuple[Reduce, ...]] = {}
         self._obeys: dict[Expr, bool] = {}
         self._needed: dict[Expr, dict[Expr, None]] = {}
+        self._checks: dict[Expr, tuple[CheckedIndex, ...]] = {}
         self._alike: dict[tuple[Axis, ...], list[Reduce]] = {}
 
     # -- scopes and memo -----------------------------------------------------------------------------------------------
@@ -470,6 +471,27 @@ class Evaluator:
                     self._eval_plain(r, point)
                 else:
                     self.hoist((r.body,), inside | frozenset(r.axes), point)
+
+    def hoist_checks(self, roots: Iterable[Expr], inside: frozenset[Axis], point: Point) -> None:
+        """Checks, here, the indices below ``roots`` that depend on no axis of ``inside`` and that are read whenever a root is: once before a loop that
+        runs for sure, not in each of its turns."""
+        for root in roots:
+            for c in self.inner_checks(root):
+                if inside.isdisjoint(c.free_axes):
+                    self._eval_plain(c, point)
+
+    def inner_checks(self, e: Expr) -> tuple[CheckedIndex, ...]:
+        """The checked indices below ``e`` that are evaluated whenever it is."""
+        hit = self._checks.get(e)
+        if hit is None:
+            found: dict[CheckedIndex, None] = {}
+            for n in self._strict(e):
+                if isinstance(n, CheckedIndex):
+                    found[n] = None
+                elif isinstance(n, Reduce) and n.guard is None and all(self.simplifier.proves_less(const(0), a.extent) for a in n.axes):
+                    found.update((c, None) for c in self.inner_checks(n.body) if c.free_axes.isdisjoint(n.axes))
+            hit = self._checks[e] = tuple(found)
+        return hit
 
     def _eval_plain(self, e: Expr, point: Point) -> Val:
         """Evaluates something that does not depend on the lanes, outside the vector context."""

@@ -85,7 +85,7 @@ class _FunctionLowering:
         if in_place:
             _require_write(operation, self.function)
         for lowered in lower_region(operation, self.ctx, in_place):
-            fewer = lowered.when is not None and lowered.when.most is not None  # another kernel computes the same, for more rows
+            fewer = lowered.prepares or (lowered.when is not None and lowered.when.most is not None)  # another kernel computes it, or more rows
             self.call(lowered, operation, temporaries, 0 if fewer else flops)
             flops = flops if fewer else 0
 

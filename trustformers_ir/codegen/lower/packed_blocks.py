@@ -19,6 +19,7 @@ from trustformers_ir.codegen.kernel_ir.schedule import SKIP, Move, Prefetch, Spl
 from trustformers_ir.codegen.lower.definer import Definer
 from trustformers_ir.codegen.lower.schedules import gemm_schedule
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.block_formats import PLANES
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dims import Dim, product
 from trustformers_ir.ir.schedule_table import ScheduleKey, TileChoice
@@ -45,9 +46,12 @@ class PackedBlocks:
     @classmethod
     def of(cls, anchor: Operation | None, shape: tuple[Dim, ...]) -> PackedBlocks | None:
         """The product when the region is one that has register tiles."""
-        if anchor is None or not isinstance(anchor.op, ops.LinearBlocksInt8) or anchor.result.type.shape != shape or len(shape) < 2:
+        if anchor is None or not isinstance(anchor.op, ops.LinearBlocksInt8 | ops.ExpertBlocksInt8):
             return None
-        planes = tuple(v for v in anchor.operands[4:9] if v is not None)
+        if anchor.result.type.shape != shape or len(shape) < 2:
+            return None
+        at = anchor.op.planes_at
+        planes = tuple(v for v in anchor.operands[at : at + len(PLANES)] if v is not None)
         layout, terms, columns = planes[0].type.layout, anchor.inputs[0].type.shape[-1], shape[-1]
         if not isinstance(layout, Panels) or layout.depth != DEPTH or not isinstance(columns, int) or columns == 1:
             return None

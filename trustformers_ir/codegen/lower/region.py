@@ -22,6 +22,7 @@ from trustformers_ir.codegen.lower.block_products import BlockProduct, Variant
 from trustformers_ir.codegen.lower.blocks import BLOCKS, BlockMachine, folds, in_blocks, line_nest, tiled_line
 from trustformers_ir.codegen.lower.cache import write_nest
 from trustformers_ir.codegen.lower.definer import PORTABLE, Definer, Sites, require_native, unsupported
+from trustformers_ir.codegen.lower.experts import ExpertRows
 from trustformers_ir.codegen.lower.flash import flash_nest
 from trustformers_ir.codegen.lower.flash_packed import packed_nest
 from trustformers_ir.codegen.lower.flash_split import Parts, join_nest, part_nest
@@ -51,7 +52,7 @@ LITERAL_LIMIT = 16  # inline constants with more elements are read from memory
 @dataclass(frozen=True)
 class LoweredKernel:
     """A kernel with what is behind each of its buffers: region arguments, results of the region, constants inside it, or buffers that only the
-    kernels of this region use. ``launch`` and ``when`` are of GPUs."""
+    kernels of this region use. ``prepares``: arithmetic is done by those that follow. ``launch`` and ``when`` are of GPUs."""
 
     kernel: Kernel
     values: tuple[Value | Temporary, ...]
@@ -60,6 +61,7 @@ class LoweredKernel:
     schedule: Chosen | None = None
     launch: Launch = LAUNCH
     when: Condition | None = None
+    prepares: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,31 @@ class _Group:
 
 def _lower_group(body: Block, anchor: Operation | None, outputs: list[_Output], ctx: LoweringContext) -> list[LoweredKernel]:
     g = _Group(body, outputs, ctx)
-    return _in_blocks(g, anchor, ctx.machine) if isinstance(ctx.machine, BlockMachine) else [_in_lanes(g, anchor, ctx.machine)]
+    if isinstance(ctx.machine, BlockMachine):
+        return _in_blocks(g, anchor, ctx.machine)
+    return _by_experts(g, anchor, ctx.machine) or [_in_lanes(g, anchor, ctx.machine)]
+
+
+def _by_experts(g: _Group, anchor: Operation | None, machine: MachineShape) -> list[LoweredKernel]:
+    """The kernels of a product by chosen matrices in panels: one that puts rows of one matrix together, and the product; none where it has no tiles."""
+    matrix = PackedBlocks.of(anchor, g.shape)
+    if anchor is None or matrix is None or not isinstance(anchor.op, ops.ExpertBlocksInt8):
+        return []
+    chosen = choose(machine, g.ctx.table, matrix.key)
+    assert isinstance(chosen.choice, TileChoice)
+    rows = ExpertRows.of(anchor, chosen.choice.rows)
+    if rows is None:
+        return []
+    written, read = rows.buffers(readonly=False), rows.buffers(readonly=True)
+    first = g.finish(rows.grouping(g.d, written), temporaries=written)
+    g.again()
+    second = g.finish(rows.nest(g.d, read, matrix.columns, g.emit), temporaries=read)
+    if not _is_product(second.kernel):
+        g.again()
+        return []
+    moves = (*matrix.moves(g.d, chosen.choice), *((Stage("m.i"),) if _is_long(second.kernel) else ()))
+    kernel = apply(second.kernel, moves, g.ctx.symbol_facts)
+    return [replace(first, label=f"{first.label} (rows by expert)", prepares=True), replace(second, kernel=kernel, schedule=chosen)]
 
 
 def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> LoweredKernel:
@@ -306,7 +332,8 @@ def _in_lanes(g: _Group, anchor: Operation | None, machine: MachineShape) -> Low
             return replace(g.finish(attention_nest(g.d, attention, g.emit_at(attention.result), chosen.choice)), schedule=chosen)
         except _ReadElsewhere:
             g.again()  # the plain definition serves
-    matrix = _Product.of(anchor, shape, g.body) or PackedBlocks.of(anchor, shape) or _Pair.of(anchor, shape)
+    alone = anchor is None or not isinstance(anchor.op, ops.ExpertBlocksInt8)
+    matrix = _Product.of(anchor, shape, g.body) or (PackedBlocks.of(anchor, shape) if alone else None) or _Pair.of(anchor, shape)
     if matrix is not None:
         lead = [Axis(f"b{i}", dim_expr(size), PARALLEL) for i, size in enumerate(matrix.lead)]
         m, n = Axis("m", dim_expr(product(matrix.rows)), SEQ), Axis("n", dim_expr(shape[-1]), SEQ)

@@ -82,11 +82,12 @@ class _Tensor:
     def blocks(self) -> Blocks:
         kind = self.tensor.kind
         assert kind.format is not None
-        return Blocks(kind.format, (self.tensor.shape[0], self.tensor.shape[1]), self.planes, turned=self.turned)
+        return Blocks(kind.format, self.tensor.shape, self.planes, turned=self.turned)
 
     def planes(self) -> dict[str, np.ndarray]:
         assert self.tensor.kind.format is not None
-        return {name: self.rows(plane) for name, plane in split(self.tensor.kind.format, self.tensor.blocks()).items()}
+        found = split(self.tensor.kind.format, self.tensor.blocks())
+        return {name: self.rows(plane.reshape(*self.tensor.shape[:-1], -1)) for name, plane in found.items()}
 
     def weight(self, name: str) -> Weight:
         if self.tensor.kind.dtype is None:
@@ -106,7 +107,7 @@ def _tensors(file: GgufFile, architecture: GgufArchitecture, config: Any, proble
         name = architecture.parameter(tensor.name) or tensor.name
         readable = tensor.kind.dtype is not None or tensor.kind.format is not None
         raised = fits(name, architecture.raised)
-        if not readable or (tensor.kind.dtype is None and (raised or len(tensor.shape) != 2)):
+        if not readable or (tensor.kind.dtype is None and (raised or len(tensor.shape) not in (2, 3))):
             what = f"is {tensor}, which is not read" + ("" if readable else " yet")
             problems.add(Code.WEIGHT_DTYPE, f"the weight '{tensor.name}' {what}", tensor.where, "convert it to q8_0, q4_0, q4_1, q4_k, q6_k or f16")
             continue

@@ -21,7 +21,7 @@ import numpy as np
 
 from trustformers_ir.frontend.checkpoint import open_checkpoint
 from trustformers_ir.frontend.folder import Folder
-from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, FALCON_TWO_NORMS, LLAMA, GgufArchitecture, fits
+from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, FALCON_TWO_NORMS, LLAMA, MIXTRAL, GgufArchitecture, fits
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.metadata import ARRAY, BOOL, SCALARS, Texts, Value
 from trustformers_ir.frontend.gguf.model import paired_rows, parted_rows
@@ -35,7 +35,8 @@ from trustformers_ir.ir.gguf_content import TEXT, Content, ContentTensor, Key
 
 SPLIT = "split."  # keys of one file among several
 _KINDS = {DType.f32: "F32", DType.f16: "F16", DType.bf16: "BF16", DType.f64: "F32"}
-_OF_A_HEAD = re.compile(r"(.+)\.norms\.(\d+)\.weight")  # norms of heads apart; files hold those of all heads together
+#: parameters apart of which files hold all together: norms of heads, matrices of experts
+_ONE_OF_SEVERAL = re.compile(r"(.+)\.norms\.\d+(\.weight)|(.+\.experts)\.\d+(\.w\d\.weight)")
 
 
 def content_of(source: str | Path) -> Content:
@@ -94,7 +95,7 @@ def _key(value: Value, type: int) -> Key | None:
 
 def _architecture(model_type: object, place: Where) -> GgufArchitecture:
     """The row of a family; Mistral is a LLaMA there, as far as it has no window."""
-    named = {a.model_type: a for a in ARCHITECTURES.values()} | {"mistral": LLAMA}
+    named = {a.model_type: a for a in ARCHITECTURES.values()} | {"mistral": LLAMA, MIXTRAL.model_type: MIXTRAL}
     if not isinstance(model_type, str) or model_type not in named:
         message = f"GGUF files of the model_type {model_type!r} are not written"
         raise CompilerError.of(Code.CANNOT_EXPORT, message, place, f"these can be written: {', '.join(sorted(named))}")
@@ -136,8 +137,8 @@ def _tensors(config: Any, weights: Mapping[str, Weight], table: GgufArchitecture
     problems = Collector()
     parts: dict[str, list[Weight]] = {}
     for name, weight in weights.items():
-        of_head = _OF_A_HEAD.fullmatch(name)
-        parts.setdefault(f"{of_head[1]}.weight" if of_head else name, []).append(weight)
+        one = _ONE_OF_SEVERAL.fullmatch(name)
+        parts.setdefault("".join(part for part in one.groups() if part) if one else name, []).append(weight)
     out = []
     for name, together in parts.items():
         tensor, dtype = table.tensor(name), together[0].type.dtype

@@ -29,6 +29,8 @@ ATTRIBUTES = {
     "attn_logit_softcapping": "softcap",
     "final_logit_softcapping": "logit_softcap",
     "use_parallel_residual": "parallel",
+    "num_local_experts": "experts",
+    "num_experts_per_tok": "chosen",
 }
 _CLOSE = 1e-6  # relatively: frequencies that are divided by a number in f32
 

@@ -48,6 +48,7 @@ from trustformers_ir.ir.ops.elementwise import (
     Sub,
     Xor,
 )
+from trustformers_ir.ir.ops.expert_blocks import ExpertBlocks, ExpertBlocksInt8
 from trustformers_ir.ir.ops.index import (
     Embedding,
     Gather,
@@ -216,6 +217,8 @@ __all__ = [
     "Exp",
     "Exp2",
     "Expand",
+    "ExpertBlocks",
+    "ExpertBlocksInt8",
     "ExpertMatMul",
     "Expm1",
     "Flip",

@@ -6,9 +6,9 @@ them are multiplied by and moved by. Activations stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import Panels, TensorType
 
+Planes = tuple[list[TensorType | None], dict[str, float], dict[str, float]]
 CODES, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.u8, DType.i8), (DType.u8, DType.f16)))
 #: the planes as operands, in the order of ``PLANES``
 PLANE_OPERANDS = (
@@ -31,11 +32,12 @@ PLANE_OPERANDS = (
 
 @dataclass(frozen=True)
 class InBlocks(Op):
-    """An op on a matrix in blocks. Constraints 2 to 5 are those of the matrix."""
+    """An op on a matrix in blocks, whose planes are the operands from ``planes_at`` on. Constraints 2 to 5 are those of the matrix."""
 
     format: Format
     group: int
 
+    planes_at: ClassVar[int] = 1
     constraints = {
         2: "group is that of the format, or an even number where it has none",
         4: "the planes are those of the format, with its dtypes",
@@ -51,8 +53,8 @@ class InBlocks(Op):
         row = self.row
         self.require(2, self.group == row.group if row.group else self.group >= 2 and self.group % 2 == 0, f"a group of {self.group}")
 
-    def require_planes(self, ctx: InferContext, n: Dim, k: int, *types: TensorType | None) -> None:
-        """The planes of a matrix ``[n, k]`` are there, and k is cut into whole blocks."""
+    def require_planes(self, ctx: InferContext, rows: tuple[Dim, ...], k: int, *types: TensorType | None) -> None:
+        """The planes of matrices ``[*rows, k]`` are there, and k is cut into whole blocks."""
         row = self.row
         self.require(3, k > 0 and k % row.unit(self.group) == 0, f"{k}, blocks of {row.unit(self.group)}")
         given = dict(zip(PLANES, types, strict=True))
@@ -63,28 +65,37 @@ class InBlocks(Op):
         for name, (_, columns) in row.shapes(0, k, self.group).items():
             type = given[name]
             assert type is not None
-            require_same_shape(self, 5, ctx, type.shape, (n, columns), name)
+            require_same_shape(self, 5, ctx, type.shape, (*rows, columns), name)
 
     @staticmethod
     def planes_of(*arrays: np.ndarray | None) -> dict[str, np.ndarray]:
         """Those that are there, by name."""
         return {name: p for name, p in zip(PLANES, arrays, strict=True) if p is not None}
 
+    def product(self, x: np.ndarray, planes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``x[…, k]`` by the matrix ``[n, k]`` that planes stand for, in f64, group by group."""
+        weights, factor, moved = parts(self.row, self.group, planes, np.float64)
+        y = np.zeros((*x.shape[:-1], len(weights)))
+        for g in range(factor.shape[1]):
+            run = slice(g * self.group, (g + 1) * self.group)
+            y = y + (x[..., run] @ weights[:, run].T.astype(x.dtype)) * factor[:, g]
+            if moved is not None:
+                y = y + x[..., run].sum(-1, keepdims=True) * moved[:, g]
+        return y
 
-def planes_sample(format: Format, n: Dim, k: int, group: int) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
-    """Types of the planes of a matrix, and between which values they lie where not everything is sensible."""
+
+def planes_sample(format: Format, n: Dim, k: int, group: int, lead: tuple[Dim, ...] = ()) -> Planes:
+    """Types of the planes of matrices ``[*lead, n, k]``, and between which values they lie where not everything is sensible."""
     row = FORMATS[format]
     shapes = row.shapes(0, k, group)
-    planes = [TensorType((n, shapes[p][1]), row.planes[p].dtype) if p in shapes else None for p in PLANES]
+    planes = [TensorType((*lead, n, shapes[p][1]), row.planes[p].dtype) if p in shapes else None for p in PLANES]
     low, high = _RANGES.get(format, ({}, {}))
     return planes, {"codes": 0, "low_steps": 0.0, **low}, {"codes": 255, "low_steps": 63.0, **high}
 
 
-def packed_sample(
-    format: Format, n: Dim, k: int, group: int, width: int = 16
-) -> tuple[list[TensorType | None], dict[str, float], dict[str, float]]:
+def packed_sample(format: Format, n: Dim, k: int, group: int, width: int = 16, lead: tuple[Dim, ...] = ()) -> Planes:
     """The same with unsigned codes, in panels of ``width`` columns; 0: as they are."""
-    planes, low, high = planes_sample(format, n, k, group)
+    planes, low, high = planes_sample(format, n, k, group, lead)
     assert planes[0] is not None
     if planes[0].dtype is DType.i8:
         planes[0] = planes[0].with_dtype(DType.u8)
@@ -147,7 +158,7 @@ class LinearBlocks(InBlocks):
         k, n = x.shape[-1], codes.shape[0]
         self.require(3, isinstance(k, int), str(x))
         assert isinstance(k, int)
-        self.require_planes(ctx, n, k, codes, scale, low, steps, low_steps)
+        self.require_planes(ctx, (n,), k, codes, scale, low, steps, low_steps)
         if bias is not None:
             require_same_dtype(self, 6, (x, bias))
             self.require(6, bias.rank == 1, str(bias))
@@ -165,13 +176,7 @@ class LinearBlocks(InBlocks):
         low_steps: np.ndarray | None,
         bias: np.ndarray | None,
     ) -> Any:
-        weights, factor, moved = parts(self.row, self.group, self.planes_of(codes, scale, low, steps, low_steps), np.float64)
-        y = np.zeros((*x.shape[:-1], len(codes)))
-        for g in range(factor.shape[1]):
-            run = slice(g * self.group, (g + 1) * self.group)
-            y = y + (x[..., run] @ weights[:, run].T.astype(x.dtype)) * factor[:, g]
-            if moved is not None:
-                y = y + x[..., run].sum(-1, keepdims=True) * moved[:, g]
+        y = self.product(x, self.planes_of(codes, scale, low, steps, low_steps))
         return y if bias is None else y + bias
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
@@ -218,6 +223,7 @@ class EmbeddingBlocks(InBlocks):
     planes may be packed: as ``linear_blocks_int8`` reads the same matrix.
     """
 
+    planes_at = 0
     mnemonic = "embedding_blocks"
     operands = (*(replace(p, any_layout=True) for p in PLANE_OPERANDS), Operand("ids", INTS))
     constraints = {
@@ -245,7 +251,7 @@ class EmbeddingBlocks(InBlocks):
         plane = self.row.planes["codes"]
         k = columns * plane.per
         given = codes if self.row.paired or codes.dtype is not DType.u8 else codes.with_dtype(plane.dtype)
-        self.require_planes(ctx, codes.shape[0], k, given, scale, low, steps, low_steps)
+        self.require_planes(ctx, codes.shape[:1], k, given, scale, low, steps, low_steps)
         return (TensorType((*ids.shape, k), DType.f32),)
 
     def reference(

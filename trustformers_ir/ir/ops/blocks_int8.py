@@ -7,13 +7,13 @@ bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, Format, parts, signed, unpair
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, parts, signed, unpair
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.blocks import CODES, PLANE_OPERANDS, InBlocks, packed_sample
@@ -112,34 +112,15 @@ class DequantizeGroups(Op):
 
 
 @dataclass(frozen=True)
-class LinearBlocksInt8(InBlocks):
-    """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` for x in groups of 8-bit codes and w in the given format, with groups of one size.
+class InBlocksInt8(InBlocks):
+    """A product of 8-bit activations by matrices in blocks, whose planes may be packed and whose codes are unsigned. Constraint 6 is that of the
+    activation."""
 
-    For the groups g of a row in order, from y = 0::
-
-        d = sum over j of q[g, j] * code[n, g, j]  -  zero * sum[g]    exact, in i32
-        y = fma(f32(d), scale_x[g] * (scale[n, g] * steps[n, g]), y)
-        y = fma(total[g], low[n, g] * low_steps[n, g], y)              where the format adds such a low; -low where it is subtracted
-
-    then ``y + bias[n]``. ``sum`` has the sums of q, so d is a sum of ``q * (code - zero)``; if it is something else, d wraps. Scales times steps are
-    exact. Codes are unsigned: those of a format with signed ones are 128 more than there, and so is ``zero``. Planes may be packed.
-    """
-
-    mnemonic = "linear_blocks_int8"
-    operands = (
-        *(Operand("q", I8), Operand("x_scale", F32), Operand("sum", I32), Operand("total", F32)),
-        *(Operand(p.name, CODES if p.name == "codes" else p.dtypes, p.optional, any_layout=True) for p in PLANE_OPERANDS),
-        Operand("bias", F32, optional=True),
-    )
+    planes_at = 4
     constraints = {
-        1: "q has an axis, and codes is a matrix of u8",
-        3: "the last size of q is a constant, a multiple of the format's blocks",
         **InBlocks.constraints,
         6: "x_scale, sum and total provably have the shape of q with its groups for its last axis",
-        7: "bias is a vector of provably as many elements as codes has rows",
     }
-    fusion = FusionKind.CONTRACTION
-    exact = True
 
     @property
     def zero(self) -> int:
@@ -156,31 +137,25 @@ class LinearBlocksInt8(InBlocks):
         """Whether ``low`` says for each group what is subtracted from its codes instead."""
         return "low" in self.row.planes and self.row.planes["low"].dtype is DType.u8
 
-    def infer(self, ctx: InferContext, *types: TensorType | None) -> tuple[TensorType, ...]:
-        q, *about, codes, scale, low, steps, low_steps, bias = types
-        assert q is not None and codes is not None
-        self.require(1, q.rank >= 1 and codes.rank == 2 and codes.dtype is DType.u8, f"{q}, {codes}")
-        self.require_group()
-        k, n = q.shape[-1], codes.shape[0]
-        self.require(3, isinstance(k, int), str(q))
+    def require_groups(self, ctx: InferContext, q: TensorType, *about: TensorType | None) -> None:
+        """What belongs to the groups of an activation is there for each."""
+        k = q.shape[-1]
         assert isinstance(k, int)
-        self.require_planes(ctx, n, k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps)
         for p in about:
             assert p is not None
             require_same_shape(self, 6, ctx, p.shape, (*q.shape[:-1], k // self.group), "what belongs to the groups")
-        if bias is not None:
-            self.require(7, bias.rank == 1, str(bias))
-            require_equal(self, 7, ctx, bias.shape[0], n, "the outputs")
-        return (TensorType((*q.shape[:-1], n), DType.f32),)
 
-    def reference(self, ctx: EvalContext, *arrays: np.ndarray | None) -> Any:
-        q, x_scale, sums, total, *planes, bias = arrays
-        assert q is not None and x_scale is not None and sums is not None and total is not None
-        n, k = ctx.result_shape[-1], q.shape[-1]
-        shapes = self.row.shapes(n, k, self.group)
-        given = self.planes_of(*planes)
-        for (name, plane), type in zip(given.items(), (t for t in ctx.operands[4:9] if t is not None), strict=True):
-            given[name] = unpacked(plane, type.layout, shapes[name])
+    def unpacked_planes(self, ctx: EvalContext, arrays: Sequence[np.ndarray | None], n: int, k: int) -> dict[str, np.ndarray]:
+        """The planes of matrices ``[…, n, k]`` in rows, by name; of which the op has the types."""
+        shapes, given = self.row.shapes(n, k, self.group), self.planes_of(*arrays)
+        types = (t for t in ctx.operands[self.planes_at : self.planes_at + len(PLANES)] if t is not None)
+        return {name: unpacked(plane, type.layout, shapes[name]) for (name, plane), type in zip(given.items(), types, strict=True)}
+
+    def product_int8(
+        self, q: np.ndarray, x_scale: np.ndarray, sums: np.ndarray, total: np.ndarray, given: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """``f32[…, n]``: the activation by the matrix ``[n, k]`` that planes in rows stand for."""
+        n, k = len(given["codes"]), q.shape[-1]
         codes = given["codes"].astype(np.uint8)
         zero = given["low"] if self.zeros else np.full((n, k // self.group), self.zero)
         _, factor, moved = parts(self.row, self.group, {**given, "codes": signed(self.row, codes)}, np.float32)
@@ -193,6 +168,58 @@ class LinearBlocksInt8(InBlocks):
             y = fma_f32(d, x_scale[..., g, None].astype(np.float32) * factor[:, g], y)
             if moved is not None:
                 y = fma_f32(np.broadcast_to(total[..., g, None], y.shape), np.broadcast_to(moved[:, g], y.shape), y)
+        return y
+
+
+#: the activation as operands, and planes in any layout
+ACTIVATION_OPERANDS = (Operand("q", I8), Operand("x_scale", F32), Operand("sum", I32), Operand("total", F32))
+PACKED_OPERANDS = tuple(Operand(p.name, CODES if p.name == "codes" else p.dtypes, p.optional, any_layout=True) for p in PLANE_OPERANDS)
+
+
+@dataclass(frozen=True)
+class LinearBlocksInt8(InBlocksInt8):
+    """``y[…, n] = sum over k of x[…, k] * w[n, k] + bias[n]`` for x in groups of 8-bit codes and w in the given format, with groups of one size.
+
+    For the groups g of a row in order, from y = 0::
+
+        d = sum over j of q[g, j] * code[n, g, j]  -  zero * sum[g]    exact, in i32
+        y = fma(f32(d), scale_x[g] * (scale[n, g] * steps[n, g]), y)
+        y = fma(total[g], low[n, g] * low_steps[n, g], y)              where the format adds such a low; -low where it is subtracted
+
+    then ``y + bias[n]``. ``sum`` has the sums of q, so d is a sum of ``q * (code - zero)``; if it is something else, d wraps. Scales times steps are
+    exact. Codes are unsigned: those of a format with signed ones are 128 more than there, and so is ``zero``. Planes may be packed.
+    """
+
+    mnemonic = "linear_blocks_int8"
+    operands = (*ACTIVATION_OPERANDS, *PACKED_OPERANDS, Operand("bias", F32, optional=True))
+    constraints = {
+        1: "q has an axis, and codes is a matrix of u8",
+        3: "the last size of q is a constant, a multiple of the format's blocks",
+        **InBlocksInt8.constraints,
+        7: "bias is a vector of provably as many elements as codes has rows",
+    }
+    fusion = FusionKind.CONTRACTION
+    exact = True
+
+    def infer(self, ctx: InferContext, *types: TensorType | None) -> tuple[TensorType, ...]:
+        q, *about, codes, scale, low, steps, low_steps, bias = types
+        assert q is not None and codes is not None
+        self.require(1, q.rank >= 1 and codes.rank == 2 and codes.dtype is DType.u8, f"{q}, {codes}")
+        self.require_group()
+        k, n = q.shape[-1], codes.shape[0]
+        self.require(3, isinstance(k, int), str(q))
+        assert isinstance(k, int)
+        self.require_planes(ctx, (n,), k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps)
+        self.require_groups(ctx, q, *about)
+        if bias is not None:
+            self.require(7, bias.rank == 1, str(bias))
+            require_equal(self, 7, ctx, bias.shape[0], n, "the outputs")
+        return (TensorType((*q.shape[:-1], n), DType.f32),)
+
+    def reference(self, ctx: EvalContext, *arrays: np.ndarray | None) -> Any:
+        q, x_scale, sums, total, *planes, bias = arrays
+        assert q is not None and x_scale is not None and sums is not None and total is not None
+        y = self.product_int8(q, x_scale, sums, total, self.unpacked_planes(ctx, planes, ctx.result_shape[-1], q.shape[-1]))
         return y if bias is None else y + bias.astype(np.float32)
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:

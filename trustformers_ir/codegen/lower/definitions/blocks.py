@@ -12,19 +12,19 @@ from collections.abc import Sequence
 
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Expr, Reduce, cast
 from trustformers_ir.codegen.lower.definer import Definer, define
-from trustformers_ir.codegen.lower.indexing import Index
+from trustformers_ir.codegen.lower.indexing import Index, broadcast_index
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.blocks import InBlocks
 
 
 class Rows:
-    """Row n of a matrix in blocks ``[…, k]``: what the codes of a group are made into numbers with. ``planes``: in the order of the operands."""
+    """A row of a matrix in blocks ``[…, k]``: what the codes of a group are made into numbers with. ``planes``: in the order of the operands.
+    ``place``: which row, behind which matrix where there are several."""
 
-    def __init__(
-        self, d: Definer, op: ops.LinearBlocks | ops.LinearBlocksInt8 | ops.EmbeddingBlocks, planes: Sequence[Value | None], n: Expr, k: int
-    ) -> None:
-        self.d, self.row, self.n, self.groups = d, op.row, n, k // op.group
+    def __init__(self, d: Definer, op: InBlocks, planes: Sequence[Value | None], place: Index, k: int) -> None:
+        self.d, self.row, self.place, self.groups = d, op.row, place, k // op.group
         codes, self.scale, self.low, self.steps, self.low_steps = planes
         assert codes is not None
         self.codes = codes
@@ -72,30 +72,51 @@ class Rows:
     def _at(self, plane: Value | None, g: Expr, dtype: DType = DType.f32) -> Expr:
         """The entry of a plane for a group, of which several may share one."""
         assert plane is not None
-        columns = plane.type.shape[1]
+        columns = plane.type.shape[-1]
         assert isinstance(columns, int)
-        return cast(self.d.at(plane, (self.n, g // (self.groups // columns))), dtype)
+        return cast(self.d.at(plane, (*self.place, g // (self.groups // columns))), dtype)
 
 
 @define(ops.LinearBlocks)
 def _linear_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
-    assert isinstance(o.op, ops.LinearBlocks)
-    x, codes, *_, bias = o.operands
-    assert x is not None and codes is not None
-    size, (*lead, n) = o.op.group, index
-    terms = x.type.shape[-1]
+    *lead, n = index
+    bias = o.operands[-1]
+    y = _sum(d, o, tuple(lead), (n,))
+    return d.finish(o, result, y if bias is None else y + d.lifted(bias, (n,)))
+
+
+@define(ops.ExpertBlocks)
+def _expert_blocks(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    return d.finish(o, result, _sum(d, o, *places_of_expert(d, o, index)))
+
+
+def places_of_expert(d: Definer, o: Operation, index: Index) -> tuple[Index, Index]:
+    """Where the row of the activation, the first operand, lies, and where that of its expert's matrix, for an element of a product by chosen
+    matrices."""
+    assert isinstance(o.op, InBlocks)
+    x, codes, experts = o.inputs[0], o.operands[o.op.planes_at], o.operands[-1]
+    assert codes is not None and experts is not None
+    *row, n = index
+    chosen = d.checked(o, d.at(experts, tuple(row)), codes.type.shape[0], "expert")
+    return broadcast_index(tuple(row), x.type.shape[:-1], experts.type.shape), (chosen, n)
+
+
+def _sum(d: Definer, o: Operation, lead: Index, place: Index) -> Expr:
+    """A row of x by a row of a matrix."""
+    assert isinstance(o.op, InBlocks)
+    x, codes = o.inputs[:2]
+    size, terms = o.op.group, x.type.shape[-1]
     assert isinstance(terms, int)
-    rows = Rows(d, o.op, o.operands[1:-1], n, terms)
+    rows = Rows(d, o.op, o.operands[1:-1], place, terms)
     g = Axis("g", terms // size, SEQ)
     run = size // 2 if rows.row.paired else size  # elements whose codes lie in neighbouring bytes
     j = Axis("j", run, VECTOR)
-    code = d.at(codes, (n, g * run + j))
+    code = d.at(codes, (*place, g * run + j))
     weights = rows.signed((code & 15, code >> 4) if rows.row.paired else (code,), g)
     parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(weights))]
     products = _added([Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)])
     plain = _added([Reduce("sum", (j,), part) for part in parts]) if rows.moves else None
-    y: Expr = Reduce("sum", (g,), rows.of_group(g, products, plain))
-    return d.finish(o, result, y if bias is None else y + d.lifted(bias, (n,)))
+    return Reduce("sum", (g,), rows.of_group(g, products, plain))
 
 
 @define(ops.EmbeddingBlocks)
@@ -108,7 +129,7 @@ def _embedding_blocks(d: Definer, o: Operation, index: Index, result: int) -> Ex
     terms = o.result.type.shape[-1]
     assert isinstance(terms, int)
     n = d.checked(o, d.at(ids, tuple(lead)), codes.type.shape[0], "token id")
-    rows = Rows(d, o.op, planes, n, terms)
+    rows = Rows(d, o.op, planes, (n,), terms)
     g, within = j // size, j % size
     if rows.row.paired:
         half = size // 2

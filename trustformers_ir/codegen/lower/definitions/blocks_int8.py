@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from trustformers_ir.codegen.kernel_ir.nodes import SEQ, UNROLL, VECTOR, Axis, Const, Expr, Reduce, cast, const, fma, maximum, select, unary
 from trustformers_ir.codegen.lower.definer import Definer, define
-from trustformers_ir.codegen.lower.definitions.blocks import Rows
+from trustformers_ir.codegen.lower.definitions.blocks import Rows, places_of_expert
 from trustformers_ir.codegen.lower.definitions.quantized import MAGIC
 from trustformers_ir.codegen.lower.indexing import Index
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.blocks_int8 import InBlocksInt8
 from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
 
 
@@ -70,17 +71,29 @@ def _code(x: Expr, inverse: Expr) -> Expr:
 
 @define(ops.LinearBlocksInt8)
 def _linear_blocks_int8(d: Definer, o: Operation, index: Index, result: int) -> Expr:
-    assert isinstance(o.op, ops.LinearBlocksInt8)
-    q, x_scale, sums, total, codes, *planes, bias = o.operands
+    *lead, n = index
+    bias = o.operands[-1]
+    y = _sum(d, o, tuple(lead), (n,))
+    return y if bias is None else y + d.at(bias, (n,))
+
+
+@define(ops.ExpertBlocksInt8)
+def _expert_blocks_int8(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    return _sum(d, o, *places_of_expert(d, o, index))
+
+
+def _sum(d: Definer, o: Operation, lead: Index, place: Index) -> Expr:
+    """A row of the activation by a row of a matrix."""
+    assert isinstance(o.op, InBlocksInt8)
+    q, x_scale, sums, total, codes, *planes, _ = o.operands
     assert q is not None and x_scale is not None and sums is not None and total is not None and codes is not None
-    size, (*lead, n) = o.op.group, index
-    terms = q.type.shape[-1]
+    size, terms = o.op.group, q.type.shape[-1]
     assert isinstance(terms, int)
-    rows = Rows(d, o.op, (codes, *planes), n, terms)
+    rows = Rows(d, o.op, (codes, *planes), place, terms)
     g = Axis("g", terms // size, SEQ)
     run = o.op.run
     j = Axis("j", run, SEQ)
-    code: Expr = d.at(codes, (n, g * run + j))
+    code: Expr = d.at(codes, (*place, g * run + j))
     if rows.row.paired:
         h = Axis("h", 2, UNROLL)
         axes: tuple[Axis, ...] = (h, j)
@@ -92,11 +105,9 @@ def _linear_blocks_int8(d: Definer, o: Operation, index: Index, result: int) -> 
     if not isinstance(zero, int) or zero:
         dot = dot - d.at(sums, (*lead, g)) * zero
     a, b = cast(dot, DType.f32), d.at(x_scale, (*lead, g)) * rows.scale_of(g)
-    if rows.moves:
-        t = Axis("t", 2, UNROLL)
-        first, moved = t < const(1), rows.low_of(g)
-        body = select(first, a, d.at(total, (*lead, g))) * select(first, b, unary("neg", moved) if rows.row.subtracts else moved)
-        y: Expr = Reduce("sum", (g, t), body)
-    else:
-        y = Reduce("sum", (g,), a * b)
-    return y if bias is None else y + d.at(bias, (n,))
+    if not rows.moves:
+        return Reduce("sum", (g,), a * b)
+    t = Axis("t", 2, UNROLL)
+    first, moved = t < const(1), rows.low_of(g)
+    body = select(first, a, d.at(total, (*lead, g))) * select(first, b, unary("neg", moved) if rows.row.subtracts else moved)
+    return Reduce("sum", (g, t), body)
