@@ -1,4 +1,4 @@
-"""What this machine gives the process: CPUs, memory, and the features that compiled code may need."""
+"""What this machine gives the process: CPUs, caches and memory."""
 
 from __future__ import annotations
 
@@ -36,15 +36,6 @@ def memory() -> int:
     return min([total, *(n for n in limits if n > 0)])
 
 
-def this_machine() -> dict[str, object]:
-    """What code for this machine depends on: plain data that is equal for equal machines and versions of LLVM."""
-    import llvmlite
-    import llvmlite.binding as llvm
-
-    triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
-    return {"triple": triple, "cpu": cpu, "features": sorted(features()), "llvmlite": llvmlite.__version__}
-
-
 @functools.cache
 def last_cache() -> int:
     """Bytes of the largest cache of a CPU; 0 where the system does not say."""
@@ -56,14 +47,6 @@ def architecture() -> str:
     """The architecture of the CPU, as triples name it."""
     name = platform.machine().lower()
     return _ARCHITECTURES.get(name, name)
-
-
-@functools.cache
-def features() -> frozenset[str]:
-    """The features that the CPU has, by LLVM's names."""
-    import llvmlite.binding as llvm
-
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def _cpu_quotas() -> Iterator[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """The compile cache: what a checkpoint or a GGUF file was compiled to, kept for the next process that asks for the same.
 
 An entry is an artifact like any other, ``<folder>/compiled/<key>.tfc``, and is mapped as one. The key is a digest of all that the result
-depends on: the bytes of the checkpoint's files (``identity.py``), the request, the machine, and the compiler's own source files. So an entry is
-never out of date; one that nobody can ask for any more is at some point the one that was used longest ago, and goes.
+depends on: the bytes of the checkpoint's files (``identity.py``), the request, the machine, the compiler's own source files, and the
+installed LLVM. So an entry is never out of date; one that nobody can ask for any more is at some point the one that was used longest ago, and goes.
 
 * Files appear by renaming, so processes may store the same entry at once: one of them wins, both are right. An entry that goes while it is
   mapped stays until nobody maps it.
@@ -32,9 +32,9 @@ from trustformers_ir.ir.abi import ABI_VERSION
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import CompilerError
-from trustformers_ir.ir.keeping import drop_abandoned, private_folders
-from trustformers_ir.ir.machine import this_machine
+from trustformers_ir.ir.keeping import drop_abandoned, package_identity, private_folders
 from trustformers_ir.runtime import artifact, container
+from trustformers_ir.runtime.host import this_machine
 from trustformers_ir.runtime.identity import GGUF, Memory, model_identity
 from trustformers_ir.runtime.runnable import Runnable
 
@@ -251,12 +251,13 @@ def slot(model: Any, request: dict[str, object]) -> Slot | None:
         cache = opened()
         place = Path(os.path.realpath(model)) if os.path.isdir(model) else Path(os.path.abspath(model))
         files = model_identity(place, cache.memory)
+        llvm = package_identity("llvmlite")  # not its version: to be told that costs more than linking
         if files is None or source_identity() != _SOURCES:
             return None
     except OSError:
         return None
     facts: dict[str, object] = {"files": files, "name": place.name, "request": request, "machine": this_machine(), "compiler": _SOURCES}
-    facts |= {"abi": ABI_VERSION, "format": container.FORMAT_VERSION}
+    facts |= {"llvm": llvm, "abi": ABI_VERSION, "format": container.FORMAT_VERSION}
     text = json.dumps(facts, sort_keys=True)
     name = f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tfc"
     return Slot(cache, cache.folder / name, place, files)

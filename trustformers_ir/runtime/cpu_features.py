@@ -1,4 +1,4 @@
-"""Which bit of ``CPUID`` tells of each CPU feature, by LLVM's names, for code that asks without LLVM.
+"""Which bit of ``CPUID`` tells of each CPU feature, by LLVM's names, for those who ask without LLVM: ``host.py`` and ``c/library.c``.
 
 Bits are those of Intel's Software Developer's Manual, volume 2A, ``CPUID``, and AMD's Architecture Programmer's Manual, volume 3, appendix E;
 which register state an instruction set needs is in volume 1, chapter 13 of the former. ``tests/runtime/test_cpu_features.py`` compares every row
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EAX, EBX, ECX, EDX = range(4)
-NO_STATE, AVX, AVX512, AMX, APX = range(5)  # register state that the system has to save, in the order of tfi_states in c/library.c
+NO_STATE, AVX, AVX512, AMX, APX = range(5)  # register state that the system has to save, in the order of STATES
+STATES = (0, 0x6, 0xE6, 0x60000, 0x80000)  # as bits of XCR0, as c/library.c has them
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ FEATURE_BITS: dict[str, FeatureBit] = {
     **_rows(7, 1, EDX, "prefetchi:14 usermsr:15"),
     **_rows(7, 1, EDX, "avxvnniint8:4 avxneconvert:5 avxvnniint16:10", AVX),
     **_rows(7, 1, EDX, "amx-complex:8", AMX),
+    **_rows(7, 1, EDX, "avx10.1:19", AVX512),
+    **_rows(0x24, 0, EBX, "avx10.2:1", AVX512),  # a number in eight bits, of which this one is set in 2 and 3
     **_rows(7, 1, EDX, "egpr:21 push2pop2:21 ppx:21 ndd:21 ccmp:21 nf:21 cf:21 zu:21", APX),
     **_rows(0x1E, 1, EAX, "amx-fp8:4 amx-transpose:5 amx-tf32:6 amx-avx512:7 amx-movrs:8", AMX),
     **_rows(0xD, 1, EAX, "xsaveopt:0 xsavec:1 xsaves:3", AVX),

@@ -1,44 +1,23 @@
-"""Linking object code into this process, and calling it.
+"""Object code in this process: linked, called, and unmapped.
 
-Needs llvmlite's JIT linker only; the compiler is not imported. Code is unmapped when its :class:`NativeLibrary` is garbage: whoever has a
-thread in it, or an address of it, keeps the library. When the interpreter goes down nothing is unmapped, since threads may still be parked in code.
+On Linux and x86-64 our own linker does it (``linker.py``). What that does not read, code for other architectures among it, LLVM's links (``jit.py``),
+which costs memory and time. Code is unmapped when its :class:`NativeLibrary` is garbage: whoever has a thread in it, or an address of it, keeps
+the library. When the interpreter goes down nothing is unmapped, since threads may still be parked in code.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import itertools
-import os
-import threading
+import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trustformers_ir.ir.diagnostics import Code, InternalError
-
-_counter = itertools.count()
-_lock = threading.RLock()  # a library may become garbage, and be unmapped, while the same thread links another
-_linked: dict[int, tuple[Any, Any]] = {}  # what LLVM has mapped for each library. Not in the finalizers: those let go of it at exit
-
-
-def _after_fork() -> None:
-    """In a child nobody would release the lock if another thread of the parent held it."""
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-@functools.cache
-def _binding() -> Any:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    ctypes.CDLL("libm.so.6", mode=ctypes.RTLD_GLOBAL)
-    return llvm
+from trustformers_ir.ir.machine import architecture
+from trustformers_ir.runtime.elf import UnknownForm
+from trustformers_ir.runtime.jit import link_with_llvm
+from trustformers_ir.runtime.linker import link_objects
 
 
 class LinkError(InternalError):
@@ -46,26 +25,14 @@ class LinkError(InternalError):
 
 
 class NativeLibrary:
-    """Object files linked into the process; gives the addresses of their symbols."""
+    """Object files linked into the process; gives the addresses of their symbols. Any number of threads may link at once."""
 
     def __init__(self, objects: Sequence[bytes], symbols: Sequence[str]) -> None:
-        llvm = _binding()
-        with _lock:
-            machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-            jit = llvm.create_lljit_compiler(machine)
-            builder = llvm.JITLibraryBuilder()
-            for image in objects:
-                builder.add_object_img(image)
-            for s in symbols:
-                builder.export_symbol(s)
-            number = next(_counter)
-            try:
-                library = builder.add_current_process().link(jit, f"tfir{number}")
-                self._addresses = {s: int(library[s]) for s in symbols}
-            except (RuntimeError, KeyError) as error:
-                raise LinkError.of(Code.LINK_FAILED, f"linking failed: {error}") from error
-            _linked[number] = jit, library
-            weakref.finalize(self, _unmap, number).atexit = False
+        try:
+            self._addresses, unmap = _linked(objects, symbols)
+        except (ValueError, OSError) as error:
+            raise LinkError.of(Code.LINK_FAILED, f"linking failed: {error}") from error
+        weakref.finalize(self, unmap).atexit = False
 
     def address(self, symbol: str) -> int:
         """Where the symbol lies; ``KeyError`` when it was not asked for at linking."""
@@ -78,11 +45,15 @@ class NativeLibrary:
         return function
 
 
-def _unmap(number: int) -> None:
-    with _lock:
-        jit, library = _linked.pop(number)
-        library.close()
-        jit.close()
+def _linked(objects: Sequence[bytes], symbols: Sequence[str]) -> tuple[dict[str, int], Callable[[], None]]:
+    """The addresses of the symbols, and what unmaps the code."""
+    if sys.platform == "linux" and architecture() == "x86_64":
+        try:
+            image = link_objects(objects, symbols)
+            return image.addresses, image.pages.unmap
+        except UnknownForm:  # whatever is wrong with it, LLVM says so
+            pass
+    return link_with_llvm(objects, symbols)
 
 
 def link(objects: Sequence[bytes], symbols: Sequence[str]) -> NativeLibrary:

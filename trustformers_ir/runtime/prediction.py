@@ -24,7 +24,8 @@ from trustformers_ir.ir.abi import Entry, KernelInfo
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.env import cache_folder
-from trustformers_ir.ir.machine import last_cache, this_machine
+from trustformers_ir.ir.machine import last_cache
+from trustformers_ir.runtime.host import this_machine
 
 
 class Kind(enum.Enum):

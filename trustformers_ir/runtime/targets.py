@@ -10,6 +10,7 @@ from trustformers_ir.ir.abi import TargetInfo
 from trustformers_ir.ir.device import TRIPLES
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where, printable
 from trustformers_ir.runtime.gpu import devices
+from trustformers_ir.runtime.host import lacking
 
 
 def check_target(target: TargetInfo, where: Where | None = None) -> None:
@@ -43,7 +44,7 @@ def _problem(target: TargetInfo, where: Where | None) -> CompilerError | None:
     if architecture != machine.architecture() or platform.system().lower() not in rest:
         message = f"the code is for {target.triple}; this machine is {machine.architecture()}-{platform.system().lower()}"
         return CompilerError.of(Code.ARTIFACT_TARGET, message, where, "compile the model for this machine: tfc compile --target cpu")
-    missing = sorted(set(target.features) - machine.features())
+    missing = lacking(target.features)
     if not missing:
         return None
     shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
