@@ -338,6 +338,7 @@ WITHOUT_TWIN |= {"quantize_dynamic", "quantize_static", "linear_int8"}  # torch 
 WITHOUT_TWIN |= {"quantize_f8", "linear_f8"}  # numpy has no such arrays: test_ops_quantized_f8.py
 WITHOUT_TWIN |= {"linear_blocks", "embedding_blocks"}  # torch has no such weights: test_block_formats.py
 WITHOUT_TWIN |= {"quantize_groups", "linear_blocks_int8"}  # nor such arithmetic: test_blocks_int8.py, test_quantize_activations.py
+WITHOUT_TWIN |= {"expert_blocks", "expert_blocks_int8"}  # test_expert_blocks.py
 
 
 def size(case: Case, dim: Any) -> int:
