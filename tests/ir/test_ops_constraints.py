@@ -34,6 +34,7 @@ CACHED: list[tuple[dict[str, Any], int, Types]] = [
     ({"window": 0}, 6, [*QKV, None, None]),
 ]
 
+ABOUT5 = (f32[5, 1], i32[5, 1], f32[5, 1])  # of five rows of 32 codes
 ROWS: list[tuple[Op, int, Types]] = [
     *((kind(), number, types) for kind in OPS.values() if issubclass(kind, ops.BinaryOp) and f64 in kind.operands[0].dtypes
       for number, types in PAIRS),
@@ -210,7 +211,7 @@ ROWS: list[tuple[Op, int, Types]] = [
     (ops.ExpertBlocksInt8(Format.Q4_1, 32), 4, [i8[32], f32[1], i32[1], f32[1], u8[3, 2, 16], f16[3, 2, 1], None, None, None, None, i64[4]]),
     (ops.ExpertBlocksInt8(Format.Q4_0, 32), 5, [i8[32], f32[1], i32[1], f32[1], u8[3, 2, 16], f16[3, 3, 1], None, None, None, None, i64[4]]),
     (ops.ExpertBlocksInt8(Format.Q4_0, 32), 6, [i8[32], f32[2], i32[1], f32[1], u8[3, 2, 16], f16[3, 2, 1], None, None, None, None, i64[4]]),
-    (ops.ExpertBlocksInt8(Format.Q4_0, 32), 7, [i8[5, 32], f32[5, 1], i32[5, 1], f32[5, 1], u8[3, 2, 16], f16[3, 2, 1], None, None, None, None, i64[4]]),
+    (ops.ExpertBlocksInt8(Format.Q4_0, 32), 7, [i8[5, 32], *ABOUT5, u8[3, 2, 16], f16[3, 2, 1], None, None, None, None, i64[4]]),
     (ops.Einsum("ij"), 1, [f32[2, 2]]),
     (ops.Einsum("i1->i"), 1, [f32[2, 2]]),
     (ops.Einsum("...i...->i"), 1, [f32[2, 2]]),

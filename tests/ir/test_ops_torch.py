@@ -328,6 +328,7 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.CacheWrite: cache_write,
     ops.PagedWrite: paged_write,
     ops.PagedRead: paged_read,
+    ops.DequantizeGroups: lambda o, case, q, scale: q * scale.repeat_interleave(o.group, -1),
     ops.ExpertMatMul: lambda o, case, x, w, e: (x[..., None, :] @ w[wraps(e, w.shape[0])])[..., 0, :],
     ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),

@@ -34,10 +34,8 @@ class Rows:
         """The code of the element of group g that is the j-th of its half h, where a byte holds two of them."""
         run = self.op.group // 2
         byte = self.d.at(self.codes, (*self.place, g * run + j))
-        if isinstance(h, int):
-            code = byte >> 4 if h else byte & 15
-        else:
-            code = (byte >> cast(h * 4, DType.u8)) & 15
+        known = {0: byte & 15, 1: byte >> 4}
+        code = known[h] if isinstance(h, int) else (byte >> cast(h * 4, DType.u8)) & 15
         if self.high is None:
             return code
         bits = self.row.high_bits
