@@ -76,7 +76,7 @@ def predict(entry: Entry, dims: Mapping[str, int], rates: Rates) -> list[Roof]:
 def kind(kernel: KernelInfo) -> Kind:
     """The kind of a kernel, by the ops that its label names."""
     words = kernel.label.split("+")
-    if "linear_int8" in words or "linear_blocks_int8" in words:
+    if not {"linear_int8", "linear_blocks_int8", "expert_blocks_int8"}.isdisjoint(words):
         return Kind.INTEGER
     if any(word.startswith(PRODUCTS) for word in words):
         return Kind.PRODUCT
