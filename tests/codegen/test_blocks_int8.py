@@ -24,6 +24,7 @@ from trustformers_ir.ir.core import Block, Function, Module
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.ops.blocks import DEEP
 from trustformers_ir.ir.ops.contract import pack_panels
 from trustformers_ir.ir.types import Panels, TensorType
 from trustformers_ir.passes.fuse import Fuse
@@ -61,7 +62,7 @@ def product(format: Format, n: int, k: int, rows: Any, packed: bool = True, resi
     planes = []
     for name, shape in row.shapes(n, k, group).items():
         type = TensorType(shape, u8 if name == "codes" else row.planes[name].dtype)
-        planes.append((name, block.add_arg(TensorType(shape, type.dtype, Panels(16, 4 if name == "codes" else 1)) if packed else type, name)))
+        planes.append((name, block.add_arg(TensorType(shape, type.dtype, Panels(16, 4 if name in DEEP else 1)) if packed else type, name)))
     about = build.create(ops.QuantizeGroups(group), x).results
     y = build(ops.LinearBlocksInt8(format, group), *about, *(dict(planes).get(name) for name in PLANES), None)
     build.create(ops.Return(), build(ops.Add(), y, block.add_arg(f32[rows, n], "r")) if residual else y)
@@ -70,7 +71,7 @@ def product(format: Format, n: int, k: int, rows: Any, packed: bool = True, resi
 
 def stored(planes: list[np.ndarray | None], packed: bool) -> list[np.ndarray]:
     found = [(n, p) for n, p in enumerate(planes) if p is not None]
-    return [pack_panels(p, 16, 1 if n else 4) if packed else p for n, p in found]
+    return [pack_panels(p, 16, 4 if PLANES[n] in DEEP else 1) if packed else p for n, p in found]
 
 
 @functools.cache
@@ -102,7 +103,7 @@ def test_extreme_codes_do_not_saturate() -> None:
     x = np.where(np.arange(k) % 2, 5.0, -5.0).astype(np.float32)[None].repeat(2, 0)
     x[1] = 5
     codes = np.where(np.arange(n)[:, None] % 2, 255, 0).astype(np.uint8).repeat(k, 1)
-    given = [x, *stored([codes, np.ones((n, k // 32), np.float16), None, None, None], True), np.zeros((2, n), np.float32)]
+    given = [x, *stored([codes, np.ones((n, k // 32), np.float16), None, None, None, None], True), np.zeros((2, n), np.float32)]
     want = evaluate(product(Format.Q8_0, n, k, "m"), *given)
     for isa in ISAS:
         np.testing.assert_array_equal(runner(isa, Format.Q8_0, "m")(given, {"m": 2})[0], want)
@@ -127,7 +128,7 @@ def test_packed_planes_give_the_bits_of_plain_ones() -> None:
         ("cpu:avx2", "vpmaddwd\t", "ymm", 4),
     ],
 )
-@pytest.mark.parametrize("format", [Format.Q4_0, Format.Q8_0])
+@pytest.mark.parametrize("format", [Format.Q4_0, Format.Q5_0, Format.Q8_0])
 def test_every_machine_has_its_instruction(format: Format, isa: str, instruction: str, register: str, times: int) -> None:
     """For a tile of rows, and for a row alone: 8 of them for the 32 terms of a group."""
     target = parse(isa)

@@ -328,6 +328,7 @@ TWINS: dict[type[Op], Callable[..., Any]] = {
     ops.CacheWrite: cache_write,
     ops.PagedWrite: paged_write,
     ops.PagedRead: paged_read,
+    ops.DequantizeGroups: lambda o, case, q, scale: q * scale.repeat_interleave(o.group, -1),
     ops.ExpertMatMul: lambda o, case, x, w, e: (x[..., None, :] @ w[wraps(e, w.shape[0])])[..., 0, :],
     ops.PackedAttention: packed_attention,
     ops.Dropout: lambda o, case, x: F.dropout(x, o.p, training=False),
@@ -338,6 +339,7 @@ WITHOUT_TWIN |= {"quantize_dynamic", "quantize_static", "linear_int8"}  # torch 
 WITHOUT_TWIN |= {"quantize_f8", "linear_f8"}  # numpy has no such arrays: test_ops_quantized_f8.py
 WITHOUT_TWIN |= {"linear_blocks", "embedding_blocks"}  # torch has no such weights: test_block_formats.py
 WITHOUT_TWIN |= {"quantize_groups", "linear_blocks_int8"}  # nor such arithmetic: test_blocks_int8.py, test_quantize_activations.py
+WITHOUT_TWIN |= {"expert_blocks", "expert_blocks_int8"}  # test_expert_blocks.py
 
 
 def size(case: Case, dim: Any) -> int:

@@ -20,7 +20,10 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.text import parse_module
 from trustformers_ir.passes import quantize_blocks
+from trustformers_ir.passes.canonicalize import Canonicalize
+from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.dce import Dce
+from trustformers_ir.passes.fold_weights import FoldWeights
 from trustformers_ir.passes.manager import PassLog, PassManager, parse_pipeline
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
 from trustformers_ir.passes.registry import PASSES
@@ -177,3 +180,53 @@ def test_options_are_text() -> None:
     ):
         with pytest.raises(tfir.CompilerError, match=says):
             parse_pipeline(f"quantize_blocks{{{options}}}", PASSES)
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------------
+
+MIXTURE = (
+    "random:mixtral?num_hidden_layers=2&hidden_size=64&intermediate_size=96&num_attention_heads=4&num_key_value_heads=2&vocab_size=99"
+    "&num_local_experts=4"
+)
+
+
+def experts_of(module: Module) -> list[str]:
+    return [o.op.mnemonic for o in module.walk() if "expert" in o.op.mnemonic]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_matrices_of_experts_become_planes(apart: bool) -> None:
+    """One weight that is turned round, as a file has it, or a matrix for each expert, as checkpoints have it: rows are never turned round twice."""
+    each = [normal(40, 96) for _ in range(3)]
+
+    def product(x: Any, experts: Any) -> Any:
+        weights = F.stack([F.tensor(w) for w in each]) if apart else F.tensor(np.stack(each))
+        return F.expert_matmul(x, weights.transpose(1, 2), experts)
+
+    module = tfir.trace(product, f32["n", 1, 96], tfir.i64["n", 2])
+    log = PassManager([Canonicalize(), ConstantFold(), FoldWeights(), ALL, Dce()], verify=True).run(module).passes[3].log
+    assert log.counts == {"products in q4_0": 1} and experts_of(module) == ["expert_blocks"]
+    planes = {name.rpartition(".")[2]: w.data for name, w in module.weights.items()}
+    assert planes["codes"].shape == (3, 40, 48)
+    rows = {name: plane.reshape(120, -1) for name, plane in planes.items()}
+    assert join(Format.Q4_0, rows).tobytes() == quants.quantize(np.concatenate(each), gguf.GGMLQuantizationType.Q4_0).tobytes()
+    x, experts = normal(5, 1, 96), RNG.integers(0, 3, (5, 2))
+    want = np.einsum("nk,nmjk->nmj", x[:, 0], dequantize(Format.Q4_0, rows).reshape(3, 40, 96)[experts])
+    np.testing.assert_allclose(evaluate(module, x, experts), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_0", "int4{group=32,zeros=true}"])
+def test_a_compiled_mixture_is_what_the_interpreter_says(recipe: str) -> None:
+    ids = RNG.integers(0, 99, (2, 11))
+    exe = tfir.compile(MIXTURE, quantize=recipe)
+    assert experts_of(exe.module) == ["expert_blocks_int8"] * 6
+    table: Any = exe.report()["quantization"]
+    told = {row["name"]: row["reason"] for row in table["products"]}
+    assert told["layers.1.block_sparse_moe.experts.w2"] is None and "it chooses experts" in told["layers.0.block_sparse_moe.gate"]
+    mask = np.ones_like(ids)
+    np.testing.assert_allclose(exe(ids, mask), evaluate(exe.module, ids, mask), rtol=1e-3, atol=1e-4)
+
+
+def test_keep_names_experts() -> None:
+    exe = tfir.compile(MIXTURE, quantize="q4_0{keep=*.experts.w2}")
+    assert sorted(experts_of(exe.module)) == ["expert_blocks_int8"] * 4 + ["expert_matmul"] * 2

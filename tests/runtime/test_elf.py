@@ -283,7 +283,7 @@ def test_mutated_objects_are_refused_or_linked() -> None:
 
 @pytest.mark.long
 def test_many_mutated_objects_are_refused_or_linked() -> None:
-    check_mutations(30_000)
+    check_mutations(10_000)
 
 
 @settings(max_examples=500, deadline=10_000, suppress_health_check=list(HealthCheck))

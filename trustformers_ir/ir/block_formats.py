@@ -7,11 +7,13 @@ bytes; kernels read aligned runs. So the same bits stand apart here, as *planes*
 plane       dtype, shape           holds
 =========== ====================== ======================================================================================================
 codes       u8 ``[n, k / 2]``      two codes of up to 4 bits in a byte: byte j of a group holds element j (low bits) and j + group / 2 (high bits)
-            i8 ``[n, k]``          codes of 5 to 8 bits, signed; or what codes of 4 bits stand for in formats that are not linear
+            i8 ``[n, k]``          codes of 8 bits, signed; or what codes of 4 bits stand for in formats that are not linear
 scale       f16 ``[n, k / group]`` what a code is multiplied by; with ``steps``, one for each 256 elements; bf16 where it is a power of two
 low         f16 or u8              f16: what is added after that (in k-quants subtracted); u8: what is subtracted from the codes of a group before
 steps       u8 or i8               what the scale of 256 elements is multiplied by to be that of a group
 low_steps   u8                     the same for ``low``
+high        u8 ``[n, k / group*4]`` the fifth bits of codes of 5 bits, the fifth and sixth of codes of 6, four bytes for a group: byte j has those of
+                                   elements j, j + 4, j + 8 and so on, the first in its lowest bits
 =========== ====================== ======================================================================================================
 
 ``w = scale * steps * (code - zero) + low``, with what a format has of it. One byte gives a kernel two codes for two runs of x that each lie side by
@@ -37,7 +39,7 @@ from trustformers_ir.ir.k_quants import SUPER
 Planes = Mapping[str, np.ndarray]
 
 #: the planes, in the order in which ``linear_blocks`` takes them
-PLANES = ("codes", "scale", "low", "steps", "low_steps")
+PLANES = ("codes", "scale", "low", "steps", "low_steps", "high")
 #: dtypes of what is multiplied by a matrix in blocks, and of what becomes one
 ACTIVATIONS = HALVES | {DType.f32}
 
@@ -87,6 +89,11 @@ class FormatRow:
     def paired(self) -> bool:
         """Whether a byte holds two codes."""
         return self.planes["codes"].per == 2
+
+    @property
+    def high_bits(self) -> int:
+        """How many bits of a code lie in the plane ``high``."""
+        return self.planes["high"].dtype.bits // self.planes["high"].per if "high" in self.planes else 0
 
     @property
     def subtracts(self) -> bool:
@@ -141,6 +148,27 @@ def unpair(bytes: np.ndarray, group: int) -> np.ndarray:
     return np.concatenate([runs & np.uint8(15), runs >> np.uint8(4)], axis=2).reshape(n, 2 * half)
 
 
+def halved(codes: np.ndarray, group: int) -> dict[str, np.ndarray]:
+    """Codes of 5 or 6 bits ``u8[n, k]`` as the planes ``codes`` and ``high``, whose four bytes for a group have 32 / group bits of each element."""
+    n = len(codes)
+    fields = (codes >> np.uint8(4)).reshape(n, -1, group // 4, 4)
+    shifts = np.arange(0, 8, 32 // group, dtype=np.uint8)[:, None]
+    high: np.ndarray = np.bitwise_or.reduce(fields << shifts, axis=2).reshape(n, -1)
+    return {"codes": pair(codes & np.uint8(15), group), "high": high}
+
+
+def unhalved(planes: Planes, group: int) -> np.ndarray:
+    """All codes of a format that has two in a byte, ``u8[n, k]``."""
+    codes = unpair(planes["codes"].astype(np.uint8), group)
+    if "high" not in planes:
+        return codes
+    bytes = planes["high"].astype(np.uint8).reshape(len(codes), -1, 1, 4)
+    bits = 32 // group
+    fields = (bytes >> np.arange(0, 8, bits, dtype=np.uint8)[:, None]) & np.uint8((1 << bits) - 1)
+    found: np.ndarray = codes | (fields << np.uint8(4)).reshape(codes.shape)
+    return found
+
+
 def unsigned(row: FormatRow, codes: np.ndarray) -> np.ndarray:
     """The plane ``codes`` as bytes without a sign, which is what instructions multiply by signed ones: 128 is added to codes that have one."""
     return codes if row.paired else codes.view(np.uint8) ^ np.uint8(128)
@@ -164,7 +192,7 @@ def parts(row: FormatRow, group: int, planes: Planes, dtype: type[np.floating]) 
             found = found * planes[steps].astype(dtype)
         return found
 
-    codes = unpair(planes["codes"], group) if row.paired else planes["codes"]
+    codes = unhalved(planes, group) if row.paired else planes["codes"]
     codes = codes.astype(np.int16) - np.int16(row.zero)
     if "low" not in row.planes:
         return codes, of_group("scale", "steps"), None
@@ -264,12 +292,12 @@ def _quantize_q4_1(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
 
 def _quantize_q5_0(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     codes, scale = _symmetric(rows, group, 31)
-    return {"codes": codes.view(np.int8) - np.int8(16), "scale": scale}
+    return {**halved(codes, group), "scale": scale}
 
 
 def _quantize_q5_1(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     codes, scale, low = _between(rows, group, 31)
-    return {"codes": codes.view(np.int8), "scale": scale, "low": low}
+    return {**halved(codes, group), "scale": scale, "low": low}
 
 
 def _quantize_int4(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
@@ -334,11 +362,12 @@ def _quantize_q4_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
 
 def _quantize_q5_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
     planes = k_quants.affine(rows, group, 31, 63, (-0.5, 15))
-    return {**planes, "codes": planes["codes"].view(np.int8)}
+    return {**planes, **halved(planes["codes"], group)}
 
 
 def _quantize_q6_k(rows: np.ndarray, group: int) -> dict[str, np.ndarray]:
-    return k_quants.symmetric(rows, group, 32, 128, k_quants.scaled, nearby=True)
+    planes = k_quants.symmetric(rows, group, 32, 128, k_quants.scaled, nearby=True)
+    return {**planes, **halved((planes["codes"] + np.int8(32)).view(np.uint8), group)}
 
 
 def _paired(planes: Planes, group: int) -> dict[str, np.ndarray]:
@@ -349,6 +378,7 @@ def _paired(planes: Planes, group: int) -> dict[str, np.ndarray]:
 
 _NIBBLES, _BYTES, _SCALE = Plane(DType.u8, 2), Plane(DType.i8, 1), Plane(DType.f16)
 _SUPER, _U8, _I8 = Plane(DType.f16, SUPER), Plane(DType.u8), Plane(DType.i8)
+_FIFTH, _SIXTH = {"high": Plane(DType.u8, 8)}, {"high": Plane(DType.u8, 4)}
 _STEPS = {"scale": _SUPER, "low": _SUPER, "steps": _U8, "low_steps": _U8}
 
 FORMATS: Mapping[Format, FormatRow] = {
@@ -357,13 +387,13 @@ FORMATS: Mapping[Format, FormatRow] = {
         FormatRow(Format.Q8_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 34, _quantize_q8_0),
         FormatRow(Format.Q4_0, 32, {"codes": _NIBBLES, "scale": _SCALE}, 8, 32, 18, _quantize_q4_0),
         FormatRow(Format.Q4_1, 32, {"codes": _NIBBLES, "scale": _SCALE, "low": _SCALE}, 0, 32, 20, _quantize_q4_1),
-        FormatRow(Format.Q5_0, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 22, _quantize_q5_0),
-        FormatRow(Format.Q5_1, 32, {"codes": _BYTES, "scale": _SCALE, "low": _SCALE}, 0, 32, 24, _quantize_q5_1),
+        FormatRow(Format.Q5_0, 32, {"codes": _NIBBLES, "scale": _SCALE, **_FIFTH}, 16, 32, 22, _quantize_q5_0),
+        FormatRow(Format.Q5_1, 32, {"codes": _NIBBLES, "scale": _SCALE, "low": _SCALE, **_FIFTH}, 0, 32, 24, _quantize_q5_1),
         FormatRow(Format.Q2_K, 16, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 84, _quantize_q2_k),
         FormatRow(Format.Q3_K, 16, {"codes": _NIBBLES, "scale": _SUPER, "steps": _I8}, 4, SUPER, 110, _quantize_q3_k),
         FormatRow(Format.Q4_K, 32, {"codes": _NIBBLES, **_STEPS}, 0, SUPER, 144, _quantize_q4_k),
-        FormatRow(Format.Q5_K, 32, {"codes": _BYTES, **_STEPS}, 0, SUPER, 176, _quantize_q5_k),
-        FormatRow(Format.Q6_K, 16, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 210, _quantize_q6_k),
+        FormatRow(Format.Q5_K, 32, {"codes": _NIBBLES, **_STEPS, **_FIFTH}, 0, SUPER, 176, _quantize_q5_k),
+        FormatRow(Format.Q6_K, 16, {"codes": _NIBBLES, "scale": _SUPER, "steps": _I8, **_SIXTH}, 32, SUPER, 210, _quantize_q6_k),
         FormatRow(Format.IQ4_NL, 32, {"codes": _BYTES, "scale": _SCALE}, 0, 32, 18),
         FormatRow(Format.IQ4_XS, 32, {"codes": _BYTES, "scale": _SUPER, "steps": _I8}, 0, SUPER, 136),
         FormatRow(Format.MXFP4, 32, {"codes": _BYTES, "scale": Plane(DType.bf16)}, 0, 32, 17, _quantize_mxfp4),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import E2M1, FORMATS, NOT_LINEAR, Format, Planes, pair, power, unpair
+from trustformers_ir.ir.block_formats import E2M1, FORMATS, NOT_LINEAR, Format, Planes, halved, pair, power, unhalved, unpair
 from trustformers_ir.ir.dtypes import DType
 
 
@@ -54,18 +54,18 @@ FILE_ORDER = ("scale", "low", "codes")
 # element follows d.
 
 
-def _split_q5(cells: np.ndarray, zero: int, factors: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _split_q5(cells: np.ndarray, factors: tuple[str, ...]) -> dict[str, np.ndarray]:
     n = len(cells)
     at = 2 * len(factors)
     fifth = np.unpackbits(np.ascontiguousarray(cells[:, :, at : at + 4]), axis=2, bitorder="little")
     low = cells[:, :, at + 4 :]
     codes = np.concatenate([low & 15, low >> 4], axis=2) | (fifth << 4)
     planes = {name: _plane(cells[:, :, 2 * i : 2 * i + 2], DType.f16) for i, name in enumerate(factors)}
-    return {"codes": codes.reshape(n, -1).view(np.int8) - np.int8(zero), **planes}
+    return {**halved(codes.reshape(n, -1), 32), **planes}
 
 
-def _join_q5(planes: Planes, n: int, count: int, zero: int, factors: tuple[str, ...]) -> list[np.ndarray]:
-    codes = (planes["codes"] + np.int8(zero)).view(np.uint8).reshape(n, count, 32)
+def _join_q5(planes: Planes, n: int, count: int, factors: tuple[str, ...]) -> list[np.ndarray]:
+    codes = unhalved(planes, 32).reshape(n, count, 32)
     fifth = np.packbits(codes >> 4, axis=2, bitorder="little")
     return [*(planes[name] for name in factors), fifth, (codes[:, :, :16] & 15) | ((codes[:, :, 16:] & 15) << 4)]
 
@@ -174,11 +174,11 @@ def _split_q5_k(cells: np.ndarray) -> dict[str, np.ndarray]:
     fifth = np.concatenate([(cells[:, :, None, 16:48] >> g) & 1 for g in range(8)], axis=2).reshape(n, -1)
     codes = np.concatenate([runs & 15, runs >> 4], axis=3).reshape(n, -1) | (fifth << 4)
     factors = {"scale": _plane(cells[:, :, :2], DType.f16), "low": _plane(cells[:, :, 2:4], DType.f16)}
-    return {"codes": codes.view(np.int8), **factors, **_split_steps(cells[:, :, 4:16])}
+    return {**halved(codes, 32), **factors, **_split_steps(cells[:, :, 4:16])}
 
 
 def _join_q5_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
-    codes = planes["codes"].view(np.uint8).reshape(n, count, 8, 32)
+    codes = unhalved(planes, 32).reshape(n, count, 8, 32)
     fifth = np.packbits(codes >> 4, axis=2, bitorder="little").reshape(n, count, 32)
     low = codes & 15
     return [planes["scale"], planes["low"], *_join_steps(planes, n, count), fifth, low[:, :, 0::2] | (low[:, :, 1::2] << 4)]
@@ -194,14 +194,14 @@ def _split_q6_k(cells: np.ndarray) -> dict[str, np.ndarray]:
     low = np.concatenate([low & 15, low >> 4], axis=3).reshape(n, count, 2, 128)
     high = np.concatenate([(high >> s) & 3 for s in (0, 2, 4, 6)], axis=3).reshape(n, count, 2, 128)
     return {
-        "codes": ((low | (high << 4)).astype(np.int8) - np.int8(32)).reshape(n, -1),
+        **halved((low | (high << 4)).reshape(n, -1), 16),
         "scale": _plane(cells[:, :, 208:], DType.f16),
         "steps": _plane(cells[:, :, 192:208], DType.i8),
     }
 
 
 def _join_q6_k(planes: Planes, n: int, count: int) -> list[np.ndarray]:
-    codes = (planes["codes"].astype(np.int16) + 32).astype(np.uint8).reshape(n, count, 2, 128)
+    codes = unhalved(planes, 16).reshape(n, count, 2, 128)
     low = codes.reshape(n, count, 2, 2, 64) & 15
     high = codes.reshape(n, count, 2, 4, 32) >> 4
     joined = high[:, :, :, 0] | (high[:, :, :, 1] << 2) | (high[:, :, :, 2] << 4) | (high[:, :, :, 3] << 6)
@@ -267,8 +267,8 @@ _Split = Callable[[np.ndarray], dict[str, np.ndarray]]
 _Join = Callable[[Planes, int, int], list[np.ndarray]]
 #: how blocks that are no planes after each other are taken apart, and what follows what in them
 _LAYOUTS: Mapping[Format, tuple[_Split, _Join]] = {
-    Format.Q5_0: (functools.partial(_split_q5, zero=16, factors=("scale",)), functools.partial(_join_q5, zero=16, factors=("scale",))),
-    Format.Q5_1: (functools.partial(_split_q5, zero=0, factors=("scale", "low")), functools.partial(_join_q5, zero=0, factors=("scale", "low"))),
+    Format.Q5_0: (functools.partial(_split_q5, factors=("scale",)), functools.partial(_join_q5, factors=("scale",))),
+    Format.Q5_1: (functools.partial(_split_q5, factors=("scale", "low")), functools.partial(_join_q5, factors=("scale", "low"))),
     Format.Q2_K: (_split_q2_k, _join_q2_k),
     Format.Q3_K: (_split_q3_k, _join_q3_k),
     Format.Q4_K: (_split_q4_k, _join_q4_k),

@@ -16,8 +16,8 @@ from trustformers_ir.passes.weights import derived
 
 
 class BlockPlanes:
-    """The planes of matrices ``shape = […, n, k]``, called ``name.codes`` and so on. ``make`` gives all of them when the first is asked for; the others
-    are kept until they are. ``origin``: what they are made of, and how, in values that can be compared."""
+    """The planes of matrices ``shape = […, n, k]``, called ``name.codes`` and so on. ``make`` gives all of them when the first is asked for; the
+    others are kept until they are. ``origin``: what they are made of, and how, in values that can be compared."""
 
     def __init__(
         self,

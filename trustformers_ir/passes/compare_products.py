@@ -91,13 +91,13 @@ class CompareBlocks(QuantizeBlocks):
 
     def run(self, module: Module, log: PassLog) -> None:
         """Adds results to the main function."""
-        _compare(module, log, lambda product: self.attempt(module, product), self.decision, self.instead)
+        _compare(module, log, lambda product: self.attempt(module, product), self.decision, self.instead, experts=True)
 
 
-def _compare(module: Module, log: PassLog, attempt: Attempt, decision: Decision, instead: bool) -> None:
+def _compare(module: Module, log: PassLog, attempt: Attempt, decision: Decision, instead: bool, experts: bool = False) -> None:
     results: list[Value] = []
     first = len(module.main.outputs)
-    for product in list(products(module)):
+    for product in list(products(module, experts)):
         if product.operation.block is not module.main.body:
             continue
         made, reason = attempt(product)

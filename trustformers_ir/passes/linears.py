@@ -23,12 +23,13 @@ from trustformers_ir.passes.manager import PassLog
 from trustformers_ir.passes.weights import mapped_files, weight_of
 
 _TAIL = re.compile(r"\.weight(\.(f32|f16|bf16))?\Z")  # what a checkpoint, and a cast that was folded, add to the name of a product
+_NUMBER = re.compile(r"(\.experts\.)\d+\.")
 
 
 @dataclass(frozen=True)
 class Product:
-    """One ``linear``, or ``matmul`` by a matrix; ``weight`` is None when the right side is computed. ``parts`` are the full names of the products
-    that were merged into this one, or its own."""
+    """One ``linear``, or ``matmul`` by a matrix, or ``expert_matmul`` by several; ``weight`` is None when the right side is computed. ``parts`` are
+    the full names of the products that were merged into this one, or its own."""
 
     name: str
     parts: tuple[str, ...]
@@ -46,13 +47,19 @@ class Product:
     @property
     def transposed(self) -> bool:
         """Whether the weight holds a column, not a row, for each output."""
-        return isinstance(self.operation.op, ops.MatMul)
+        return isinstance(self.operation.op, ops.MatMul | ops.ExpertMatMul)
+
+    @property
+    def matrices(self) -> tuple[int, ...]:
+        """Of a product by chosen matrices how many there are, as a shape."""
+        assert self.weight is not None
+        return self.weight.type.concrete({})[:-2]
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """The numbers of outputs and of terms of each, (n, k)."""
+        """The numbers of outputs and of terms of each, (n, k); of one matrix where there are several."""
         assert self.weight is not None
-        rows, columns = self.weight.type.concrete({})
+        rows, columns = self.weight.type.concrete({})[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
     def named_by(self, patterns: Iterable[str]) -> bool:
@@ -68,19 +75,31 @@ class Product:
 Attempt = Callable[[Product], tuple[Operation | None, str]]
 
 
-def products(module: Module) -> Iterator[Product]:
-    """Every product of two matrices, in order. Those of two activations (rank above 2 on the right) are none."""
+def products(module: Module, experts: bool = False) -> Iterator[Product]:
+    """Every product of two matrices, in order. Those of two activations (rank above 2 on the right) are none. ``experts``: also those by chosen
+    matrices."""
     seen: Counter[str] = Counter()
     for function in module.functions.values():
         for operation in function.body:
-            if not isinstance(operation.op, (ops.Linear, ops.MatMul)) or operation.inputs[1].type.rank != 2:
+            by_chosen = experts and isinstance(operation.op, ops.ExpertMatMul)
+            if not by_chosen and (not isinstance(operation.op, (ops.Linear, ops.MatMul)) or operation.inputs[1].type.rank != 2):
                 continue
             right = operation.inputs[1]
             weight = weight_of(module, right) if right.type.layout == ROW_MAJOR else None
-            parts = (operation.op.mnemonic,) if weight is None else tuple(_TAIL.sub("", p) for p in weight.name.split("+"))
+            named = _name_of_experts if by_chosen else _name
+            parts = (operation.op.mnemonic,) if weight is None else tuple(map(named, weight.name.split("+")))
             name = _short(parts)
             seen[name] += 1
             yield Product(name if seen[name] == 1 else f"{name}#{seen[name]}", parts, operation, weight)
+
+
+def _name(weight: str) -> str:
+    return _TAIL.sub("", weight)
+
+
+def _name_of_experts(weight: str) -> str:
+    """That of all of them: ``experts.w1`` for ``experts.0.w1.weight.reshape_1_512_256.concat_0_of_8.transpose_0_2_1``."""
+    return _NUMBER.sub(r"\1", weight.partition(".weight")[0])
 
 
 def _short(parts: tuple[str, ...]) -> str:
@@ -100,11 +119,11 @@ def decision(product: Product, quantized: str, made: Operation | None, reason: s
     return row
 
 
-def rewrite_products(module: Module, log: PassLog, kind: str, attempt: Attempt) -> None:
+def rewrite_products(module: Module, log: PassLog, kind: str, attempt: Attempt, experts: bool = False) -> None:
     """Replaces every product by what ``attempt`` makes in front of it; a row of the log's table tells what was decided about each. ``kind`` is the
-    name of the recipe."""
+    name of the recipe; ``experts``: whether it is for products by chosen matrices, too."""
     sources = mapped_files(module)
-    for product in list(products(module)):
+    for product in list(products(module, experts)):
         made, reason = attempt(product)
         let_go(sources)  # who reads every weight for its scales should not hold them all
         if made is None:
@@ -132,4 +151,20 @@ def is_head(operation: Operation) -> bool:
             if user not in seen and user.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE):
                 seen.add(user)
                 waiting.append(user)
+    return False
+
+
+def chooses_experts(operation: Operation) -> bool:
+    """Whether what is made from this result, but for sums of products, says which matrices rows are multiplied by."""
+    waiting, seen = list(operation.results), set(operation.results)
+    while waiting:
+        value = waiting.pop()
+        for user in value.users:
+            if isinstance(user.op, ops.ExpertMatMul | ops.ExpertBlocks) and user.operands[-1] is value:
+                return True
+            on_the_way = user.op.fusion in (FusionKind.ELEMENTWISE, FusionKind.INJECTIVE) or isinstance(user.op, ops.Softmax | ops.TopK)
+            for made in user.results if on_the_way else ():
+                if made not in seen:
+                    seen.add(made)
+                    waiting.append(made)
     return False

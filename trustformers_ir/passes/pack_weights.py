@@ -31,6 +31,7 @@ from trustformers_ir.ir.block_formats import PLANES
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation, Weight
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.blocks import DEEP
 from trustformers_ir.ir.ops.contract import pack_panels
 from trustformers_ir.ir.types import ROW_MAJOR, Panels, TensorType
 from trustformers_ir.passes.manager import Pass, PassLog
@@ -122,7 +123,7 @@ class PackWeights(Pass):
         builder = Builder.before(module, operation)
         for n, weight in weights.items():
             assert weight is not None
-            packed = self._packed(module, weight, depth=DEPTH_INT8 if n == first else 1, widest=LANES)
+            packed = self._packed(module, weight, depth=DEPTH_INT8 if PLANES[n - first] in DEEP else 1, widest=LANES)
             operation.set_operand(n, builder(ops.WeightOp(packed.name)))
         log.count("weights packed")
 
@@ -131,7 +132,7 @@ class PackWeights(Pass):
         pieces of four bytes then, which costs some cache misses."""
         packed = {w.origin: w for w in module.weights.values() if w.origin and w.origin[0] == "packed"}
         found: dict[int, Weight] = {}
-        for n, value in enumerate(operation.operands[:5]):
+        for n, value in enumerate(operation.operands[: len(PLANES)]):
             weight = None if value is None else weight_of(module, value)
             if value is None:
                 continue

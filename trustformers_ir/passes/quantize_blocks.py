@@ -13,6 +13,9 @@ After, in ``q4_0``::
 
 The formats are those of ``ir/block_formats.py``. A weight is quantized when the bytes of its first plane are asked for; the other planes wait for who
 asks for them, so each weight is read and quantized once. Before that a sample of its rows is, to see how far it would move.
+
+The matrices of experts (``expert_matmul``) become planes with one more axis, and the product an ``expert_blocks``. What chooses the experts stays
+as it is: it is small, and an expert that is not the one is as far off as can be.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, Format, dequa
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation
 from trustformers_ir.passes.block_planes import BlockPlanes
-from trustformers_ir.passes.linears import Product, decision, is_head, moves_too_far, rewrite_products
+from trustformers_ir.passes.linears import Product, chooses_experts, decision, is_head, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import not_patterns, not_positive
 from trustformers_ir.passes.weights import blocks, moved, rows_of, sample_of
@@ -69,7 +72,7 @@ class QuantizeBlocks(Pass):
 
     def run(self, module: Module, log: PassLog) -> None:
         """Rewrites every product that may be; a row of the log's table tells what was decided about each."""
-        rewrite_products(module, log, self.kind, lambda product: self.attempt(module, product))
+        rewrite_products(module, log, self.kind, lambda product: self.attempt(module, product), experts=True)
 
     def attempt(self, module: Module, product: Product) -> tuple[Operation | None, str]:
         """The product by a weight in blocks, inserted before it; or None and the reason why not."""
@@ -85,6 +88,9 @@ class QuantizeBlocks(Pass):
             return None, "TFIR_STOP_AFTER has been reached"
         builder = Builder.before(module, product.operation)
         operands = matrix.planes.operands(module, builder)
+        if isinstance(product.operation.op, ops.ExpertMatMul):
+            experts = product.operation.inputs[2]
+            return builder.create(ops.ExpertBlocks(self.format, matrix.group), product.activation, *operands, experts), ""
         return builder.create(ops.LinearBlocks(self.format, matrix.group), product.activation, *operands, product.bias), ""
 
     def reason(self, product: Product) -> str | None:
@@ -100,6 +106,8 @@ class QuantizeBlocks(Pass):
         n, k = product.sizes
         if not n or not k or k % unit:
             return f"its {k} terms are no multiple of {unit}"
+        if chooses_experts(product.operation):
+            return "it chooses experts: a small difference there is another network"
         if not self.heads and is_head(product.operation):
             return "it is a head: a result of the model is made from it directly"
         return None
@@ -116,11 +124,11 @@ class BlockMatrix:
         assert product.weight is not None
         row = FORMATS[format]
         self.format, self.group = format, row.group or group
-        self.sizes = product.sizes
+        self.shape = (*product.matrices, *product.sizes)
         label = format.value if row.group else f"{format.value}g{self.group}"
         name = f"{product.weight.name}.{'transposed.' if product.transposed else ''}{label}"
         self._rows = rows_of(product.weight, product.transposed)
-        self.planes = BlockPlanes(name, format, self.sizes, self.group, self._quantized, (label, product.transposed, product.weight))
+        self.planes = BlockPlanes(name, format, self.shape, self.group, self._quantized, (label, product.transposed, product.weight))
 
     def error(self) -> float:
         """How far evenly spaced rows move, root mean square relative to them; NaN or infinite for a weight that is not finite."""
@@ -134,9 +142,9 @@ class BlockMatrix:
     def _quantized(self) -> dict[str, np.ndarray]:
         """All planes, block of rows by block of rows: what lies between stays in the cache."""
         rows, row = self._rows(), FORMATS[self.format]
-        shapes = row.shapes(*self.sizes, self.group)
+        shapes = row.shapes(rows.shape[0], rows.shape[1], self.group)
         out = {name: np.empty(shapes[name], plane.dtype.numpy) for name, plane in row.planes.items()}
         for part in blocks(*rows.shape):
             for name, plane in quantize(self.format, np.ascontiguousarray(rows[part], np.float32), self.group).items():
                 out[name][part] = plane
-        return out
+        return {name: plane.reshape(*self.shape[:-1], -1) for name, plane in out.items()}

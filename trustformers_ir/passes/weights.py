@@ -10,7 +10,7 @@ import numpy as np
 from trustformers_ir.ir.core import Module, Value, Weight
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.mapped import MappedFile
-from trustformers_ir.ir.ops import WeightOp
+from trustformers_ir.ir.ops import Transpose, WeightOp
 from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
 from trustformers_ir.ir.types import TensorType
 
@@ -39,8 +39,16 @@ def derived(module: Module, name: str, type: TensorType, make: Callable[[], np.n
 
 
 def rows_of(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
-    """What gives the weight of a product as ``[n, k]``."""
-    return lambda: weight.data.T if transposed else weight.data
+    """What gives the weight of a product as ``[n, k]``; the rows of several matrices one behind the other. Where they are the transposes of a weight
+    that has such rows, it is that: nothing is turned round twice."""
+    if weight.type.rank > 2 and transposed and weight.origin and isinstance(weight.origin[0], Transpose) and weight.origin[0].perm == (0, 2, 1):
+        weight, transposed = weight.origin[1], False  # type: ignore[assignment]
+
+    def rows() -> np.ndarray:
+        found = np.swapaxes(weight.data, -1, -2) if transposed else weight.data
+        return found if found.ndim == 2 else found.reshape(-1, found.shape[-1])
+
+    return rows
 
 
 def converted(array: np.ndarray, dtype: DType) -> np.ndarray:

@@ -9,7 +9,7 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from trustformers_ir.ir.dims import Dim, SymExpr, parse_dim
@@ -89,33 +89,72 @@ def encoded(value: Any, hint: Any) -> object:
 
 def decoded(value: object, hint: Any, path: str) -> Any:
     """``value`` as an instance of ``hint``; every type that occurs in a manifest is handled, and no other."""
+    return _decoder(hint)(value, path)
+
+
+@functools.cache
+def _decoder(hint: Any) -> Callable[[object, str], Any]:
+    """What makes an instance of ``hint`` of a value at a path. What can be known of a type is found out once: a manifest has thousands of values."""
     if hint == Dim:
-        return _dim(value, path)
+        return _dim
     if hint is TensorType:
-        return _tensor_type(value, path)
+        return _tensor_type
     if dataclasses.is_dataclass(hint):
-        hints = _hints(typing.cast(type, hint))
-        found = fields_of(value, set(hints), path)
-        values = {name: decoded(found[name], h, f"{path}.{name}") for name, h in hints.items()}
-        try:
-            return typing.cast(Any, hint)(**values)
-        except ValueError as error:
-            fail("M2", f"{path}: {error}")
+        return _dataclass_decoder(typing.cast(Any, hint))
     origin = typing.get_origin(hint)
     if origin is tuple:
-        if not isinstance(value, list) or (hint.__args__[-1] is not Ellipsis and len(value) != len(hint.__args__)):
-            fail("M1", f"{path} is no list" if not isinstance(value, list) else f"{path} has {len(value)} elements, not {len(hint.__args__)}")
-        return tuple(decoded(v, h, f"{path}[{i}]") for i, (v, h) in enumerate(zip(value, _items(hint, len(value)), strict=True)))
+        return _list_decoder(hint)
     if origin in (types.UnionType, typing.Union) and _NONE in hint.__args__:
-        (inner,) = (a for a in hint.__args__ if a is not _NONE)
-        return None if value is None else decoded(value, inner, path)
+        (inner,) = (_decoder(a) for a in hint.__args__ if a is not _NONE)
+        return lambda value, path: None if value is None else inner(value, path)
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            fail("M1", f"{path} is no object")
-        return {text_of(k, f"a key of {path}"): text_of(v, f"{path}[{shown(k)}]") for k, v in value.items()}
+        return _texts_by_name
     if hint is str:
-        return text_of(value, path)
-    assert hint is int, f"{path}: the manifest has a field of a type that is not handled: {hint}"
+        return text_of
+    assert hint is int, f"the manifest has a field of a type that is not handled: {hint}"
+    return _whole_number
+
+
+def _dataclass_decoder(cls: Callable[..., Any]) -> Callable[[object, str], Any]:
+    decoders = [(name, f".{name}", _decoder(h)) for name, h in _hints(typing.cast(type, cls)).items()]
+    expected = {name for name, _, _ in decoders}
+
+    def decode(value: object, path: str) -> Any:
+        found = fields_of(value, expected, path)
+        values = {name: decoder(found[name], path + place) for name, place, decoder in decoders}
+        try:
+            return cls(**values)
+        except ValueError as error:
+            fail("M2", f"{path}: {error}")
+
+    return decode
+
+
+def _list_decoder(hint: Any) -> Callable[[object, str], tuple[Any, ...]]:
+    """Of a list that is a tuple: of any length, or with a type for each place."""
+    length = None if hint.__args__[-1] is Ellipsis else len(hint.__args__)
+    decoders = [_decoder(a) for a in hint.__args__[:length] if a is not Ellipsis]
+
+    def decode(value: object, path: str) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            fail("M1", f"{path} is no list")
+        if length is None:
+            (of_all,) = decoders
+            return tuple([of_all(v, f"{path}[{i}]") for i, v in enumerate(value)])
+        if len(value) != length:
+            fail("M1", f"{path} has {len(value)} elements, not {length}")
+        return tuple([decoder(v, f"{path}[{i}]") for i, (v, decoder) in enumerate(zip(value, decoders, strict=True))])
+
+    return decode
+
+
+def _texts_by_name(value: object, path: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        fail("M1", f"{path} is no object")
+    return {text_of(k, f"a key of {path}"): text_of(v, f"{path}[{shown(k)}]") for k, v in value.items()}
+
+
+def _whole_number(value: object, path: str) -> int:
     if type(value) is not int:
         fail("M1", f"{path} is no whole number")
     return value
@@ -130,6 +169,8 @@ def fields_of(value: object, expected: set[str], path: str) -> dict[str, object]
     """An object of exactly the expected keys."""
     if not isinstance(value, dict):
         fail("M1", f"{path} is no object")
+    if value.keys() == expected:
+        return value
     for key in sorted(expected - value.keys()):
         fail("M1", f"{path} has no '{key}'")
     for key in sorted(value.keys() - expected):

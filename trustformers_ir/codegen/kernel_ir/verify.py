@@ -40,6 +40,7 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
     Binary,
     Buffer,
     Cast,
+    Const,
     Expr,
     Load,
     Reduce,
@@ -234,10 +235,13 @@ class _Verifier:
 
 @dataclass(frozen=True)
 class ByteFactor:
-    """A byte that is loaded, or the four bits of it from ``shift`` on."""
+    """A byte that is loaded, or the four bits of it from ``shift`` on; then ``high``, of which ``bits`` bits from its own shift on, may stand above
+    them."""
 
     load: Load
     shift: Expr | None = None
+    high: ByteFactor | None = None
+    bits: int = 4
 
 
 def byte_factors(r: Reduce) -> tuple[ByteFactor, ByteFactor] | None:
@@ -253,6 +257,17 @@ def byte_factors(r: Reduce) -> tuple[ByteFactor, ByteFactor] | None:
 def _byte_factor(e: Expr) -> ByteFactor | None:
     if isinstance(e, Load):
         return ByteFactor(e)
+    if isinstance(e, Binary) and e.op == "or":
+        low, above = _byte_factor(e.a), e.b
+        if low is None or low.shift is None or not isinstance(above, Binary) or above.op != "shl" or above.b is not const(4, DType.u8):
+            return None
+        field = above.a
+        if not isinstance(field, Binary) or field.op != "and" or not isinstance(field.b, Const) or not isinstance(field.a, Binary):
+            return None
+        bits = int(field.b.value).bit_length()
+        if field.a.op != "shr" or not isinstance(field.a.a, Load) or field.b.value != (1 << bits) - 1 or bits > 4:
+            return None
+        return ByteFactor(low.load, low.shift, ByteFactor(field.a.a, field.a.b), bits)
     if not isinstance(e, Binary) or e.op != "and" or e.b is not const(15, DType.u8):
         return None
     if isinstance(e.a, Load):

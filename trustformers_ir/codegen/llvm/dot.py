@@ -3,7 +3,8 @@
 A fold with a DOT axis is ``sum over k, d < 4 of i32(u8) * i32(i8)`` along memory in which the four bytes of d lie beside each other. One side belongs
 to a row (the same for every lane): four of its bytes are one 32-bit load, put into every lane. The other belongs to a column: lane j reads the bytes
 ``4 j … 4 j + 3``, so 16 lanes are one 64-byte load. The unsigned bytes may be those of the row (activations with a zero point by signed weights)
-or of the column (signed activations by codes); they may be the low or the high four bits of what is loaded. Then
+or of the column (signed activations by codes); they may be the low or the high four bits of what is loaded, with a few bits of other bytes above
+them. Then
 
 * AVX-512 VNNI, AVX-VNNI: ``vpdpbusd`` adds the four products of each lane to its accumulator, exactly (the form without saturation);
 * AVX-512 and AVX2 without them: both vectors are split into their even and odd bytes, widened to 16 bits (the unsigned ones by masks and
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, UNROLL, Axis, Buffer, Const, Expr, Reduce, const
 from trustformers_ir.codegen.kernel_ir.rewrite import substitute
@@ -53,13 +54,16 @@ class DotKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Bytes:
-    """Four neighbouring bytes, or the first ``count`` of them: of one row, or of each of 16 columns. ``shift``: four bits of each, from there on."""
+    """Four neighbouring bytes, or the first ``count`` of them: of one row, or of each of 16 columns. ``shift``: four bits of each, from there on, and
+    above them ``bits`` bits of each byte of ``high``, from its shift on."""
 
     buffer: Buffer
     start: Expr
     count: int
     column: bool
     shift: Expr | None = None
+    high: Bytes | None = None
+    bits: int = 0
 
     @property
     def signed(self) -> bool:
@@ -122,22 +126,35 @@ class Grouping:
 
     def _bytes(self, pair: tuple[ByteFactor, ByteFactor], place: dict[Expr, Expr], inner: Axis, count: int) -> tuple[Bytes, Bytes] | None:
         """What both sides read there; None when it is not known to be inside the buffers, or lies otherwise."""
-        simplifier, found = self.addressing.simplifier, []
+        found: list[Bytes] = []
         for factor in pair:
-            load = factor.load
-            index = tuple(simplifier(substitute(i, place)) for i in load.index)
-            along = self.addressing.line(self.addressing.flat(load.buffer, index), inner)
-            across = None if along is None or along.step != 1 else self.addressing.line(along.rest, self.vector)
-            if across is None or across.step not in (0, DEPTH):
+            part = self._part(factor, place, inner, count)
+            if part is None:
                 return None
-            column = across.step == DEPTH
-            last: dict[Expr, Expr] = {inner: const(count - 1)}
-            exists = index if count == DEPTH or column else tuple(simplifier(substitute(i, last)) for i in index)
-            shift = None if factor.shift is None else simplifier(substitute(factor.shift, place))
-            if not self.addressing.safe(load.buffer, exists) or (shift is not None and not column):
-                return None
-            found.append(Bytes(load.buffer, across.rest, DEPTH if column else count, column, shift))
+            if factor.high is not None:
+                high = self._part(factor.high, place, inner, count)
+                if high is None or not high.column or not part.column:
+                    return None
+                part = replace(part, high=high, bits=factor.bits)
+            found.append(part)
         return (found[0], found[1]) if found[0].column is not found[1].column else None
+
+    def _part(self, factor: ByteFactor, place: dict[Expr, Expr], inner: Axis, count: int) -> Bytes | None:
+        """What one load reads."""
+        simplifier = self.addressing.simplifier
+        load = factor.load
+        index = tuple(simplifier(substitute(i, place)) for i in load.index)
+        along = self.addressing.line(self.addressing.flat(load.buffer, index), inner)
+        across = None if along is None or along.step != 1 else self.addressing.line(along.rest, self.vector)
+        if across is None or across.step not in (0, DEPTH):
+            return None
+        column = across.step == DEPTH
+        last: dict[Expr, Expr] = {inner: const(count - 1)}
+        exists = index if count == DEPTH or column else tuple(simplifier(substitute(i, last)) for i in index)
+        shift = None if factor.shift is None else simplifier(substitute(factor.shift, place))
+        if not self.addressing.safe(load.buffer, exists) or (shift is not None and not column):
+            return None
+        return Bytes(load.buffer, across.rest, DEPTH if column else count, column, shift)
 
 
 def _place(outer: Axis | None, at: Expr) -> dict[Expr, Expr]:
@@ -151,9 +168,22 @@ class Dots:
         self.ops, self.w, self.memory = ops, ops.w, memory
         self.fused, self.lanes = kind.value
 
-    def operand(self, b: Bytes, start: Val, shift: int | None) -> list[Val]:
-        """Bytes that begin at ``start``, as :meth:`add` wants them; ``shift`` is the number that ``b.shift`` is here."""
-        return self._column(b, start, shift) if b.column else self._row(b, start)
+    def operand(self, b: Bytes, start: Val, shift: int | None, above: list[Val] | None = None) -> list[Val]:
+        """Bytes that begin at ``start``, as :meth:`add` wants them; ``shift`` is the number that ``b.shift`` is here. ``above``: what :meth:`above`
+        gave."""
+        found = self._column(b, start, shift) if b.column else self._row(b, start)
+        if above is None:
+            return found
+        return [x.named(self.w.op(f"or {x.typed}, {y.text}")) for x, y in zip(found, above, strict=True)]
+
+    def above(self, b: Bytes, start: Val, shift: int, bits: int) -> list[Val]:
+        """``bits`` bits of each byte from ``shift`` on, as bits 4 and up of the bytes that :meth:`operand` gives."""
+        mask, out = ((1 << bits) - 1) << 4, []
+        for x in self._loaded(b, start):
+            for by in (shift - 4,) if self.fused else (shift - 4, shift + 4):  # of words, the even bytes and then the odd ones
+                moved = x if by == 0 else self._shifted("lshr", x, by) if by > 0 else self._shifted("shl", x, -by)
+                out.append(self._shifted("and", moved, mask))
+        return out
 
     def _row(self, b: Bytes, start: Val) -> list[Val]:
         """The bytes of a row in every lane; those that do not exist are 0."""
@@ -171,19 +201,25 @@ class Dots:
 
     def _column(self, b: Bytes, start: Val, shift: int | None) -> list[Val]:
         """The bytes of 16 columns."""
-        p = self.memory.pointer(b.buffer, start)
         out: list[Val] = []
-        for first in range(0, LANES, self.lanes):
-            at = self.w.op(f"getelementptr i8, ptr {p}, i64 {first * DEPTH}") if first else p
-            dtype = DType.i8 if self.fused else DType.i16
-            count = self.lanes * 32 // dtype.bits
-            x = Val(self.w.op(f"load {vector_of(f'i{dtype.bits}', count)}, ptr {at}, align 1"), dtype, count)
+        for x in self._loaded(b, start):
             if not self.fused:
                 out += self._words(x, b.signed, shift)
             elif shift is None:
                 out.append(x)
             else:
                 out.append(self._shifted("lshr", x, 4) if shift else self._shifted("and", x, 15))
+        return out
+
+    def _loaded(self, b: Bytes, start: Val) -> list[Val]:
+        """The bytes of 16 columns in registers, as bytes or as words."""
+        p = self.memory.pointer(b.buffer, start)
+        out: list[Val] = []
+        for first in range(0, LANES, self.lanes):
+            at = self.w.op(f"getelementptr i8, ptr {p}, i64 {first * DEPTH}") if first else p
+            dtype = DType.i8 if self.fused else DType.i16
+            count = self.lanes * 32 // dtype.bits
+            out.append(Val(self.w.op(f"load {vector_of(f'i{dtype.bits}', count)}, ptr {at}, align 1"), dtype, count))
         return out
 
     def _words(self, x: Val, signed: bool, shift: int | None) -> list[Val]:

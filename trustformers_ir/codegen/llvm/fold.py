@@ -7,7 +7,7 @@ of ``dot.py``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from trustformers_ir.codegen.kernel_ir.nodes import DOT, LANES, SEQ, UNROLL, VECTOR, Axis, Binary, Expr, Reduce, const
@@ -213,15 +213,22 @@ class Fold:
         assert dots is not None
 
         def group(factors: tuple[Bytes, Bytes], values: list[Val]) -> list[Val]:
-            known: dict[tuple[Bytes, tuple[int, ...], int | None], list[Val]] = {}
+            known: dict[Hashable, list[Val]] = {}
+
+            def shift_of(b: Bytes, point: Point) -> int | None:
+                return None if b.shift is None else int(ev.eval(b.shift, point).literal or 0)
 
             def operand(b: Bytes, point: Point) -> list[Val]:
-                shift = None if b.shift is None else int(ev.eval(b.shift, point).literal or 0)
-                place = (b, ev.coordinates(b.start, point), shift)
+                shift, high, above = shift_of(b, point), b.high, None
+                place: Hashable = (b, ev.coordinates(b.start, point), shift)
+                if high is not None:
+                    place = (place, ev.coordinates(high.start, point), shift_of(high, point))
                 if place not in known:
                     if b.buffer.ahead is not None and not shift:  # a vector of 16 columns is one cache line
                         ev.fetches.ask(b.buffer, b.buffer.ahead, b.start, point)
-                    known[place] = dots.operand(b, ev.eval(b.start, point), shift)
+                    if high is not None:
+                        above = dots.above(high, ev.eval(high.start, point), shift_of(high, point) or 0, b.bits)
+                    known[place] = dots.operand(b, ev.eval(b.start, point), shift, above)
                 return known[place]
 
             for turn in itertools.product(*(range(a.static_extent or 0) for a in reversed(groups.unrolled))):

@@ -473,8 +473,8 @@ class Evaluator:
                     self.hoist((r.body,), inside | frozenset(r.axes), point)
 
     def hoist_checks(self, roots: Iterable[Expr], inside: frozenset[Axis], point: Point) -> None:
-        """Checks, here, the indices below ``roots`` that depend on no axis of ``inside`` and that are read whenever a root is: once before a loop that
-        runs for sure, not in each of its turns."""
+        """Checks, here, the indices below ``roots`` that depend on no axis of ``inside`` and that are needed whenever a root is: once before a loop
+        that runs for sure, not in each of its turns."""
         for root in roots:
             for c in self.inner_checks(root):
                 if inside.isdisjoint(c.free_axes):

@@ -31,7 +31,8 @@ from trustformers_ir.ir.types import TensorType
 
 @dataclass(frozen=True)
 class ExpertRows:
-    """The rows of a product by chosen matrices, in tiles of ``size``: ``slots[tiles * size]`` are their numbers, or -1, ``owners[tiles]`` the matrices."""
+    """The rows of a product by chosen matrices, in ``tiles`` of ``size``: the first ``tiles * size`` slots are their numbers, or -1, the first
+    ``tiles`` owners the matrices. (Both have room for a tile for each row, which the plan can reckon with.)"""
 
     operation: Operation
     experts: Value
@@ -51,8 +52,8 @@ class ExpertRows:
         if not isinstance(count, int) or not count or not experts.type.rank:
             return None
         tiles = dims.floordiv(rows + (size - 1) * dims.minimum(rows, count), size)
-        slots = Temporary("slots", TensorType((tiles * size,), DType.i32))
-        return cls(o, experts, count, size, tiles, slots, Temporary("owners", TensorType((tiles,), DType.i32)))
+        slots, owners = (Temporary(name, TensorType((most,), DType.i32)) for name, most in (("slots", rows * size), ("owners", rows)))
+        return cls(o, experts, count, size, tiles, slots, owners)
 
     def buffers(self, readonly: bool) -> dict[Temporary, Buffer]:
         """A kernel's view of both."""

@@ -295,7 +295,8 @@ def _lower_group(body: Block, anchor: Operation | None, outputs: list[_Output], 
 
 
 def _by_experts(g: _Group, anchor: Operation | None, machine: MachineShape) -> list[LoweredKernel]:
-    """The kernels of a product by chosen matrices in panels: one that puts rows of one matrix together, and the product; none where it has no tiles."""
+    """The kernels of a product by chosen matrices in panels: one puts rows of one matrix together, the other multiplies; none where that has no
+    tiles."""
     matrix = PackedBlocks.of(anchor, g.shape)
     if anchor is None or matrix is None or not isinstance(anchor.op, ops.ExpertBlocksInt8):
         return []

@@ -23,10 +23,12 @@ from trustformers_ir.ir.types import Panels, TensorType
 
 Planes = tuple[list[TensorType | None], dict[str, float], dict[str, float]]
 CODES, _BYTES, _LOWS = (frozenset(d) for d in ((DType.u8, DType.i8), (DType.u8, DType.i8), (DType.u8, DType.f16)))
+#: planes of which packed ones have four bytes of a row beside each other
+DEEP = ("codes", "high")
 #: the planes as operands, in the order of ``PLANES``
 PLANE_OPERANDS = (
     *(Operand("codes", CODES), Operand("scale", HALVES), Operand("low", _LOWS, optional=True)),
-    *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True)),
+    *(Operand("steps", _BYTES, optional=True), Operand("low_steps", _BYTES, optional=True), Operand("high", frozenset({DType.u8}), optional=True)),
 )
 
 
@@ -90,7 +92,7 @@ def planes_sample(format: Format, n: Dim, k: int, group: int, lead: tuple[Dim, .
     shapes = row.shapes(0, k, group)
     planes = [TensorType((*lead, n, shapes[p][1]), row.planes[p].dtype) if p in shapes else None for p in PLANES]
     low, high = _RANGES.get(format, ({}, {}))
-    return planes, {"codes": 0, "low_steps": 0.0, **low}, {"codes": 255, "low_steps": 63.0, **high}
+    return planes, {"codes": 0, "high": 0, "low_steps": 0.0, **low}, {"codes": 255, "high": 255, "low_steps": 63.0, **high}
 
 
 def packed_sample(format: Format, n: Dim, k: int, group: int, width: int = 16, lead: tuple[Dim, ...] = ()) -> Planes:
@@ -101,7 +103,7 @@ def packed_sample(format: Format, n: Dim, k: int, group: int, width: int = 16, l
         planes[0] = planes[0].with_dtype(DType.u8)
         low, high = ({**bound, "codes": bound["codes"] + 128} for bound in (low, high))
     if width:
-        laid = (Panels(width, 4), *([Panels(width)] * 4))
+        laid = [Panels(width, 4 if name in DEEP else 1) for name in PLANES]
         planes = [None if p is None else TensorType(p.shape, p.dtype, layout) for p, layout in zip(planes, laid, strict=True)]
     return planes, low, high
 
@@ -109,12 +111,10 @@ def packed_sample(format: Format, n: Dim, k: int, group: int, width: int = 16, l
 _RANGES: dict[Format, tuple[dict[str, float], dict[str, float]]] = {
     Format.Q8_0: ({"codes": -128}, {"codes": 127}),
     Format.Q4_K: ({"steps": 0}, {"steps": 63}),
-    Format.Q5_0: ({"codes": -16}, {"codes": 15}),
-    Format.Q5_1: ({"codes": 0}, {"codes": 31}),
     Format.Q2_K: ({"steps": 0}, {"steps": 15, "low_steps": 15}),
     Format.Q3_K: ({"steps": -32}, {"steps": 31}),
-    Format.Q5_K: ({"codes": 0, "steps": 0}, {"codes": 31, "steps": 63}),
-    Format.Q6_K: ({"codes": -32, "steps": -128}, {"codes": 31, "steps": 127}),
+    Format.Q5_K: ({"steps": 0}, {"steps": 63}),
+    Format.Q6_K: ({"steps": -128}, {"steps": 127}),
     Format.IQ4_NL: ({"codes": -127}, {"codes": 113}),
     Format.IQ4_XS: ({"codes": -127, "steps": -32}, {"codes": 113, "steps": 31}),
     Format.MXFP4: ({"codes": -12}, {"codes": 12}),
@@ -151,6 +151,7 @@ class LinearBlocks(InBlocks):
         low: TensorType | None,
         steps: TensorType | None,
         low_steps: TensorType | None,
+        high: TensorType | None,
         bias: TensorType | None,
     ) -> tuple[TensorType, ...]:
         self.require(1, x.rank >= 1 and codes.rank == 2, f"{x}, {codes}")
@@ -158,7 +159,7 @@ class LinearBlocks(InBlocks):
         k, n = x.shape[-1], codes.shape[0]
         self.require(3, isinstance(k, int), str(x))
         assert isinstance(k, int)
-        self.require_planes(ctx, (n,), k, codes, scale, low, steps, low_steps)
+        self.require_planes(ctx, (n,), k, codes, scale, low, steps, low_steps, high)
         if bias is not None:
             require_same_dtype(self, 6, (x, bias))
             self.require(6, bias.rank == 1, str(bias))
@@ -174,9 +175,10 @@ class LinearBlocks(InBlocks):
         low: np.ndarray | None,
         steps: np.ndarray | None,
         low_steps: np.ndarray | None,
+        high: np.ndarray | None,
         bias: np.ndarray | None,
     ) -> Any:
-        y = self.product(x, self.planes_of(codes, scale, low, steps, low_steps))
+        y = self.product(x, self.planes_of(codes, scale, low, steps, low_steps, high))
         return y if bias is None else y + bias
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
@@ -204,6 +206,7 @@ class LinearBlocks(InBlocks):
         yield sample(Format.Q4_K, f16[3, 256], 18, True)
         yield sample(Format.Q6_K, f32["n", 256], 6, True)
         yield sample(Format.Q6_K, bf16[4, 512], 16, False)
+        yield sample(Format.Q5_0, f32["n", 64], 5, False)
         yield sample(Format.Q5_1, f32["n", 64], 18, True)
         yield sample(Format.Q2_K, f32[3, 256], 7, False)
         yield sample(Format.IQ4_XS, f32["n", 256], 7, True)
@@ -242,6 +245,7 @@ class EmbeddingBlocks(InBlocks):
         low: TensorType | None,
         steps: TensorType | None,
         low_steps: TensorType | None,
+        high: TensorType | None,
         ids: TensorType,
     ) -> tuple[TensorType, ...]:
         columns = codes.shape[-1] if codes.rank == 2 else None
@@ -251,7 +255,7 @@ class EmbeddingBlocks(InBlocks):
         plane = self.row.planes["codes"]
         k = columns * plane.per
         given = codes if self.row.paired or codes.dtype is not DType.u8 else codes.with_dtype(plane.dtype)
-        self.require_planes(ctx, codes.shape[:1], k, given, scale, low, steps, low_steps)
+        self.require_planes(ctx, codes.shape[:1], k, given, scale, low, steps, low_steps, high)
         return (TensorType((*ids.shape, k), DType.f32),)
 
     def reference(
@@ -262,9 +266,10 @@ class EmbeddingBlocks(InBlocks):
         low: np.ndarray | None,
         steps: np.ndarray | None,
         low_steps: np.ndarray | None,
+        high: np.ndarray | None,
         ids: np.ndarray,
     ) -> Any:
-        stored = self.planes_of(codes, scale, low, steps, low_steps)
+        stored = self.planes_of(codes, scale, low, steps, low_steps, high)
         types = dict(zip(PLANES, ctx.operands, strict=False))
         assert types["codes"] is not None
         n = ctx.size(types["codes"].shape[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, parts, signed, unpair
+from trustformers_ir.ir.block_formats import FORMATS, PLANES, Format, parts, signed, unhalved
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.blocks import CODES, PLANE_OPERANDS, InBlocks, packed_sample
@@ -159,7 +159,7 @@ class InBlocksInt8(InBlocks):
         codes = given["codes"].astype(np.uint8)
         zero = given["low"] if self.zeros else np.full((n, k // self.group), self.zero)
         _, factor, moved = parts(self.row, self.group, {**given, "codes": signed(self.row, codes)}, np.float32)
-        codes = unpair(codes, self.group) if self.row.paired else codes
+        codes = unhalved(given, self.group) if self.row.paired else codes
         y = np.zeros((*q.shape[:-1], n), np.float32)
         for g in range(k // self.group):
             run = slice(g * self.group, (g + 1) * self.group)
@@ -202,14 +202,14 @@ class LinearBlocksInt8(InBlocksInt8):
     exact = True
 
     def infer(self, ctx: InferContext, *types: TensorType | None) -> tuple[TensorType, ...]:
-        q, *about, codes, scale, low, steps, low_steps, bias = types
+        q, *about, codes, scale, low, steps, low_steps, high, bias = types
         assert q is not None and codes is not None
         self.require(1, q.rank >= 1 and codes.rank == 2 and codes.dtype is DType.u8, f"{q}, {codes}")
         self.require_group()
         k, n = q.shape[-1], codes.shape[0]
         self.require(3, isinstance(k, int), str(q))
         assert isinstance(k, int)
-        self.require_planes(ctx, (n,), k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps)
+        self.require_planes(ctx, (n,), k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps, high)
         self.require_groups(ctx, q, *about)
         if bias is not None:
             self.require(7, bias.rank == 1, str(bias))
@@ -249,6 +249,9 @@ class LinearBlocksInt8(InBlocksInt8):
         yield sample(Format.Q4_1, i8[3, 128], 70, False, width=32)
         yield sample(Format.Q4_K, i8["n", 512], 21, True, width=16)
         yield sample(Format.Q6_K, i8[7, 256], 48, False, width=48)
+        yield sample(Format.Q6_K, i8[3, 256], 5, True)
+        yield sample(Format.Q5_0, i8["n", 96], 33, True, width=16)
+        yield sample(Format.Q5_K, i8["n", 256], 20, False, width=32)
         yield sample(Format.IQ4_NL, i8["n", 96], 33, True, width=16)
         yield sample(Format.IQ4_XS, i8[7, 256], 48, False, width=48)
         yield sample(Format.MXFP4, i8["n", 64], 40, True, width=32)

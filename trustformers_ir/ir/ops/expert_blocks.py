@@ -119,24 +119,24 @@ class ExpertBlocksInt8(InBlocksInt8):
     exact = True
 
     def infer(self, ctx: InferContext, *types: TensorType | None) -> tuple[TensorType, ...]:
-        q, *about, codes, scale, low, steps, low_steps, experts = types
+        q, *about, codes, scale, low, steps, low_steps, high, experts = types
         assert q is not None and codes is not None and experts is not None
         self.require(1, q.rank >= 1 and codes.rank == 3 and codes.dtype is DType.u8, f"{q}, {codes}")
         self.require_group()
         k = q.shape[-1]
         self.require(3, isinstance(k, int), str(q))
         assert isinstance(k, int)
-        self.require_planes(ctx, codes.shape[:2], k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps)
+        self.require_planes(ctx, codes.shape[:2], k, codes.with_dtype(self.row.planes["codes"].dtype), scale, low, steps, low_steps, high)
         self.require_groups(ctx, q, *about)
         require_expands(self, 7, ctx, q.shape[:-1], experts.shape)
         return (TensorType((*experts.shape, codes.shape[1]), DType.f32),)
 
     def reference(self, ctx: EvalContext, *arrays: np.ndarray | None) -> Any:
-        *activation, codes, scale, low, steps, low_steps, experts = arrays
+        *activation, codes, scale, low, steps, low_steps, high, experts = arrays
         assert codes is not None and experts is not None
         rows = [_rows(a, experts) for a in activation if a is not None]
         n, k = ctx.result_shape[-1], rows[0].shape[-1]
-        given = self.unpacked_planes(ctx, (codes, scale, low, steps, low_steps), n, k)
+        given = self.unpacked_planes(ctx, (codes, scale, low, steps, low_steps, high), n, k)
 
         def product(e: int, mine: np.ndarray) -> np.ndarray:
             q, x_scale, sums, total = (a[mine] for a in rows)

@@ -17,16 +17,18 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.gguf_content import Content, ContentTensor
 
 NUMBERS = ("F32", "F16", "BF16")
+MIXTRALS = 8  # experts of the models for which llama.cpp has rules of their own
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Which of how many layers a matrix belongs to, in a model of which architecture; so many queries share a key."""
+    """Which of how many layers a matrix belongs to, in a model of which architecture; so many queries share a key, and so many experts a layer."""
 
     number: int
     count: int
     architecture: str
     group: int
+    experts: int
 
     @property
     def more(self) -> bool:
@@ -45,13 +47,24 @@ Rule = Callable[[Layer], str | None]
 @dataclass(frozen=True)
 class FileType:
     """What ``quantize`` names: ``kind`` of matrices, ``head`` of the head, and the number under ``general.file_type``. ``finer``: which matrices of a
-    layer have another type, by the word that names them; None where a layer's has not."""
+    layer have another type, by the word that names them; None where a layer's has not. ``mixed``: the type of the products behind attention in models
+    of eight experts, None where that is ``kind``."""
 
     name: str
     kind: str
     head: str
     number: int
     finer: Mapping[str, Rule] = field(default_factory=dict)
+    mixed: str | None = None
+
+    def of_layer(self, word: str, layer: Layer) -> str:
+        """The type of the matrix of a layer that is called so. Matrices of experts have that of the network which they are in other models. Where
+        eight of them are nearly all of the weights, attention costs little: keys and values get 8 bits."""
+        word = word.removesuffix("_exps")
+        if layer.experts == MIXTRALS and self.kind not in NUMBERS and word in ("attn_k", "attn_v", "attn_output"):
+            return (self.mixed or self.kind) if word == "attn_output" else "Q8_0"
+        rule = self.finer.get(word)
+        return (rule and rule(layer)) or self.kind
 
 
 def _always(kind: str) -> Rule:
@@ -89,8 +102,9 @@ FILE_TYPES: Mapping[str, FileType] = {
         FileType(
             *("q2_k", "Q2_K", "Q6_K", 10),
             {"attn_v": _where(lambda layer: layer.group >= 4, "Q4_K", "Q3_K"), "ffn_down": _always("Q3_K"), "attn_output": _always("Q3_K")},
+            "Q5_K",
         ),
-        FileType("q3_k_s", "Q3_K", "Q6_K", 11),
+        FileType("q3_k_s", "Q3_K", "Q6_K", 11, mixed="Q5_K"),
         FileType(
             *("q3_k_m", "Q3_K", "Q6_K", 12),
             {
@@ -99,6 +113,7 @@ FILE_TYPES: Mapping[str, FileType] = {
                 "attn_output": _where(lambda layer: not layer.falcon, "Q4_K"),
                 "attn_qkv": _always("Q4_K"),
             },
+            "Q5_K",
         ),
         FileType(
             *("q3_k_l", "Q3_K", "Q6_K", 13),
@@ -115,8 +130,9 @@ FILE_TYPES: Mapping[str, FileType] = {
                 "attn_v": _where(lambda layer: layer.number < 4, "Q5_K"),
                 "ffn_down": _where(lambda layer: not layer.falcon and layer.number < layer.count // 8, "Q5_K"),
             },
+            "Q5_K",
         ),
-        FileType("q4_k_m", "Q4_K", "Q6_K", 15, {"attn_v": _MORE, "ffn_down": _down_q4_k_m, "attn_qkv": _always("Q5_K")}),
+        FileType("q4_k_m", "Q4_K", "Q6_K", 15, {"attn_v": _MORE, "ffn_down": _down_q4_k_m, "attn_qkv": _always("Q5_K")}, "Q5_K"),
         FileType("q5_k_s", "Q5_K", "Q6_K", 16),
         FileType("q5_k_m", "Q5_K", "Q6_K", 17, {"attn_v": _MORE, "ffn_down": _MORE, "attn_qkv": _always("Q6_K")}),
         FileType("q6_k", "Q6_K", "Q6_K", 18),
@@ -162,8 +178,7 @@ def kind_of(tensor: ContentTensor, content: Content, asked: FileType | None, num
         kind = "Q8_0" if content.architecture == "falcon" and asked.kind not in NUMBERS else asked.head
     else:
         named = _OF_LAYER.fullmatch(tensor.name)
-        rule = None if named is None else asked.finer.get(named[2])
-        kind = (rule and named and rule(_layer(int(named[1]), content))) or asked.kind
+        kind = asked.kind if named is None else asked.of_layer(named[2], _layer(int(named[1]), content))
     if tensor.shape[-1] % _block(kind):
         kind = SMALLER.get(kind, kind)
     return kind if tensor.shape[-1] % _block(kind) == 0 else numbers or "F16"
@@ -182,4 +197,5 @@ def _layer(number: int, content: Content) -> Layer:
         return int(key.value) if key is not None and isinstance(key.value, int) else otherwise
 
     heads = known("attention.head_count", 1)
-    return Layer(number, known("block_count", 1), content.architecture, heads // max(known("attention.head_count_kv", heads), 1))
+    group = heads // max(known("attention.head_count_kv", heads), 1)
+    return Layer(number, known("block_count", 1), content.architecture, group, known("expert_count", 0))

@@ -3,7 +3,8 @@
     y = sum over groups g of  scale[g] * sum over j of x[g, j] * (code[g, j] - zero)  +  low[g] * sum over j of x[g, j]
 
 Codes of 4 bits lie in pairs: byte j of a group has the codes of elements j and j + group / 2. So the inner sum is two, one with the low and one with
-the high bits of the same bytes, over runs of x that lie side by side; both have one axis, hence one loop.
+the high bits of the same bytes, over runs of x that lie side by side; both have one axis, hence one loop. The bits above four that codes of 5 or 6
+have lie in four bytes for a group: byte e mod 4 has those of element e, behind those of e - 4.
 """
 
 from __future__ import annotations
@@ -24,10 +25,22 @@ class Rows:
     ``place``: which row, behind which matrix where there are several."""
 
     def __init__(self, d: Definer, op: InBlocks, planes: Sequence[Value | None], place: Index, k: int) -> None:
-        self.d, self.row, self.place, self.groups = d, op.row, place, k // op.group
-        codes, self.scale, self.low, self.steps, self.low_steps = planes
+        self.d, self.op, self.row, self.place, self.groups = d, op, op.row, place, k // op.group
+        codes, self.scale, self.low, self.steps, self.low_steps, self.high = planes
         assert codes is not None
         self.codes = codes
+
+    def pair(self, g: Expr, j: Expr, h: Expr | int) -> Expr:
+        """The code of the element of group g that is the j-th of its half h, where a byte holds two of them."""
+        run = self.op.group // 2
+        byte = self.d.at(self.codes, (*self.place, g * run + j))
+        known = {0: byte & 15, 1: byte >> 4}
+        code = known[h] if isinstance(h, int) else (byte >> cast(h * 4, DType.u8)) & 15
+        if self.high is None:
+            return code
+        bits = self.row.high_bits
+        field = (h * (run // 4) + j // 4) * bits
+        return code | (((self.d.at(self.high, (*self.place, g * 4 + j % 4)) >> cast(field, DType.u8)) & ((1 << bits) - 1)) << 4)
 
     def signed(self, codes: Sequence[Expr], g: Expr) -> list[Expr]:
         """Codes of group g in f32, less its zero point, which is 128 more where a sign has been lifted."""
@@ -111,8 +124,7 @@ def _sum(d: Definer, o: Operation, lead: Index, place: Index) -> Expr:
     g = Axis("g", terms // size, SEQ)
     run = size // 2 if rows.row.paired else size  # elements whose codes lie in neighbouring bytes
     j = Axis("j", run, VECTOR)
-    code = d.at(codes, (*place, g * run + j))
-    weights = rows.signed((code & 15, code >> 4) if rows.row.paired else (code,), g)
+    weights = rows.signed((rows.pair(g, j, 0), rows.pair(g, j, 1)) if rows.row.paired else (d.at(codes, (*place, g * run + j)),), g)
     parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(weights))]
     products = _added([Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)])
     plain = _added([Reduce("sum", (j,), part) for part in parts]) if rows.moves else None
@@ -133,7 +145,7 @@ def _embedding_blocks(d: Definer, o: Operation, index: Index, result: int) -> Ex
     g, within = j // size, j % size
     if rows.row.paired:
         half = size // 2
-        code = (d.at(codes, (n, g * half + within % half)) >> cast(within // half * 4, DType.u8)) & 15
+        code = rows.pair(g, within % half, within // half)
     else:
         code = d.at(codes, (n, j))
     (signed,) = rows.signed((code,), g)

@@ -93,13 +93,12 @@ def _sum(d: Definer, o: Operation, lead: Index, place: Index) -> Expr:
     g = Axis("g", terms // size, SEQ)
     run = o.op.run
     j = Axis("j", run, SEQ)
-    code: Expr = d.at(codes, (*place, g * run + j))
     if rows.row.paired:
         h = Axis("h", 2, UNROLL)
         axes: tuple[Axis, ...] = (h, j)
-        at, code = h * run + j, (code >> cast(h * 4, DType.u8)) & 15
+        at, code = h * run + j, rows.pair(g, j, h)
     else:
-        axes, at = (j,), j
+        axes, at, code = (j,), j, d.at(codes, (*place, g * run + j))
     dot: Expr = Reduce("sum", axes, cast(d.at(q, (*lead, g * size + at)), DType.i32) * cast(code, DType.i32))
     zero = rows.zero_of(g) if o.op.zeros else o.op.zero
     if not isinstance(zero, int) or zero:
