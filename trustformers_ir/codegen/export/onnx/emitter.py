@@ -8,6 +8,9 @@ calling the emitter with the name of an ONNX op::
         return e("Reciprocal", e("Sqrt", e.operand(o, 0)))
 
 Sizes come from the inputs: a symbol is the size of an axis of an input (``Shape``), an expression is arithmetic on those.
+
+Not every ONNX op takes every dtype. What each takes is in the schemas of the package ``onnx``: where a node's dtype is missing there, it is computed
+in the next one that is there and wider, between two casts.
 """
 
 from __future__ import annotations
@@ -33,6 +36,22 @@ ELEMENTS: Mapping[DType, int] = {
     DType.u32: 12, DType.u64: 13, DType.bf16: 16, DType.f8e4m3: 17,
 }  # fmt: skip
 OLDEST, NEWEST, USUAL = 18, 24, 20  # operator sets
+DTYPES = {number: dtype for dtype, number in ELEMENTS.items()}
+#: how ONNX writes the dtype of a tensor
+_WORDS: Mapping[DType, str] = {
+    dtype: f"tensor({word})"
+    for dtype, word in {
+        DType.f32: "float", DType.u8: "uint8", DType.i8: "int8", DType.u16: "uint16", DType.i16: "int16", DType.i32: "int32", DType.i64: "int64",
+        DType.bool: "bool", DType.f16: "float16", DType.f64: "double", DType.u32: "uint32", DType.u64: "uint64", DType.bf16: "bfloat16",
+        DType.f8e4m3: "float8e4m3fn",
+    }.items()
+}  # fmt: skip
+#: what a dtype is computed in instead, the first choice first
+_WIDER: Mapping[DType, tuple[DType, ...]] = {
+    DType.f8e4m3: (DType.f16, DType.f32), DType.bf16: (DType.f32,), DType.f16: (DType.f32,), DType.f64: (DType.f32,),
+    **dict.fromkeys((DType.i8, DType.u8, DType.i16, DType.u16), (DType.i32, DType.i64)),
+    DType.bool: (DType.u8, DType.i32), DType.i32: (DType.i64,), DType.u32: (DType.i64, DType.u64),
+}  # fmt: skip
 
 
 class Unsupported(Exception):
@@ -80,12 +99,14 @@ class Stored:
 class Emitter:
     """Nodes and initializers of a function, in order."""
 
-    def __init__(self, module: Module, function: Function, opset: int) -> None:
-        self.module, self.function, self.opset, self.facts = module, function, opset, module.facts
+    def __init__(self, onnx: Any, module: Module, function: Function, opset: int) -> None:
+        self.onnx, self.module, self.function, self.opset, self.facts = onnx, module, function, opset, module.facts
         self.nodes: list[Node] = []
         self.stored: dict[str, Stored] = {}
         self.problems = Collector()
         self._names: dict[Value, str] = {}
+        self._dtypes: dict[str, DType] = {}
+        self._schemas: dict[str, Any] = {}
         self._taken: set[str] = set()
         self._constants: dict[tuple[object, ...], str] = {}
         self._dims: dict[Dim, str] = {}
@@ -98,7 +119,7 @@ class Emitter:
     def run(self) -> list[str]:
         """Writes every operation; the names of the outputs. ``CompilerError`` with all ops that cannot be written."""
         for o in self.function.body:
-            if o.op.terminator:
+            if o.op.terminator or isinstance(o.op, ops.WeightOp):  # an initializer is made where it is read: it may be transposed
                 continue
             self._now = o
             found = RULES.get(type(o.op))
@@ -155,6 +176,7 @@ class Emitter:
 
     def _named(self, value: Value, like: str) -> str:
         name = self._names[value] = self.fresh(like)
+        self._dtypes[name] = value.type.dtype
         return name
 
     def value(self, v: Value) -> str:
@@ -177,15 +199,60 @@ class Emitter:
 
     def several(self, op: str, outputs: int, *inputs: str | None, **attributes: Any) -> tuple[str, ...]:
         """A node with so many outputs."""
-        o = self._now
-        like = o.op.mnemonic if o is not None else op.lower()
-        given = tuple("" if x is None else x for x in inputs)
+        given = ["" if x is None else x for x in inputs]
         while given and not given[-1]:
-            given = given[:-1]
-        names = tuple(self.fresh(like) for _ in range(outputs))
+            del given[-1]
         kept = {k: v for k, v in attributes.items() if v is not None}
-        self.nodes.append(Node(op, given, names, kept, f"{op}_{len(self.nodes)}", str(o.loc) if o is not None and o.loc is not None else ""))
+        schema = self._schema(op)
+        dtypes = self._bound(schema, given)
+        instead = {t: self._legal(schema, t, dtype) for t, dtype in dtypes.items()}
+        for n, x in enumerate(given):
+            t = _formal(schema.inputs, n).type_str
+            if x and t in instead and instead[t] is not dtypes[t]:
+                given[n] = self._node("Cast", [x], {"to": ELEMENTS[instead[t]]}, [instead[t]])[0]
+        made: list[DType | None] = []
+        wanted: list[DType | None] = []
+        for n in range(outputs):
+            t = _formal(schema.outputs, n).type_str
+            found = instead.get(t) or next((d for d, w in _WORDS.items() if w == t), None)
+            made.append(DTYPES[kept["to"]] if "to" in kept else found)
+            wanted.append(dtypes.get(t, made[-1]))
+        names = self._node(op, given, kept, made)
+        for n, (have, want) in enumerate(zip(made, wanted, strict=True)):
+            if have is not None and want is not None and have is not want:
+                names[n] = self._node("Cast", [names[n]], {"to": ELEMENTS[want]}, [want])[0]
+        return tuple(names)
+
+    def _node(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Any], dtypes: Sequence[DType | None]) -> list[str]:
+        o = self._now
+        names = [self.fresh(o.op.mnemonic if o is not None else op.lower()) for _ in dtypes]
+        self._dtypes |= {name: d for name, d in zip(names, dtypes, strict=True) if d is not None}
+        place = str(o.loc) if o is not None and o.loc is not None else ""
+        self.nodes.append(Node(op, tuple(inputs), tuple(names), attributes, f"{op}_{len(self.nodes)}", place))
         return names
+
+    def _schema(self, op: str) -> Any:
+        if op not in self._schemas:
+            self._schemas[op] = self.onnx.defs.get_schema(op, self.opset)
+        return self._schemas[op]
+
+    def _bound(self, schema: Any, inputs: Sequence[str]) -> dict[str, DType]:
+        """What the type parameters of an op are for these inputs."""
+        found: dict[str, DType] = {}
+        for n, x in enumerate(inputs):
+            if x in self._dtypes:
+                found.setdefault(_formal(schema.inputs, n).type_str, self._dtypes[x])
+        return found
+
+    def _legal(self, schema: Any, parameter: str, dtype: DType) -> DType:
+        """The dtype in which an op is computed: its own, where the op takes that."""
+        allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == parameter), None)
+        if allowed is None or _WORDS[dtype] in allowed:
+            return dtype
+        for wider in _WIDER.get(dtype, ()):
+            if _WORDS[wider] in allowed:
+                return wider
+        raise Unsupported(f"{schema.name} takes no {dtype}")
 
     def constant(self, value: Any, dtype: DType) -> str:
         """A small constant, each once."""
@@ -193,8 +260,11 @@ class Emitter:
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
             name = self._constants[key] = self.fresh("constant")
-            self.stored[name] = Stored(name, dtype, array.shape, lambda: array)
+            self._store(Stored(name, dtype, array.shape, lambda: array))
         return self._constants[key]
+
+    def _store(self, s: Stored) -> None:
+        self.stored[s.name], self._dtypes[s.name] = s, s.dtype
 
     def like(self, value: float, v: Value) -> str:
         """A scalar in the dtype of ``v``."""
@@ -212,7 +282,7 @@ class Emitter:
             shape = tuple(int(d) for d in w.type.shape)  # type: ignore[arg-type]
             shape = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
             given = self._weights[key] = self.fresh(name)
-            self.stored[given] = Stored(given, w.type.dtype, shape, _reader(w, transposed))
+            self._store(Stored(given, w.type.dtype, shape, _reader(w, transposed)))
         return self._weights[key]
 
     def weight_name(self, v: Value | None) -> str | None:
@@ -298,6 +368,11 @@ class Emitter:
         if plain.count(-1) <= 1 and sure:
             return self("Reshape", x, self.constant(np.array(plain, np.int64), DType.i64))
         return self("Reshape", x, self.shape(target), allowzero=1)
+
+
+def _formal(formals: Sequence[Any], number: int) -> Any:
+    """A parameter of an op; the last one may stand for any number."""
+    return formals[min(number, len(formals) - 1)]
 
 
 def _runs(dims: Sequence[Dim]) -> Iterator[tuple[bool, list[Any]]]:

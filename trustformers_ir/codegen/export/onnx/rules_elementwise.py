@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, Emitter, Unsupported, rule
 from trustformers_ir.ir import ops
@@ -18,7 +19,7 @@ UNARY: dict[type[Op], str] = {
     ops.Softplus: "Softplus", ops.IsNan: "IsNaN", ops.IsInf: "IsInf", ops.LogicalNot: "Not",
 }  # fmt: skip
 BINARY: dict[type[Op], str] = {
-    ops.Add: "Add", ops.Sub: "Sub", ops.Mul: "Mul", ops.Div: "Div", ops.Pow: "Pow", ops.Minimum: "Min", ops.Maximum: "Max",
+    ops.Add: "Add", ops.Sub: "Sub", ops.Mul: "Mul", ops.Div: "Div", ops.Minimum: "Min", ops.Maximum: "Max",
     ops.Eq: "Equal", ops.Lt: "Less", ops.Le: "LessOrEqual", ops.Gt: "Greater", ops.Ge: "GreaterOrEqual",
 }  # fmt: skip
 ROUNDING: dict[type[Op], str] = {ops.Floor: "Floor", ops.Ceil: "Ceil", ops.Round: "Round"}
@@ -35,6 +36,13 @@ def _unary(e: Emitter, o: Operation) -> str:
 @rule(*BINARY)
 def _binary(e: Emitter, o: Operation) -> str:
     return e(BINARY[type(o.op)], e.operand(o, 0), e.operand(o, 1))
+
+
+@rule(ops.Pow)
+def _pow(e: Emitter, o: Operation) -> str:
+    if not o.result.type.dtype.is_float:
+        raise Unsupported("implementations compute powers of integers in floats")
+    return e("Pow", e.operand(o, 0), e.operand(o, 1))
 
 
 @rule(*ROUNDING)
@@ -129,17 +137,28 @@ def _elu(e: Emitter, o: Operation) -> str:
 @rule(ops.LeakyRelu)
 def _leaky_relu(e: Emitter, o: Operation) -> str:
     assert isinstance(o.op, ops.LeakyRelu)
-    return e("LeakyRelu", e.operand(o, 0), alpha=o.op.slope)
+    x = e.operand(o, 0)
+    if o.result.type.dtype is DType.f64:  # attributes are f32
+        return e("Where", e("Less", x, e.like(0.0, o.result)), e("Mul", x, e.like(o.op.slope, o.result)), x)
+    return e("LeakyRelu", x, alpha=o.op.slope)
 
 
 @rule(ops.HardSwish)
 def _hard_swish(e: Emitter, o: Operation) -> str:
-    return e("HardSwish", e.operand(o, 0))
+    x = e.operand(o, 0)
+    return e("HardSwish", x) if o.result.type.dtype is not DType.f64 else e("Mul", x, _sixth(e, o, x))
 
 
 @rule(ops.HardSigmoid)
 def _hard_sigmoid(e: Emitter, o: Operation) -> str:
-    return e("HardSigmoid", e.operand(o, 0), alpha=1 / 6, beta=0.5)
+    x = e.operand(o, 0)
+    return e("HardSigmoid", x, alpha=1 / 6, beta=0.5) if o.result.type.dtype is not DType.f64 else _sixth(e, o, x)
+
+
+def _sixth(e: Emitter, o: Operation, x: str) -> str:
+    """``x / 6 + 1 / 2`` between 0 and 1, with numbers of f64, which attributes are not."""
+    inner = e("Add", e("Div", x, e.like(6.0, o.result)), e.like(0.5, o.result))
+    return e("Clip", inner, e.like(0.0, o.result), e.like(1.0, o.result))
 
 
 @rule(ops.Mish)
@@ -164,21 +183,34 @@ def _ne(e: Emitter, o: Operation) -> str:
     return e("Not", e("Equal", e.operand(o, 0), e.operand(o, 1)))
 
 
+def _divided(e: Emitter, o: Operation, how: Callable[[str, str], str]) -> str:
+    """A quotient or a remainder of whole numbers: 0 where the divisor is, for which ONNX has none."""
+    a, v, dtype = e.operand(o, 0), o.inputs[1], o.result.type.dtype
+    known = v.op_as(ops.Constant)
+    if known is not None and isinstance(known.op, ops.Constant) and known.op.value.array.all():
+        return how(a, e.value(v))
+    zero = e.constant(0, dtype)
+    none = e("Equal", e.value(v), zero)
+    return e("Where", none, zero, how(a, e("Where", none, e.constant(1, dtype), e.value(v))))
+
+
 @rule(ops.FloorDiv)
 def _floor_div(e: Emitter, o: Operation) -> str:
-    a, b, dtype = e.operand(o, 0), e.operand(o, 1), o.result.type.dtype
+    dtype = o.result.type.dtype
     if dtype.is_float:
-        return e("Floor", e("Div", a, b))
+        wide = DType.f32 if dtype.bits < 32 else dtype  # the quotient is not rounded before
+        a, b = (e.cast(e.operand(o, n), dtype, wide) for n in (0, 1))
+        return e.cast(e("Floor", e("Div", a, b)), wide, dtype)
     if not dtype.is_signed:
-        return e("Div", a, b)
-    return e("Div", e("Sub", a, e("Mod", a, b)), b)  # Mod has the sign of b, so this division leaves nothing over
+        return _divided(e, o, lambda a, b: e("Div", a, b))
+    return _divided(e, o, lambda a, b: e("Div", e("Sub", a, e("Mod", a, b)), b))  # Mod has the sign of b, so nothing is left over
 
 
 @rule(ops.Mod)
 def _mod(e: Emitter, o: Operation) -> str:
-    a, b = e.operand(o, 0), e.operand(o, 1)
     if not o.result.type.dtype.is_float:
-        return e("Mod", a, b)
+        return _divided(e, o, lambda a, b: e("Mod", a, b))
+    a, b = e.operand(o, 0), e.operand(o, 1)
     rest = e("Mod", a, b, fmod=1)  # of the sign of a
     zero = e.like(0.0, o.result)
     other = e("And", e("Not", e("Equal", rest, zero)), e("Xor", e("Less", rest, zero), e("Less", b, zero)))
@@ -198,11 +230,16 @@ def _atan2(e: Emitter, o: Operation) -> str:
 
 @rule(ops.ShiftLeft, ops.ShiftRight)
 def _shift(e: Emitter, o: Operation) -> str:
-    if o.result.type.dtype.is_signed:
-        raise Unsupported("ONNX shifts numbers without a sign alone")
+    """ONNX shifts numbers without a sign alone. To the right, a negative number is shifted as its complement, which is not."""
     a, b, dtype = e.operand(o, 0), e.operand(o, 1), o.result.type.dtype
-    moved = e("BitShift", a, b, direction="LEFT" if isinstance(o.op, ops.ShiftLeft) else "RIGHT")
-    return e("Where", e("Less", b, e.constant(dtype.bits, dtype)), moved, e.constant(0, dtype))
+    right, signed = isinstance(o.op, ops.ShiftRight), dtype.is_signed
+    plain = DType[f"u{dtype.bits}"]
+    negative = e("Less", a, e.constant(0, dtype)) if right and signed else None
+    given = a if negative is None else e("Where", negative, e("BitwiseNot", a), a)
+    moved = e("BitShift", e.cast(given, dtype, plain), e.cast(b, dtype, plain), direction="RIGHT" if right else "LEFT")
+    far = e("GreaterOrEqual", e.cast(b, dtype, plain), e.constant(dtype.bits, plain))
+    found = e.cast(e("Where", far, e.constant(0, plain), moved), plain, dtype)
+    return found if negative is None else e("Where", negative, e("BitwiseNot", found), found)
 
 
 @rule(ops.Select)

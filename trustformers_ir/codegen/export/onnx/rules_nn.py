@@ -35,7 +35,7 @@ def _linear(e: Emitter, o: Operation) -> str:
     assert x is not None and weight is not None
     if weight.type.layout != ROW_MAJOR:
         raise Unsupported("its weight is packed")
-    y = e("MatMul", e.value(x), transposed(e, weight))
+    y = e("MatMul", e.value(x), e.cast(transposed(e, weight), weight.type.dtype, x.type.dtype))
     return y if bias is None else e("Add", y, e.value(bias))
 
 
@@ -51,6 +51,8 @@ def transposed(e: Emitter, v: Value) -> str:
 @rule(ops.Einsum)
 def _einsum(e: Emitter, o: Operation) -> str:
     assert isinstance(o.op, ops.Einsum)
+    if "..." in o.op.equation and len({v.type.rank for v in o.inputs}) > 1:
+        raise Unsupported("axes of an ellipsis are of different number")
     return e("Einsum", *(e.value(v) for v in o.inputs), equation=o.op.equation)
 
 
@@ -73,11 +75,10 @@ def _layer_norm(e: Emitter, o: Operation) -> str:
     x, weight, bias = o.operands
     assert x is not None
     axes = normalised_axes(*o.operand_types[1:])
-    scale = e.constant(np.ones([1] * axes), x.type.dtype) if weight is None else e.value(weight)
-    if weight is None and any(not isinstance(d, int) for d in x.type.shape[-axes:]):
+    row = [d for d in x.type.shape[-axes:] if isinstance(d, int)]
+    if weight is None and len(row) < axes:
         raise Unsupported("it has no weight, and rows whose length is not known")
-    if weight is None:
-        scale = e.constant(np.ones([d for d in x.type.shape[-axes:] if isinstance(d, int)]), x.type.dtype)
+    scale = e.constant(np.ones(row), x.type.dtype) if weight is None else e.value(weight)
     if x.type.dtype is not DType.f64:
         shift = None if bias is None else e.value(bias)
         return e("LayerNormalization", e.value(x), scale, shift, axis=-axes, epsilon=o.op.eps)
@@ -113,8 +114,7 @@ def _rope(e: Emitter, o: Operation) -> str:
     if not isinstance(half, int) or not isinstance(features, int):
         raise Unsupported("the number of features is not known")
     given, wide = widened(e, x)
-    c, s = widened(e, cos)[0], widened(e, sin)[0]
-    c, s = e.cast(c, DType.f32 if cos.type.dtype in NARROW else cos.type.dtype, wide), e.cast(s, DType.f32 if sin.type.dtype in NARROW else sin.type.dtype, wide)
+    c, s = (e.cast(x, narrow, wide) for x, narrow in (widened(e, cos), widened(e, sin)))
     last = e.constant([-1], DType.i64)
 
     def part(v: str, start: int, stop: int) -> str:

@@ -22,12 +22,6 @@ def _constant(e: Emitter, o: Operation) -> str:
     return e.constant(o.op.value.array, o.op.value.dtype)
 
 
-@rule(ops.WeightOp)
-def _weight(e: Emitter, o: Operation) -> str:
-    """Its initializer is made where it is read, for that may be transposed."""
-    return ""
-
-
 @rule(ops.Iota)
 def _iota(e: Emitter, o: Operation) -> str:
     assert isinstance(o.op, ops.Iota)
@@ -53,6 +47,8 @@ def _reshape(e: Emitter, o: Operation) -> str:
 @rule(ops.Transpose)
 def _transpose(e: Emitter, o: Operation) -> str:
     assert isinstance(o.op, ops.Transpose)
+    if not o.op.perm:
+        return e("Identity", e.operand(o, 0))
     return e("Transpose", e.operand(o, 0), perm=list(o.op.perm))
 
 
@@ -102,7 +98,9 @@ def _reduce(e: Emitter, o: Operation) -> str:
     x = e.operand(o, 0)
     if not o.op.axes:
         return e("Identity", x)
-    return e(REDUCTIONS[type(o.op)], x, axes_of(e, o), keepdims=int(o.op.keepdims))
+    dtype = o.result.type.dtype
+    wide = DType.f32 if dtype.is_float and dtype.bits < 32 else dtype  # sums of 16-bit numbers are rounded once
+    return e.cast(e(REDUCTIONS[type(o.op)], e.cast(x, dtype, wide), axes_of(e, o), keepdims=int(o.op.keepdims)), wide, dtype)
 
 
 @rule(ops.ReduceAny, ops.ReduceAll)
@@ -125,8 +123,9 @@ def _reduce_var(e: Emitter, o: Operation) -> str:
     x, dtype = o.inputs[0], o.result.type.dtype
     wide = DType.f32 if dtype in (DType.f16, DType.bf16) else dtype
     given, axes, keep = e.cast(e.operand(o, 0), dtype, wide), axes_of(e, o), int(o.op.keepdims)
-    if not o.op.axes:
-        raise Unsupported("it has no axes")
+    if not o.op.axes:  # of one element each
+        off = e("Sub", given, given)
+        return e.cast(e("Div", off, e.constant(max(1 - o.op.correction, 0), wide)), wide, dtype)
     off = e("Sub", given, e("ReduceMean", given, axes, keepdims=1))
     count = e("ReduceProd", e.shape([x.type.shape[a] for a in o.op.axes]), e.constant([0], DType.i64), keepdims=0)
     count = e("Max", e("Sub", count, e.constant(o.op.correction, DType.i64)), e.constant(0, DType.i64))
@@ -198,6 +197,8 @@ def _scatter_elements(e: Emitter, o: Operation) -> str:
 @rule(ops.ScatterNd)
 def _scatter_nd(e: Emitter, o: Operation) -> str:
     assert isinstance(o.op, ops.ScatterNd)
+    if o.inputs[1].type.shape[-1] == 0:
+        raise Unsupported("its indices name no place")
     indices = e.cast(e.operand(o, 1), o.inputs[1].type.dtype, DType.i64)
     return e("ScatterND", e.operand(o, 0), indices, e.operand(o, 2), reduction=o.op.reduce.value)
 

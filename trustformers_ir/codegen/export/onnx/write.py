@@ -9,7 +9,8 @@ format has it (*external data*), each at a multiple of 4096 bytes so that it can
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -33,21 +34,21 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: bytes of all files, how many initializers and nodes there are, and the files."""
+    """What was written: bytes of all files, how many initializers there are of each dtype, how many nodes, and the files."""
 
     bytes: int
-    tensors: int
+    kinds: Mapping[str, int]
     nodes: int
     files: tuple[str, ...]
 
 
 def onnx_module() -> Any:
-    """The package ``onnx``. ``MISSING_PACKAGE``"""
+    """The package ``onnx``. ``MISSING_DEPENDENCY``"""
     try:
         import onnx
     except ImportError as error:
         message = "writing ONNX files needs the package onnx"
-        raise CompilerError.of(Code.MISSING_PACKAGE, message, help="pip install 'trustformers_ir[onnx]'") from error
+        raise CompilerError.of(Code.MISSING_DEPENDENCY, message, help="pip install 'trustformers_ir[onnx]'") from error
     return onnx
 
 
@@ -57,7 +58,7 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
     if not OLDEST <= chosen <= NEWEST:
         raise CompilerError.of(Code.USAGE, f"opset {chosen} cannot be written", help=f"give one of {OLDEST} to {NEWEST}")
     onnx = onnx_module()
-    emitter = Emitter(module, module.main, chosen)
+    emitter = Emitter(onnx, module, module.main, chosen)
     outputs = emitter.run()
     read = {x for node in emitter.nodes for x in node.inputs}
     tensors = [s for s in emitter.stored.values() if s.name in read]
@@ -76,14 +77,15 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
     files = [path]
     if places:
         files.insert(0, os.path.join(os.path.dirname(path), beside))
-        with atomic_output(files[0]) as temporary, open(temporary, "wb") as file:
+        with atomic_output(files[0]) as file:
             for n, s in enumerate(s for s in tensors if s.name in places):
                 note("writing weights", n, len(places))
                 file.seek(places[s.name])
                 _put(file, s)
-    with atomic_output(path) as temporary, open(temporary, "wb") as file:
+    with atomic_output(path) as file:
         _write_model(onnx, file, model, graph, tensors, places, beside)
-    return Written(sum(os.stat(f).st_size for f in files), len(tensors), len(emitter.nodes), tuple(files))
+    kinds = Counter(str(s.dtype) for s in tensors)
+    return Written(sum(os.stat(f).st_size for f in files), dict(kinds), len(emitter.nodes), tuple(files))
 
 
 def _places(tensors: Sequence[Stored]) -> dict[str, int]:
@@ -117,9 +119,7 @@ def _pieces(array: np.ndarray) -> list[np.ndarray]:
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # numbers of the fields ModelProto.graph, GraphProto.initializer, TensorProto.raw_data
 
 
-def _write_model(
-    onnx: Any, file: IO[bytes], model: Any, graph: Any, tensors: Sequence[Stored], places: dict[str, int], beside: str
-) -> None:
+def _write_model(onnx: Any, file: IO[bytes], model: Any, graph: Any, tensors: Sequence[Stored], places: dict[str, int], beside: str) -> None:
     """The message, with what is in the model of each weight."""
     heads: list[bytes] = []
     sizes: list[int] = []
