@@ -18,6 +18,7 @@ from trustformers_ir.runtime.workers import thread_count
 
 if TYPE_CHECKING:
     from trustformers_ir.codegen.export.gguf.write import Written
+    from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
     from trustformers_ir.ir.core import Module
     from trustformers_ir.passes.int8_error import ErrorReport
     from trustformers_ir.passes.manager import Report
@@ -149,17 +150,23 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
     return interpreter.evaluate(module, *inputs, **named)
 
 
-def export(model: Any, path: str, *, quantize: str | None = None, dtype: Any = None) -> Written:
-    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp.
+def export(
+    model: Any, path: str, *, quantize: str | None = None, dtype: Any = None, example_inputs: Any = None, opset: int | None = None
+) -> Written | WrittenOnnx:
+    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, or ``.onnx``.
 
-    ``model`` is a checkpoint folder or a ``random:<model_type>`` of a family that GGUF has an architecture for, or a ``.gguf`` file. ``quantize`` is
-    the type of matrices: ``f32``, ``f16``, ``bf16``, ``q8_0``, ``q4_0``, ``q4_1``, ``q5_0`` or ``q5_1``; None leaves them as they are stored.
+    ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
+    are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
+    (docs/onnx.md).
+
+    GGUF: ``model`` is a checkpoint folder or a ``random:<model_type>`` of a family that GGUF has an architecture for, or a ``.gguf`` file.
+    ``quantize`` is the type of matrices: ``f32``, ``f16``, ``bf16``, ``q8_0``, ``q4_0``, …, ``q4_k_m``, …; None leaves them as they are stored.
     ``dtype``, ``f32``, ``f16`` or ``bf16``, is the type of matrices that are not quantized. What was written is returned: tensors of each type, and
     bytes. The file is there whole or not at all. Raises ``CompilerError`` with everything that such a file cannot say of the model (docs/gguf.md).
     """
     from trustformers_ir import compiler
 
-    return compiler.export(model, path, quantize, dtype)
+    return compiler.export(model, path, quantize, dtype, example_inputs, opset)
 
 
 def parse(text: str) -> Module:

@@ -16,11 +16,12 @@ FORMATS = (".onnx", ".gguf", ".mlpackage", ".mlir")
 
 def export(
     model: Model,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf; later *.onnx, *.mlpackage or *.mlir.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf or *.onnx; later *.mlpackage or *.mlir.")],
     quantize: Annotated[
         str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, q4_0, …, q4_k_m, …, q6_k.", show_default="as stored")
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of matrices that are not quantized: f32, f16 or bf16.")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
     json: Json = False,
 ) -> None:
     """Write MODEL for another system."""
@@ -28,7 +29,7 @@ def export(
         raise console.usage(f"'{output}' is of no format that can be exported", f"the formats are {', '.join(FORMATS)}")
     started = time.perf_counter()
     with console.progress("exporting"):
-        made = tfir.export(model, output, quantize=quantize, dtype=dtype)
+        made = tfir.export(model, output, quantize=quantize, dtype=dtype, opset=opset)
     seconds = time.perf_counter() - started
     tensors = ", ".join(f"{count} {kind}" for kind, count in made.kinds.items())
     console.say(f"{output}: {console.quantity(made.bytes)}, tensors: {tensors}, in {seconds:.2f} s")

@@ -1,0 +1,232 @@
+"""ONNX files: every op on its samples through ONNX Runtime or ONNX's own reference, whole models, files with weights beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="pip install onnx")
+pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, NotImplemented, RuntimeException
+
+import trustformers_ir as tfir
+from trustformers_ir.codegen.export.onnx import write
+from trustformers_ir.codegen.export.onnx.emitter import RULES
+from trustformers_ir.codegen.export.onnx.write import write_onnx
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.conformance import Case, cases
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.schema import OPS
+from trustformers_ir.ir.types import Panels
+
+QUIET = ort.SessionOptions()
+QUIET.log_severity_level = 4
+#: relative to the largest magnitude of a result; attributes and erf are f32 in ONNX
+BOUNDS = {DType.f64: 5e-8, DType.f32: 2e-6, DType.f16: 2e-3, DType.bf16: 2e-2, DType.f8e4m3: 0.07}
+
+
+def run(path: Path, feed: dict[str, np.ndarray], reference: bool = False) -> list[np.ndarray]:
+    """The outputs by ONNX Runtime; by ONNX's reference where the former has no kernel, or cannot hand out the dtype."""
+    feed = {name: np.asarray(a) for name, a in feed.items()}
+    if not reference:
+        try:
+            found: list[np.ndarray] = ort.InferenceSession(str(path), QUIET, providers=["CPUExecutionProvider"]).run(None, feed)
+            return found
+        except (NotImplemented, InvalidGraph, RuntimeException):
+            pass
+    return list(ReferenceEvaluator(str(path)).run(None, feed))
+
+
+#: forms of ops that a file cannot say, and why
+REFUSED = {
+    "pow": "powers of integers", "conv1d": "takes no i32", "einsum": "an ellipsis", "linear": "packed", "expand": "no input", "slice": "no input",
+    "pad": "no input", "scatter_nd": "no place",
+}  # fmt: skip
+
+
+def compare(case: Case, path: Path) -> str:
+    """Empty, or why the op of the case cannot be written."""
+    try:
+        write_onnx(str(path), case.module())
+    except CompilerError as error:
+        (problem,) = error.diagnostics
+        assert problem.code is Code.CANNOT_EXPORT and problem.where.op == case.op.mnemonic
+        return problem.message
+    onnx.checker.check_model(str(path), full_check=True)
+    names = [i.name for i in onnx.load(str(path)).graph.input]
+    narrow = any(t.dtype in (DType.bf16, DType.f8e4m3) for t in (*case.types, *case.results) if t is not None)
+    with np.errstate(all="ignore"):
+        got = run(path, dict(zip(names, case.inputs, strict=True)), narrow)
+    for g, w, t in zip(got, case.expected(), case.results, strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        if not t.dtype.is_float:
+            np.testing.assert_array_equal(g, w)
+            continue
+        a, b = g.astype(np.float64), w.astype(np.float64)
+        with np.errstate(all="ignore"):
+            scale = max([float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), 1e-30])
+            same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= BOUNDS[t.dtype] * scale)
+        assert same.all(), f"{t.dtype}: {np.abs(a - b).max() / scale}"
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("mnemonic", sorted(kind.mnemonic for kind in RULES if next(kind.samples(), None) is not None))
+def test_samples(mnemonic: str, tmp_path: Path) -> None:
+    written = 0
+    for case in cases([OPS[mnemonic]]):
+        why = compare(case, tmp_path / "m.onnx")
+        complex_numbers = any(t is not None and t.dtype.is_complex for t in (*case.types, *case.results))
+        packed = any(t is not None and isinstance(t.layout, Panels) for t in case.types)
+        if why:
+            assert complex_numbers or packed or REFUSED[mnemonic] in why, f"{case}: {why}"
+        written += not why
+    assert written
+
+
+@pytest.mark.parametrize("opset", [18, 19, 21, 23, 24])
+def test_operator_sets(opset: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+
+    def f(x: Any) -> Any:
+        return F.gelu(x) + F.gelu(x, approximate="tanh") + F.softmax(x, -1), (x > 0).any(-1)
+
+    module = tfir.trace(f, tfir.f32["n", 8])
+    write_onnx(str(path), module, opset=opset)
+    onnx.checker.check_model(str(path), full_check=True)
+    assert onnx.load(str(path)).opset_import[0].version == opset
+    got, want = run(path, {"x": x}, reference=opset > 23), tfir.evaluate(module, x)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+SIZES = "num_hidden_layers=2&hidden_size=32&intermediate_size=48&num_attention_heads=4&vocab_size=99"
+MODELS = {
+    "bert": f"random:bert?{SIZES}",
+    "llama": f"random:llama?{SIZES}&num_key_value_heads=2&architecture=LlamaForCausalLM",
+    "mistral": f"random:mistral?{SIZES}&num_key_value_heads=2&architecture=MistralForCausalLM&sliding_window=5",
+    "gemma2": f"random:gemma2?{SIZES}&num_key_value_heads=2&head_dim=8&architecture=Gemma2ForCausalLM&sliding_window=5",
+    "phi3": f"random:phi3?{SIZES}&num_key_value_heads=2&architecture=Phi3ForCausalLM",
+    "mixtral": f"random:mixtral?{SIZES}&num_key_value_heads=2&architecture=MixtralForCausalLM&num_local_experts=4",
+    "falcon": "random:falcon?num_hidden_layers=2&hidden_size=32&num_attention_heads=4&vocab_size=99&alibi=true&architecture=FalconForCausalLM",
+    "gpt_neox": f"random:gpt_neox?{SIZES}&architecture=GPTNeoXForCausalLM",
+    "cohere": f"random:cohere?{SIZES}&num_key_value_heads=2&architecture=CohereForCausalLM",
+    "gpt2": "random:gpt2?n_layer=2&n_embd=32&n_head=4&vocab_size=99&architecture=GPT2LMHeadModel",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_models(name: str, tmp_path: Path) -> None:
+    """Batches and lengths of any size, padding among them, against the reference semantics in ONNX Runtime with all of its rewrites."""
+    path = tmp_path / "m.onnx"
+    tfir.export(MODELS[name], str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+    session = ort.InferenceSession(str(path), QUIET)
+    ports = {i.name: i.shape for i in session.get_inputs()}
+    assert ports["input_ids"] == ["batch", "seq"]
+    module, random = tfir.api.to_module(MODELS[name]), np.random.default_rng(0)
+    for batch, length in ((1, 1), (3, 11)):
+        ids = random.integers(0, 99, (batch, length))
+        mask = np.ones_like(ids)
+        mask[-1, length // 2 :] = 0 if batch > 1 else 1
+        feed = {k: v for k, v in {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}.items() if k in ports}
+        want = tfir.evaluate(module, *(feed[n.name] for n in module.main.args))
+        want = want if isinstance(want, (tuple, list)) else [want]
+        for g, w in zip(session.run(None, feed), want, strict=True):
+            assert g.shape == w.shape
+            assert np.abs(g - w).max() <= 1e-4 * np.abs(w).max()
+
+
+def test_a_vision_model(tmp_path: Path) -> None:
+    spec = "random:vit?num_hidden_layers=1&hidden_size=32&intermediate_size=48&num_attention_heads=2&image_size=16&patch_size=4"
+    tfir.export(spec, str(tmp_path / "m.onnx"))
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    want = tfir.evaluate(tfir.api.to_module(spec), x)
+    for g, w in zip(run(tmp_path / "m.onnx", {"pixel_values": x}), want if isinstance(want, (tuple, list)) else [want], strict=True):
+        assert np.abs(g - w).max() <= 1e-4 * np.abs(w).max()
+
+
+def test_the_real_model(minilm: Path, tmp_path: Path) -> None:
+    made = tfir.export(str(minilm), str(tmp_path / "m.onnx"))
+    assert made.bytes < 1.01 * (minilm / "model.safetensors").stat().st_size
+    session, exe = ort.InferenceSession(str(tmp_path / "m.onnx"), QUIET), tfir.compile(str(minilm))
+    ids = np.random.default_rng(0).integers(1000, 20000, (3, 40))
+    mask = np.ones_like(ids)
+    mask[1, 20:] = 0
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+    got, want = session.run(None, feed), exe(**feed)
+    for g, w in zip(got, want, strict=True):
+        assert np.abs(g - w).max() <= 1e-5 * np.abs(w).max()
+    names = {t.name for t in onnx.load(str(tmp_path / "m.onnx")).graph.initializer}
+    assert "embeddings.word_embeddings.weight" in names or any("word_embeddings" in n for n in names)
+
+
+def test_weights_beside_the_model(tmp_path: Path) -> None:
+    """A file for the weights, each at a page of its own; the same numbers."""
+    module, path = tfir.api.to_module(MODELS["bert"]), tmp_path / "m.onnx"
+    made = write_onnx(str(path), module, external_above=0)
+    assert [Path(f).name for f in made.files] == ["m.onnx.data", "m.onnx"]
+    onnx.checker.check_model(str(path), full_check=True)
+    for t in onnx.load(str(path), load_external_data=False).graph.initializer:
+        about = {e.key: e.value for e in t.external_data}
+        size = int(np.prod(t.dims)) * 4
+        assert (size > write.SMALL) == (about.get("location") == "m.onnx.data")
+        assert not about or (int(about["offset"]) % 4096 == 0 and int(about["length"]) == size)
+    write_onnx(str(tmp_path / "one.onnx"), module)
+    assert not (tmp_path / "one.onnx.data").exists()
+    ids = np.random.default_rng(0).integers(0, 99, (2, 9))
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
+    for a, b in zip(run(path, feed), run(tmp_path / "one.onnx", feed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_sizes_that_are_computed(tmp_path: Path) -> None:
+    """Symbols out of 3 s + 2, sums and quotients of sizes, outputs that are inputs or handed out twice."""
+
+    def f(x: Any, y: Any) -> Any:
+        n, m = x.shape[0], y.shape[0]
+        z = F.concat([x, x], 0).reshape(2, n, 4)
+        return {"z": z, "twice": z, "x": x, "n": F.tensor(n * 2 + m), "row": F.arange((n + m) // 2), "part": y[1 : m - 1]}
+
+    module = tfir.trace(f, tfir.f32["n", 4], tfir.f32["3 * s + 2", 2])
+    write_onnx(str(tmp_path / "m.onnx"), module)
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    x, y = np.arange(20, dtype=np.float32).reshape(5, 4), np.zeros((11, 2), np.float32)
+    names = [o.name for o in onnx.load(str(tmp_path / "m.onnx")).graph.output]
+    got = dict(zip(names, run(tmp_path / "m.onnx", {"x": x, "y": y}), strict=True))
+    assert set(got) == {"z", "twice", "x_1", "n", "row", "part"}
+    assert got["n"] == 21 and got["row"].tolist() == list(range(8)) and got["part"].shape == (9, 2)
+    np.testing.assert_array_equal(got["twice"], got["z"])
+
+
+def test_all_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+
+    def f(x: Any) -> Any:
+        whole = x.to(DType.i32)
+        return x.cumprod(0), whole**whole
+
+    with pytest.raises(CompilerError) as caught:
+        tfir.export(f, str(path), example_inputs=[tfir.f32[3, 2]])
+    problems = caught.value.diagnostics
+    assert [p.where.op for p in problems] == ["cumprod", "pow"] and all(str(p.where.file).endswith(Path(__file__).name) and p.where.line for p in problems)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    for options in ({"opset": 9}, {"quantize": "int8"}):
+        with pytest.raises(CompilerError):
+            tfir.export(MODELS["bert"], str(path), **options)  # type: ignore[arg-type]
+
+
+def test_places_in_the_source_are_kept(tmp_path: Path) -> None:
+    tfir.export(lambda x: F.gelu(x), str(tmp_path / "m.onnx"), example_inputs=[tfir.f32[3]])
+    (node,) = onnx.load(str(tmp_path / "m.onnx")).graph.node
+    assert Path(__file__).name in {p.key: p.value for p in node.metadata_props}["source"]
