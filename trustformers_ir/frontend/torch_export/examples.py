@@ -34,6 +34,7 @@ class Examples:
     names: tuple[str, ...]  # of the parameters that args and kwargs go to, in order
     paths: tuple[str, ...]  # a name for each leaf
     axes: tuple[Mapping[int, Axis], ...]
+    signature: inspect.Signature
 
     @property
     def leaves(self) -> list[Any]:
@@ -54,7 +55,7 @@ class Examples:
             for leaf, axes in zip(leaves, self.axes, strict=True)
         ]
         args, kwargs = pytree.tree_unflatten(rows, spec)
-        return (*args, *kwargs.values()) if args else dict(kwargs)
+        return dict(self.signature.bind(*args, **kwargs).arguments) if args else dict(kwargs)
 
     def grown(self, roles: Sequence[str]) -> Examples:
         """With two of everything along dynamic axes of size 1: torch takes a 1 for a size that never changes."""
@@ -110,7 +111,7 @@ def examples_of(model: Any, given: Any, dynamic: Any) -> Examples:
     if len(paths) != len(leaves):
         paths = tuple(f"input_{i}" for i in range(len(leaves)))
     axes = _chosen(leaves, paths, dynamic)
-    return Examples(tuple(args), dict(kwargs), names, paths, axes)
+    return Examples(tuple(args), dict(kwargs), names, paths, axes, signature)
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -81,8 +81,9 @@ def origin_of(frames: list[Frame]) -> Origin:
 
 
 def frames_in(text: str) -> list[Frame]:
-    """The frames that a printed stack trace names."""
-    return [Frame(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(text)]
+    """The frames that a printed stack trace names, of those within the program: what called us comes before the last frame of ours."""
+    found = [Frame(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(text)]
+    return found[max((n + 1 for n, f in enumerate(found) if is_internal(f.file)), default=0) :]
 
 
 @lru_cache(maxsize=4096)
