@@ -52,7 +52,8 @@ class Outcome:
         return not self.differ and not self.broken
 
     def row(self) -> dict[str, Any]:
-        found = {"op": self.op, "dtype": self.dtype, "agree": self.agree, "refused": self.refused, "differ": self.differ[:3], "broken": self.broken[:3]}
+        found = {"op": self.op, "dtype": self.dtype, "agree": self.agree, "refused": self.refused}
+        found |= {"differ": self.differ[:3], "broken": self.broken[:3]}
         return {k: v for k, v in found.items() if v or k == "agree"}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from trustformers_ir.frontend.torch_export.decompositions import decompositions
 from trustformers_ir.frontend.torch_export.examples import Examples, examples_of
 from trustformers_ir.frontend.torch_export.failures import failure
+from trustformers_ir.frontend.torch_export.sites import whole_traces
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.progress import note
 
@@ -79,7 +80,7 @@ def _tried(model: Any, examples: Examples) -> Exported:
         notes = [f"of the sizes of the example are {told}"] if told else []
         return Exported(_decomposed(program), attempt, (*notes, *_specialised(program, attempt)))
     assert first is not None
-    raise failure(first) from first
+    raise failure(first, model) from first
 
 
 def _every_role(examples: Examples) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def _every_role(examples: Examples) -> tuple[str, ...]:
 def _exported(model: Any, examples: Examples) -> Any:
     import torch
 
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), whole_traces():
         return torch.export.export(model, examples.args, examples.kwargs, dynamic_shapes=examples.shapes(), strict=False)
 
 

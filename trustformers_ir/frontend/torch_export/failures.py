@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
+from typing import Any
 
-from trustformers_ir.frontend.torch_export.sites import NOWHERE, Origin, error_frames, frames_in, origin_of
+from trustformers_ir.frontend.torch_export.sites import NOWHERE, Frame, Origin, error_frames, frames_in, origin_of
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
 BRANCH = "choose by elements with torch.where(condition, a, b), or with torch.cond; branch in Python on shapes and settings alone"
@@ -38,7 +42,7 @@ _KNOWN: tuple[tuple[str, Code, str, str], ...] = (
     ),
     (
         r"Expected all tensors to be on the same device|found at least two devices|Unhandled FakeTensor Device|is on (?:cuda|meta)|"
-        r"[Tt]ensor on device|not compiled with CUDA|No CUDA GPUs|Found no NVIDIA|device (?:type|string)|Cannot copy out of meta",
+        r"[Tt]ensor on device|not compiled with CUDA|linked with support|No CUDA GPUs|Found no NVIDIA|device (?:type|string)|Cannot copy out of meta",
         Code.TORCH_DEVICE,
         "tensors of several devices meet, or one is asked for that is not here",
         "keep all on the CPU: no .cuda() or device= inside of forward",
@@ -64,17 +68,19 @@ _KNOWN: tuple[tuple[str, Code, str, str], ...] = (
 
 _SHAPES = re.compile(
     r"must match|size mismatch|shapes? cannot be multiplied|[Ss]hape|[Ss]izes? of tensors|dimension|invalid for input of size|broadcast|"
+    r"reduction dim|out of range|scalar types|same dtype|"
     r"[Ee]xpected .*(?:rank|dim|size)|index .* out of|dtype|expected scalar type|expected m1 and m2|should be the same"
 )
 
 
-def failure(error: BaseException, fallback: Origin = NOWHERE) -> CompilerError:
+def failure(error: BaseException, model: Any = None) -> CompilerError:
     """The error of the user's program, from what torch raised."""
     if isinstance(error, CompilerError):
         return error
     text = _message(error)
-    origin = _origin(error, text)
-    origin = fallback if origin is NOWHERE else origin
+    origin = _origin(error)
+    if "in output, which is not a known type" in text:
+        return _told(Code.TORCH_RESULT, "forward returns something that is neither a tensor nor a nest of them", text, _return_of(model), "")
     kind = type(error).__name__
     whole = f"{kind}: {text}"
     for pattern, code, words, help in _KNOWN:
@@ -113,7 +119,19 @@ def _message(error: BaseException) -> str:
     return " ".join(lines)[:300]
 
 
-def _origin(error: BaseException, text: str) -> Origin:
+def _return_of(model: Any) -> Origin:
+    """The last ``return`` of forward."""
+    try:
+        lines, first = inspect.getsourcelines(type(model).forward)
+        file = inspect.getsourcefile(type(model).forward) or ""
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, AttributeError, SyntaxError):
+        return NOWHERE
+    returns = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Return)]
+    return origin_of([Frame(file, first + max(returns) - 1, "forward")]) if returns else NOWHERE
+
+
+def _origin(error: BaseException) -> Origin:
     """The user's line: of the traceback, or of the frames that torch prints into its message. The traceback of a cause is nearer to it."""
     seen: list[BaseException] = []
     at: BaseException | None = error

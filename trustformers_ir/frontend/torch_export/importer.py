@@ -8,20 +8,21 @@ dtype is found at the node where it is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trustformers_ir.frontend.torch_export import aten
 from trustformers_ir.frontend.torch_export.problems import Problems
 from trustformers_ir.frontend.torch_export.registry import ATEN, REFUSED, Call, Refused
 from trustformers_ir.frontend.torch_export.sites import NOWHERE, Origin, node_origin
-from trustformers_ir.frontend.torch_export.sizes import NoDim, Sizes, fact_of
+from trustformers_ir.frontend.torch_export.sizes import NoDim, Sizes
 from trustformers_ir.ir.core import Value
-from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError
+from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError, InternalError
 from trustformers_ir.ir.dims import SymExpr, UndecidedDim, symbols_of
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.ir.tracing import Site, Trace
+from trustformers_ir.ir.tracing import Trace
 from trustformers_ir.ir.types import TensorType
 
 assert aten.FAMILIES
@@ -29,9 +30,11 @@ assert aten.FAMILIES
 # What says something about values or sizes, and computes nothing.
 CHECKS = frozenset({
     "aten._assert_async.default", "aten._assert_async.msg", "aten._assert_scalar.default", "aten._assert_tensor_metadata.default",
-    "aten.sym_constrain_range.default", "aten.sym_constrain_range_for_size.default",
+    "aten.sym_constrain_range.default", "aten._linalg_check_errors.default", "aten.sym_constrain_range_for_size.default",
 })  # fmt: skip
 # Wrappers around a part of the graph: the position of the part among their arguments. What they switch is of no concern at inference.
+UNKNOWN = "keep sizes fixed: choose by elements with torch.where(mask, x, 0), x.masked_fill(~mask, 0)"
+ITEM = "compute on with the tensor, or give the number as an argument that is always the same"
 WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "hints_wrapper": 0}
 
 
@@ -60,8 +63,8 @@ class Importer:
     def _dim(self, size: Any) -> Any:
         dim = self.sizes.dim(size)
         for name in symbols_of(dim):
-            if name not in self.trace.module.facts.symbols:  # a size that only the run knows: the problem is told where it comes from
-                self.trace.module.facts.declare(name, fact_of(None, None))
+            if name not in self.trace.module.facts.symbols:  # torch calls u0, u1, … what only the run knows
+                raise Refused("a size of the result follows from the numbers in a tensor, which only the run knows", UNKNOWN, dynamic=True)
         return dim
 
     def types_of(self, node: Any) -> tuple[TensorType | None, ...]:
@@ -118,32 +121,47 @@ class Importer:
         except CompilerError as error:
             for d in error.diagnostics:
                 self.problems.add(d.code, f"{self.describe(node)}: {d.message}", self.origin, d.help)
+        except DiagnosticError:
+            raise
+        except Exception as error:
+            message = f"{self.describe(node)} cannot be read: {type(error).__name__}: {error}"
+            raise InternalError.of(Code.INTERNAL, message) from error
         return self._stand_in(node)
 
     def _is_known(self, node: Any) -> bool:
-        return any(isinstance(a, _Unknown) for a in node.args)
+        return any(isinstance(a, Unknown) for a in node.args)
 
     def _stand_in(self, node: Any) -> Any:
         found = node.meta.get("val")
         try:
             types = self.types_of(node)
         except (Refused, NoDim):
-            return _Unknown()
-        values = tuple(_Unknown() if t is None else Tensor(self.trace, Value(t)) for t in types)
+            return Unknown()
+        values = tuple(Unknown() if t is None else Tensor(self.trace, Value(t)) for t in types)
         return values if isinstance(found, (tuple, list)) else values[0]
 
     def _call(self, node: Any, env: Mapping[Any, Any]) -> Any:
+        import torch
+
         target = node.target
         if target is operator.getitem:
-            return env[node.args[0]][node.args[1]]
+            many = env[node.args[0]]
+            return many if isinstance(many, Unknown) else many[node.args[1]]
         found = node.meta.get("val")
         name = str(target)
         if name in CHECKS:
             return None
+        if name == "aten._local_scalar_dense.default":
+            return _Number(self.origin)
+        numbers = [a for a in node.args if isinstance(env.get(a) if isinstance(a, torch.fx.Node) else a, _Number)]
+        if numbers and not isinstance(found, torch.Tensor):
+            return env[numbers[0]]
         number = self._number(found)
         if number is not None:
             return number
         wrapped = getattr(target, "__name__", "")
+        if wrapped == "with_effects" and str(node.args[1]) in CHECKS:
+            return Unknown()
         if wrapped in WRAPPERS:
             return self._wrapped(WRAPPERS[wrapped], node, env)
         name = name.removeprefix("aten.")
@@ -155,7 +173,12 @@ class Importer:
             raise Refused(*self.problems.missing(target))
         args = [self._read(a, env) for a in node.args]
         kwargs = {k: self._read(v, env) for k, v in node.kwargs.items() if k not in _DROPPED}
-        if any(isinstance(a, _Unknown) for a in (*args, *kwargs.values())):
+        unknown = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Unknown)]
+        for number in unknown[:1]:
+            if isinstance(number, _Number):
+                self.origin = number.origin
+                raise Refused("the number in a tensor as a number of Python, which a size or an index is made of", ITEM, dynamic=True)
+        if unknown:
             return self._stand_in(node)
         call = Call(self.trace, name, self.types_of(node))
         return self._checked(node, call, self._fitting(build, target)(call, *args, **kwargs))
@@ -173,7 +196,7 @@ class Importer:
         if isinstance(found, torch.SymFloat):
             return self.sizes.number(found.node.expr)
         if isinstance(found, torch.SymBool):
-            return _Unknown()  # only asked about by checks
+            return Unknown()  # only asked about by checks
         return found if isinstance(found, (bool, int, float)) else None
 
     def _wrapped(self, position: int, node: Any, env: Mapping[Any, Any]) -> Any:
@@ -232,8 +255,23 @@ class Importer:
             return str(size)
 
 
-class _Unknown:
+class Unknown:
     """The value of a node that could not be computed and has no type either."""
+
+
+@dataclass(frozen=True)
+class _Number(Unknown):
+    """The number in a tensor as Python has it. Only who makes a size or an index of it is at fault."""
+
+    origin: Origin
+
+
+def _flat(args: Iterable[Any]) -> Iterator[Any]:
+    for a in args:
+        if isinstance(a, (tuple, list)):
+            yield from _flat(a)
+        else:
+            yield a
 
 
 _DROPPED = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator"})
@@ -258,4 +296,4 @@ def dtype_of(dtype: Any) -> DType:
         raise Refused(f"the dtype {name}", "compute in one of float32, float64, float16, bfloat16, int8 … int64, uint8, bool, complex64") from None
 
 
-__all__ = ["Importer", "Site", "dtype_of"]
+__all__ = ["Importer", "Unknown", "dtype_of"]

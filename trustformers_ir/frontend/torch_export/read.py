@@ -9,7 +9,7 @@ from typing import Any
 
 from trustformers_ir.frontend.torch_export.examples import Axis, Examples
 from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export
-from trustformers_ir.frontend.torch_export.importer import Importer, dtype_of
+from trustformers_ir.frontend.torch_export.importer import Importer, Unknown, dtype_of
 from trustformers_ir.frontend.torch_export.nests import leaf_paths, nest_of
 from trustformers_ir.frontend.torch_export.problems import Problems
 from trustformers_ir.frontend.torch_export.registry import Refused
@@ -19,7 +19,7 @@ from trustformers_ir.frontend.torch_export.weights import Weights
 from trustformers_ir.ir.calling import Calling, Nest
 from trustformers_ir.ir.core import Block, Function, Module, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError
-from trustformers_ir.ir.dims import symbols_of
+from trustformers_ir.ir.dims import SymbolFact, symbols_of
 from trustformers_ir.ir.ops.region import Return
 from trustformers_ir.ir.ops.shape import Reshape
 from trustformers_ir.ir.progress import note
@@ -46,22 +46,46 @@ def _is_program(model: Any) -> bool:
 
 def load_torch(model: Any, example_inputs: Any = None, dynamic: Any = None) -> Module:
     """The graph of a module or an exported program. ``CompilerError`` with all that is wrong, each at the user's line."""
-    problems = Problems()
     trained: CompilerError | None = None
     try:
         exported = decomposed(model) if _is_program(model) else export(model, example_inputs, dynamic)
     except _Trained as error:
         exported, trained = error.exported, error
     try:
-        module = import_program(exported, _module_name(model), problems)
-        problems.check()
+        module, more = _imported(exported, _module_name(model))
     except CompilerError as error:
         raise CompilerError(*(trained.diagnostics if trained else ()), *error.diagnostics) from error
     if trained is not None:
         raise CompilerError(*trained.diagnostics)
-    for text in exported.notes:
+    for text in (*exported.notes, *more):
         warnings.warn(text, TorchNote, stacklevel=2)
     return module
+
+
+UNPROVEN = {Code.TRACE_SHAPE, Code.UNDECIDED_DIM}
+
+
+def _imported(exported: Exported, name: str) -> tuple[Module, list[str]]:
+    """The module of a program, whose dims may be 1. Where that cannot be proven to be right (``x[1]`` of a batch), those dims are at least 2, as
+    they were when torch looked at the program, and a note says so."""
+    try:
+        return import_program(exported, name), []
+    except CompilerError as error:
+        if not set(error.codes) <= UNPROVEN:
+            raise
+        first = error
+    try:
+        module = import_program(exported, name, {})
+    except CompilerError:
+        raise first from None
+    larger = set(module.facts.symbols)
+    for symbol in sorted(larger):
+        try:
+            module = import_program(exported, name, {s: 1 for s in module.facts.symbols if s not in larger - {symbol}})
+            larger.discard(symbol)
+        except CompilerError:
+            continue
+    return module, [f"'{s}' is at least 2: the code of the module asks for more than one element there" for s in sorted(larger)]
 
 
 def _module_name(model: Any) -> str:
@@ -75,20 +99,27 @@ class _Program(Importer):
     def __init__(self, trace: Trace, sizes: Sizes, problems: Problems, weights: Weights) -> None:
         super().__init__(trace, sizes, problems)
         self.weights = weights
+        self.lows: Mapping[str, int] | None = None
+
+    def fact(self, name: str, known: Any) -> SymbolFact:
+        """What is known of a dim, from torch's range."""
+        least = 1 if self.lows is None else self.lows.get(name, 2)
+        return fact_of(None, None, least) if known is None else fact_of(known.lower, known.upper, least)
 
     def stored(self, name: str, tensor: Any) -> Tensor:
         return self.weights.value(name, tensor)
 
 
-def import_program(exported: Exported, name: str, problems: Problems) -> Module:
-    """The module of a program; what it cannot be goes into ``problems``."""
+def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None = None) -> Module:
+    """The module of a program. ``lows``: the dims that may be smaller than 2; None: all may be 1. ``CompilerError`` with all that it cannot be."""
     note("reading the program")
     program = exported.program
     module = Module(name)
     block = Block()
     running = Trace(module, block)
-    sizes = Sizes()
+    sizes, problems = Sizes(), Problems()
     importer = _Program(running, sizes, problems, Weights(running))
+    importer.lows = lows
     with tracing(running):
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         leaves = _name_symbols(program, nodes, exported.examples, sizes)
@@ -101,8 +132,7 @@ def import_program(exported: Exported, name: str, problems: Problems) -> Module:
         outputs = importer.run(program.graph_module, given)
         results, nests = _results(importer, program, outputs, nodes)
         running.site = None
-        if len(problems):
-            return module
+        problems.check()
         names = _output_names(program, nests)
         values = [_named(running, n, v.value) for n, v in zip(names, results, strict=True)]
         running.builder.create(Return(), *values)
@@ -152,7 +182,9 @@ def _bound(importer: _Program, program: Any, node: Any, spec: Any, leaves: Mappi
         if type(spec.arg).__name__ == "ConstantArgument":
             return spec.arg.value
         return _input(importer, program, node, leaves[spec.arg.name], block)
-    if kind == "CUSTOM_OBJ" or kind == "TOKEN":
+    if kind == "TOKEN":
+        return Unknown()
+    if kind == "CUSTOM_OBJ":
         message = f"the program holds an object of another library, '{spec.target}'"
         importer.problems.add(Code.TORCH_EXPORT, message, NOWHERE, "write it with functions of torch")
         return None
@@ -187,7 +219,7 @@ def _input(importer: _Program, program: Any, node: Any, path: str, block: Block)
                 known = program.range_constraints.get(symbol)
                 (name,) = symbols_of(importer.sizes.of(symbol))
                 if name not in facts.symbols:
-                    facts.declare(name, fact_of(known.lower, known.upper) if known is not None else None)
+                    facts.declare(name, importer.fact(name, known))
     try:
         type = importer.type_of(fake)
     except Refused as refused:

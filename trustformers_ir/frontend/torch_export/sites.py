@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import re
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -95,6 +97,30 @@ def node_origin(node: Any) -> Origin:
     """Where a node comes from."""
     text = node.meta.get("stack_trace")
     return _origin_in(text) if text else NOWHERE
+
+
+@contextlib.contextmanager
+def whole_traces() -> Iterator[None]:
+    """While a module is exported: nodes record the lines of helpers of ``forward`` too. By itself torch records those of methods of that name."""
+    import torch
+    from torch.fx.experimental import proxy_tensor
+
+    tracer: Any = getattr(proxy_tensor, "_ModuleStackTracer", None)
+    known = getattr(tracer, "_filter_traceback_frames", None)
+    if known is None:
+        yield
+        return
+    inside = os.path.dirname(torch.__file__) + os.sep
+
+    def frames(self: Any, summary: Any) -> Any:
+        first = next((n for n, f in enumerate(summary) if f.name == "forward"), len(summary))
+        return type(summary).from_list([f for f in summary[first:] if not f.filename.startswith(inside)])
+
+    tracer._filter_traceback_frames = frames
+    try:
+        yield
+    finally:
+        tracer._filter_traceback_frames = known
 
 
 def error_frames(error: BaseException) -> list[Frame]:

@@ -163,11 +163,10 @@ _ROUNDED = {"CeilToInt": "ceil", "FloorToInt": "floor", "TruncToInt": "floor"}
 del _CALLS["TruncToInt"]
 
 
-def fact_of(low: Any, high: Any) -> SymbolFact:
-    """What torch's range of a symbol says. Its lower bound 2 says no more than that the example was larger than 1."""
-    least = _whole(low)
-    most = _whole(high)
-    least = 1 if least is None or least <= 2 else least
+def fact_of(low: Any, high: Any, least: int = 1) -> SymbolFact:
+    """What torch's range of a symbol says. Its lower bound 2 says no more than that the example was larger than 1: ``least`` is taken then."""
+    found, most = _whole(low), _whole(high)
+    least = least if found is None or found <= 2 else found
     return SymbolFact(least, most if most is not None and least <= most < UNBOUNDED else None)
 
 

@@ -8,12 +8,17 @@ from typing import Any
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.tensor import Tensor
+from trustformers_ir.ir.tracing import trace_error
 
 
 @aten("mm", "bmm", "matmul", "dot", "mv")
 def matmul(c: Call, a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype is not b.dtype:
+        message = f"a product of {a.dtype} and {b.dtype}, which torch refuses as well"
+        raise trace_error(Code.TRACE_SHAPE, message, "convert one of them: x.to(y.dtype)")
     return a.matmul(b)
 
 

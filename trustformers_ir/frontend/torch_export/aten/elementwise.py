@@ -10,6 +10,7 @@ from trustformers_ir.frontend.torch_export.aten.reduce import parts
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.schema import Op
 from trustformers_ir.ir.tensor import Tensor, as_tensor
@@ -312,6 +313,8 @@ def masked_fill(c: Call, x: Tensor, mask: Tensor, value: Any) -> Tensor:
 @aten("clamp")
 def clamp(c: Call, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
     y = x.to(c.dtype)
+    if isinstance(min, SymExpr) or isinstance(max, SymExpr):
+        return clamp_tensor(c, y, *(None if b is None else as_tensor(b, c.dtype) for b in (min, max)))
     low, high = (None if b is None or (isinstance(b, float) and math.isnan(b)) else b for b in (min, max))
     if any(isinstance(b, float) and math.isnan(b) for b in (min, max)):
         return F.full_like(y, math.nan)

@@ -21,7 +21,6 @@ refuse(
     *("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"),
     dynamic=True,
 )
-refuse("the number of a tensor as a Python number", ITEM, "_local_scalar_dense", "item", dynamic=True)
 refuse("whether tensors are equal, as a Python truth", ITEM, "equal", dynamic=True)
 refuse(
     "random numbers",
