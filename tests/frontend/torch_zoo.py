@@ -101,7 +101,7 @@ CASES: tuple[Case, ...] = (
     text("modernbert", global_attn_every_n_layers=2, local_attention=8, cls_token_id=1, sep_token_id=2),
     text("layoutlm"),
     text("megatron-bert"),
-    text("xlnet", d_model=32, n_layer=2, n_head=4, d_inner=48),
+    Case("xlnet", "encoder", config={"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY}),
     # decoders without a cache
     Case("gpt2", "decoder", "AutoModelForCausalLM",
          config={"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": VOCABULARY}),

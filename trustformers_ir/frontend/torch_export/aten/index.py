@@ -20,7 +20,7 @@ def embedding(c: Call, weight: Tensor, ids: Tensor, padding_idx: int = -1, scale
     return F.embedding(ids, weight) if weight.dtype.is_float else c.emit(ops.Gather(0), weight, ids)
 
 
-@aten("index_select", "index_select_copy")
+@aten("index_select")
 def index_select(c: Call, x: Tensor, dim: int, index: Tensor) -> Tensor:
     if x.ndim == 0:
         return x

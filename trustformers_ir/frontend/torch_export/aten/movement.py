@@ -147,7 +147,7 @@ def unbind(c: Call, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     return x.unbind(dim)
 
 
-@aten("flip", "fliplr", "flipud")
+@aten("flip")
 def flip(c: Call, x: Tensor, dims: Sequence[int]) -> Tensor:
     for axis in sorted({d % x.ndim for d in dims}) if x.ndim else []:
         x = c.emit(ops.Flip(axis), x)

@@ -77,12 +77,12 @@ def amin(c: Call, x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
     return extreme(c, x, axes_of(x, dim), keepdim, False)
 
 
-@aten("max", "max.unary_out")
+@aten("max")
 def max_all(c: Call, x: Tensor) -> Tensor:
     return extreme(c, x, axes_of(x, None), False, True)
 
 
-@aten("min", "min.unary_out")
+@aten("min")
 def min_all(c: Call, x: Tensor) -> Tensor:
     return extreme(c, x, axes_of(x, None), False, False)
 

@@ -30,7 +30,7 @@ refuse(
     *("normal.Tensor_float", "normal.float_Tensor", "normal.float_float", "normal_functional", "bernoulli", "bernoulli.Tensor", "multinomial"),
     *("uniform", "exponential", "geometric", "log_normal", "cauchy", "poisson", "binomial", "rrelu_with_noise_functional", "rand.generator"),
     *("randint.generator", "randn.generator", "random", "random.from", "random.to", "_standard_gamma", "rrelu_with_noise"),
-    *("prims.normal.default", "prims.uniform.default", "inductor_random.default"),
+    *("prims.normal.default", "prims.uniform.default"),
 )
 refuse(
     "a decomposition of a matrix",
