@@ -36,6 +36,10 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
+# Ops of which some samples do not agree, and why.
+KNOWN: dict[str, str] = {}
+
+
 @dataclass
 class Outcome:
     """What became of the samples of one op in one dtype."""

@@ -167,7 +167,7 @@ def _as_plain(
 # --- experts -----------------------------------------------------------------------------------------------------------------------
 
 
-@aten("_grouped_mm")
+@aten("_grouped_mm", "transformers.grouped_mm_fallback.default")
 def grouped_mm(c: Call, a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None) -> Tensor:
     """Rows of ``a[M, K]`` in groups that end at ``offs[E]``, each group by its own matrix of ``b[E, K, N]``. Rows behind the last group are zeros."""
     if a.ndim == 3 and b.ndim == 3 and offs is None:

@@ -30,6 +30,13 @@ def layer_norm(
 def _normed(c: Call, x: Tensor, shape: Sequence[Any], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Half-precision inputs with parameters of f32 are normed in f32, as torch has it."""
     dtype = x.dtype
+    if eps < 0:  # torch takes one: NaN where the variance is smaller
+        axes = tuple(range(x.ndim - len(shape), x.ndim))
+        wide = x.float() if dtype in HALVES else x
+        centred = wide - c.emit(ops.ReduceMean(axes, True), wide)
+        y = centred * (c.emit(ops.ReduceVar(axes, True), wide) + constant(c, eps, wide.dtype)).rsqrt()
+        y = y if weight is None else y * weight.to(wide.dtype)
+        return (y if bias is None else y + bias.to(wide.dtype)).to(dtype)
     work = DType.f32 if any(p is not None and p.dtype is not dtype for p in (weight, bias)) else dtype
     weight, bias = (None if p is None else p.to(work) for p in (weight, bias))
     if weight is None and bias is None and len(shape) > 1:
