@@ -38,7 +38,8 @@ ROUNDED = frozenset(
 #: sums of terms of either sign; how many roundings of the largest partial result they may be off. The samples add at most 80 terms; a chain
 #: of n roundings is off by n / 2 at worst and by about sqrt(n) / 2 in practice.
 SUMS = {
-    **dict.fromkeys(["matmul", "einsum", "linear", "linear_f8", "linear_blocks", "linear_blocks_int8", "expert_matmul", "conv1d", "conv2d"], 4.0),
+    **dict.fromkeys(["matmul", "einsum", "linear", "linear_f8", "linear_blocks", "linear_blocks_int8", "expert_matmul"], 4.0),
+    **dict.fromkeys(["conv1d", "conv2d", "conv"], 4.0),
     **dict.fromkeys(["attention", "cached_attention", "packed_attention"], 4.0),
     **dict.fromkeys(["layer_norm", "rms_norm", "rope", "softmax", "log_softmax"], 4.0),
     **dict.fromkeys(["reduce_sum", "reduce_mean", "reduce_prod", "reduce_log_sum_exp", "reduce_var", "reduce_std", "cumsum", "cumprod"], 4.0),

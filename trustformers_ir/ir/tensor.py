@@ -634,16 +634,16 @@ class Tensor:
         return self.scatter(dim, index, src, reduce=reduce)
 
     def topk(self, k: Any, dim: Any = -1, largest: Flag = True, sorted: Flag = True) -> Ranked:
-        return self._ranked(static(k, "k"), self._axis(dim), largest)
+        return self._ranked(as_dims((k,))[0], self._axis(dim), largest)
 
     def sort(self, dim: Any = -1, descending: Flag = False) -> Ranked:
         axis = self._axis(dim)
-        return self._ranked(static(self.shape[axis], "the size of a sorted axis"), axis, descending)
+        return self._ranked(self.shape[axis], axis, descending)
 
     def argsort(self, dim: Any = -1, descending: Flag = False) -> Tensor:
         return self.sort(dim, descending).indices
 
-    def _ranked(self, k: Whole, axis: Whole, largest: Flag) -> Ranked:
+    def _ranked(self, k: Dim, axis: Whole, largest: Flag) -> Ranked:
         trace = self._checked()
         values, indices = trace.emit_all(ops.TopK(k, axis, largest), self.value).results
         return Ranked(Tensor(trace, values), Tensor(trace, indices))

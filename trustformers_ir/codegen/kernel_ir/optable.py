@@ -50,7 +50,7 @@ UNARY: dict[str, OpRow] = _rows(
     OpRow("recip", "f"),
     OpRow("isnan", "f", DType.bool),
     OpRow("bits", "fh"),  # float -> signed integer of the same width, bit for bit
-    OpRow("from_bits", "i"),  # i32 -> f32, i64 -> f64, bit for bit
+    OpRow("from_bits", "i"),  # i16 -> f16, i32 -> f32, i64 -> f64, bit for bit
     *(OpRow(name, "f", transcendental=True) for name in (*LIBM_UNARY, "sigmoid", "normal_cdf", "rsqrt", "fast_exp2")),
 )
 
@@ -82,7 +82,7 @@ BINARY: dict[str, OpRow] = _rows(
 REDUCTIONS = frozenset({"sum", "prod", "max", "min", "any", "all", "argmax", "argmin"})
 
 _BITS_OF = {DType.f16: DType.i16, DType.bf16: DType.i16, DType.f32: DType.i32, DType.f64: DType.i64}
-_FLOAT_OF = {DType.i32: DType.f32, DType.i64: DType.f64}
+_FLOAT_OF = {DType.i16: DType.f16, DType.i32: DType.f32, DType.i64: DType.f64}
 
 
 def accepts(row: OpRow, dtype: DType) -> bool:

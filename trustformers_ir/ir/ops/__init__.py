@@ -1,9 +1,11 @@
 """Every op declaration. Importing this package fills ``trustformers_ir.ir.schema.OPS``."""
 
+from trustformers_ir.ir.ops.bits import BitCast
 from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
 from trustformers_ir.ir.ops.blocks_int8 import LinearBlocksInt8, QuantizeGroups
 from trustformers_ir.ir.ops.cache import CachedAttention, CacheWrite
 from trustformers_ir.ir.ops.contract import (
+    Conv,
     Conv1d,
     Conv2d,
     ConvOp,
@@ -167,6 +169,7 @@ from trustformers_ir.ir.ops.unary import (
     Trunc,
     UnaryOp,
 )
+from trustformers_ir.ir.ops.window import Unfold, Window
 
 __all__ = [
     "Abs",
@@ -185,6 +188,7 @@ __all__ = [
     "Atanh",
     "Attention",
     "BinaryOp",
+    "BitCast",
     "BitwiseNot",
     "CacheWrite",
     "CachedAttention",
@@ -195,6 +199,7 @@ __all__ = [
     "Concat",
     "Conj",
     "Constant",
+    "Conv",
     "Conv1d",
     "Conv2d",
     "ConvOp",
@@ -317,7 +322,9 @@ __all__ = [
     "Transpose",
     "Trunc",
     "UnaryOp",
+    "Unfold",
     "WeightOp",
+    "Window",
     "Xor",
     "Yield",
 ]

@@ -411,3 +411,39 @@ class Conv2d(ConvOp):
         yield Sample(cls((2, 1), (1, 0, 2, 1), (1, 2)), (DType.f64[1, 2, 5, 6], DType.f64[3, 2, 3, 2], None))
         yield Sample(cls(padding=(1, 1, 1, 1), groups=4), (DType.bf16["b", 4, "h", "w"], DType.bf16[4, 1, 3, 3], None))
         yield Sample(cls(groups=2), (DType.f16[1, 4, 4, 4], DType.f16[2, 2, 1, 1], DType.f16[2]))
+
+
+@dataclass(frozen=True)
+class Conv(ConvOp):
+    """``conv1d`` over any number of window axes: x is ``[B, C, …]``, weight ``[O, C / groups, …]``.
+
+    ``stride``, ``before``, ``after`` (what is added on each side) and ``dilation`` have one entry per window axis.
+    """
+
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    mnemonic = "conv"
+    constraints = {**ConvOp.constraints, 8: "stride, before, after and dilation are equally long, at least one entry"}
+
+    def geometry(self) -> tuple[tuple[int, int, int, int], ...]:
+        return tuple(zip(self.stride, self.before, self.after, self.dilation, strict=True))
+
+    @property
+    def group_count(self) -> int:
+        return self.groups
+
+    def infer(self, ctx: InferContext, x: TensorType, weight: TensorType, bias: TensorType | None) -> tuple[TensorType, ...]:
+        lengths = {len(self.stride), len(self.before), len(self.after), len(self.dilation)}
+        self.require(8, len(lengths) == 1 and bool(self.stride), str(self))
+        return super().infer(ctx, x, weight, bias)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        yield Sample(cls((1, 1, 1), (0, 0, 0), (0, 0, 0), (1, 1, 1)), (DType.f32[2, 3, 4, 5, 3], DType.f32[4, 3, 2, 3, 2], DType.f32[4]))
+        yield Sample(cls((2, 1, 1), (1, 0, 1), (0, 2, 1), (1, 2, 1), 2), (DType.f64[1, 4, 3, 5, 3], DType.f64[2, 2, 2, 2, 3], None))
+        yield Sample(cls((2,), (1,), (1,), (1,)), (DType.bf16["b", 2, 6], DType.bf16[3, 2, 3], DType.bf16[3]))
+        yield Sample(cls((1, 1), (1, 1), (1, 1), (1, 1)), (DType.i32[1, 2, 4, 4], DType.i32[2, 2, 3, 3], None))

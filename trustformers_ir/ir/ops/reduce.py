@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trustformers_ir.ir.dims import Dim, product
+from trustformers_ir.ir.dims import Dim, product, symbol
 from trustformers_ir.ir.dtypes import BOOL, COMPLEXES, FLOATS, NUMERIC, REAL, DType
 from trustformers_ir.ir.ops.broadcast import require_axis, require_less_equal
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
@@ -280,7 +280,7 @@ class TopK(Op):
     Equal elements come in the order of their positions. NaN counts as the largest of all.
     """
 
-    k: int
+    k: Dim
     axis: int = -1
     largest: bool = True
 
@@ -291,7 +291,7 @@ class TopK(Op):
 
     def infer(self, ctx: InferContext, x: TensorType) -> tuple[TensorType, ...]:
         axis = require_axis(self, 1, self.axis, x.rank)
-        self.require(2, self.k >= 1, f"k is {self.k}")
+        require_less_equal(self, 2, ctx, 1, self.k, "1 <= k")
         require_less_equal(self, 2, ctx, self.k, x.shape[axis], "k <= size")
         shape = (*x.shape[:axis], self.k, *x.shape[axis + 1 :])
         return (TensorType(shape, x.dtype), TensorType(shape, DType.i64))
@@ -302,7 +302,7 @@ class TopK(Op):
         reverse = np.negative if x.dtype.kind == "f" else np.invert  # both turn the order of their dtype around
         keys = (reverse(value), ~nan) if self.largest else (value, nan)
         order = np.lexsort(keys, axis=self.axis)  # stable, the last key counts first
-        order = np.take(order, np.arange(self.k), axis=self.axis)
+        order = np.take(order, np.arange(ctx.size(self.k)), axis=self.axis)
         return np.take_along_axis(x, order, self.axis), order.astype(np.int64)
 
     @classmethod
@@ -313,6 +313,7 @@ class TopK(Op):
         yield Sample(cls(4), (DType.i32[2, 9],), {"x": -2}, {"x": 2})
         yield Sample(cls(5, 0, False), (DType.u8[5],), {"x": 0}, {"x": 3})
         yield Sample(cls(2), (DType.f16["n + 2"],))
+        yield Sample(cls(symbol("n"), 1, False), (DType.f32[2, "n"],))
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
         return self.k * product([t.elements for t in types if t is not None])

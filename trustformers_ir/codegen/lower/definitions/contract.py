@@ -56,6 +56,12 @@ def _conv2d(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     return _conv(d, o, index, result, tuple(op.stride), (top, left), tuple(op.dilation), op.groups)
 
 
+@define(ops.Conv)
+def _conv_nd(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.Conv)
+    return _conv(d, o, index, result, o.op.stride, o.op.before, o.op.dilation, o.op.groups)
+
+
 def _conv(
     d: Definer, o: Operation, index: Index, result: int, stride: tuple[int, ...], before: tuple[int, ...], dilation: tuple[int, ...], groups: int
 ) -> Expr:

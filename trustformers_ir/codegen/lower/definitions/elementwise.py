@@ -217,6 +217,18 @@ def convert(x: Expr, dtype: DType) -> Expr:
     return cast(x, dtype)
 
 
+@define(ops.BitCast)
+def _bitcast(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    """Through the signed integer of that width, which has all bits."""
+    x, dtype = d.at(o.inputs[0], index), o.result.type.dtype
+    whole = unary("bits", x) if x.dtype.is_float else cast(x, DType.parse(f"i{x.dtype.bits}"))
+    if not dtype.is_float:
+        return cast(whole, dtype)
+    if dtype is DType.bf16:  # the upper half of an f32
+        return cast(unary("from_bits", binary("shl", cast(whole, DType.i32), Const(16, DType.i32))), dtype)
+    return unary("from_bits", whole)
+
+
 @define(ops.Dropout)
 def _dropout(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     return d.at(o.inputs[0], index)

@@ -97,6 +97,24 @@ def _pad(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     return select(inside, element, _fill(o.op.value, x.type.dtype))
 
 
+@define(ops.Unfold)
+def _unfold(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    assert isinstance(o.op, ops.Unfold)
+    x, n = o.inputs[0], len(o.op.windows)
+    lead = x.type.rank - n
+    source: list[Expr] = list(index[:lead])
+    inside: Expr | None = None
+    for i, (w, size) in enumerate(zip(o.op.windows, x.type.shape[lead:], strict=True)):
+        at = index[lead + i] * w.stride + index[lead + n + i] * w.dilation
+        if w.before or w.after:
+            at = at - w.before
+            within = binary("and", at >= 0, at < dim_expr(size))
+            inside = within if inside is None else binary("and", inside, within)
+        source.append(at)
+    element = d.at(x, source)
+    return element if inside is None else select(inside, element, _fill(o.op.value, x.type.dtype))
+
+
 def _fill(value: float, dtype: DType) -> Const:
     if dtype.is_float or dtype is DType.bool:
         return Const(value if dtype.is_float else bool(value), dtype)
