@@ -1,11 +1,12 @@
 """torch's own samples of its ops (``op_db``), through torch.export into our graph, compared with eager.
 
 All samples of an op in one dtype become one program; where that fails they are taken one by one. ``python tests/frontend/torch_opinfo.py
-[--dtype float32] [--native] [ops]`` prints a row of JSON for each op and dtype.
+--dtype float32 [--native] [--most 8] [ops]`` prints a row of JSON for each op and dtype.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
@@ -50,13 +51,14 @@ class Outcome:
     refused: dict[str, int] = field(default_factory=dict)  # why -> how many samples
     differ: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    why: str = ""  # of the first that is refused
 
     @property
     def ok(self) -> bool:
         return not self.differ and not self.broken
 
     def row(self) -> dict[str, Any]:
-        found = {"op": self.op, "dtype": self.dtype, "agree": self.agree, "refused": self.refused}
+        found = {"op": self.op, "dtype": self.dtype, "agree": self.agree, "refused": self.refused, "why": self.why}
         found |= {"differ": self.differ[:3], "broken": self.broken[:3]}
         return {k: v for k, v in found.items() if v or k == "agree"}
 
@@ -88,7 +90,7 @@ class Program(torch.nn.Module):
         return [call.call(feed) for call in self.calls]
 
 
-def samples(info: Any, dtype: torch.dtype) -> list[Sampled]:
+def samples(info: Any, dtype: torch.dtype, most: int = MOST) -> list[Sampled]:
     """The samples of an op that are small, dense and on the CPU."""
     torch.manual_seed(0)
     found: list[Sampled] = []
@@ -97,9 +99,9 @@ def samples(info: Any, dtype: torch.dtype) -> list[Sampled]:
         tensors = [x for x in pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor)]
         if all(t.layout is torch.strided and t.numel() <= LARGEST for t in tensors):
             found.append(Sampled(info.op, pytree.tree_map(lambda x: x.detach().contiguous() if isinstance(x, torch.Tensor) else x, arguments)))
-    if len(found) > MOST:
-        step = len(found) / MOST
-        found = [found[int(i * step)] for i in range(MOST)]
+    if len(found) > most:
+        step = len(found) / most
+        found = [found[int(i * step)] for i in range(most)]
     return found
 
 
@@ -191,10 +193,10 @@ def shown(call: Sampled) -> str:
     return str(pytree.tree_map(short, call.arguments))[:200]
 
 
-def run(info: Any, dtype: torch.dtype, native: bool = False) -> Outcome:
+def run(info: Any, dtype: torch.dtype, native: bool = False, most: int = MOST) -> Outcome:
     """All samples of an op in one dtype."""
     outcome = Outcome(full_name(info), str(dtype).removeprefix("torch."))
-    calls = samples(info, dtype)
+    calls = samples(info, dtype, most)
     if not calls:
         return outcome
     try:
@@ -214,7 +216,8 @@ def _one(outcome: Outcome, call: Sampled, native: bool) -> None:
         first = error.diagnostics[0]
         if first.code in (Code.TORCH_OP, Code.TORCH_DATA_DEPENDENT, Code.TORCH_MUTATION, Code.TORCH_RESULT):
             why = " ".join(first.message.split())[:140]
-            outcome.refused[f"{first.code.id} {why}"] = outcome.refused.get(f"{first.code.id} {why}", 0) + 1
+            outcome.refused[first.code.id] = outcome.refused.get(first.code.id, 0) + 1
+            outcome.why = outcome.why or why
         else:
             outcome.broken.append(f"{shown(call)}: {' '.join(str(error).split())[:300]}")
     except Exception as error:
@@ -234,19 +237,23 @@ def chosen(info: Any) -> list[torch.dtype]:
     return [d for d in DTYPES if d in info.supported_dtypes("cpu")]
 
 
-def main(args: list[str]) -> None:
-    native = "--native" in args
-    dtypes = [getattr(torch, args[args.index("--dtype") + 1])] if "--dtype" in args else list(DTYPES)
-    skip = {"--native", "--dtype", *(str(d).removeprefix("torch.") for d in DTYPES)}
-    names = {a for a in args if a not in skip}
+def main(args: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ops", nargs="*")
+    parser.add_argument("--dtype", action="append")
+    parser.add_argument("--native", action="store_true", help="by native code, not by the interpreter")
+    parser.add_argument("--most", type=int, default=MOST, help="samples of an op and dtype")
+    parser.add_argument("--first", type=int, default=0, help="leave out so many ops")
+    given = parser.parse_args(args)
+    dtypes = [getattr(torch, d) for d in given.dtype or ()] or list(DTYPES)
     totals = {"agree": 0, "refused": 0, "wrong": 0, "ops": 0}
-    for info in infos():
-        if names and full_name(info) not in names and info.name not in names:
+    for info in infos()[given.first :]:
+        if given.ops and full_name(info) not in given.ops and info.name not in given.ops:
             continue
         for dtype in dtypes:
             if dtype not in chosen(info):
                 continue
-            outcome = run(info, dtype, native)
+            outcome = run(info, dtype, given.native, given.most)
             totals["ops"] += 1
             totals["agree"] += outcome.agree
             totals["refused"] += sum(outcome.refused.values())

@@ -121,7 +121,7 @@ CASES: tuple[Case, ...] = (
     decoder("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     decoder("phi"),
     decoder("phi3"),
-    decoder("falcon", new_decoder_architecture=True, num_kv_heads=2),
+    Case("falcon", "decoder", "AutoModelForCausalLM", config={**TEXT, "new_decoder_architecture": True, "num_kv_heads": 2}),
     decoder("stablelm"),
     decoder("cohere"),
     Case("opt", "decoder", "AutoModelForCausalLM", config={**TEXT, "ffn_dim": 48, "word_embed_proj_dim": 32}),

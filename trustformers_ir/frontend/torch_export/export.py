@@ -135,9 +135,10 @@ def _specialised(program: Any, examples: Examples) -> list[str]:
         fake = values.get(getattr(spec, "name", ""))
         if not isinstance(fake, torch.Tensor):
             continue
-        fixed = [a for a in axes if isinstance(fake.shape[a], int)]
+        known = {a for a in axes if isinstance(fake.shape[a], int) or fake.shape[a].node.expr.is_number}
+        fixed = [a for a in axes if a in known]
         if len([a for a in axes if axes[a].role == "seq"]) > 1:  # features: one of the two is the sequence
-            fixed = [a for a in fixed if axes[a].role != "seq" or all(isinstance(fake.shape[b], int) for b in axes if axes[b].role == "seq")]
+            fixed = [a for a in fixed if axes[a].role != "seq" or all(b in known for b in axes if axes[b].role == "seq")]
         notes += [f"axis {a} ({axes[a].role}) of '{path}' is fixed to {leaf.shape[a]}: the code of the module asks for that size" for a in fixed]
     return notes
 

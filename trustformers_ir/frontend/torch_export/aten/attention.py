@@ -7,7 +7,7 @@ from typing import Any
 
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir.dims import product
+from trustformers_ir.ir.dims import Dim, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
 
@@ -49,20 +49,21 @@ def _attend(c: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causa
 
 
 def _four(c: Call, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The operands in four axes: missing ones are added, more of them become one batch."""
-    rank = q.ndim
+    """The operands in four axes: missing ones are added, more of them become one batch, and batches of one are repeated."""
+    rank = max(4, q.ndim, k.ndim, v.ndim)
+    q, k, v = (t.reshape(*([1] * (rank - t.ndim)), *t.shape) if t.ndim < rank else t for t in (q, k, v))
+    batch = c.shape[:-3] if len(c.shape) > 3 else ()
+    whole: tuple[Dim, ...] = (*([1] * (rank - 3 - len(batch))), *batch)
+    heads = c.shape[-3] if len(c.shape) > 2 else 1
+    q = q.expand(*whole, heads, *q.shape[-2:])
+    k, v = (t.expand(*whole, *t.shape[-3:]) for t in (k, v))
     if rank == 4:
-        k, v = (t if c.facts.is_equal(t.shape[0], q.shape[0]) else t.expand(q.shape[0], *t.shape[1:]) for t in (k, v))
         return q, k, v, mask
-    if rank < 4:
-        ones = [1] * (4 - rank)
-        return (*(t.reshape(*ones, *t.shape) for t in (q, k, v)), mask)  # type: ignore[return-value]
-    lead = q.shape[: rank - 3]
-    whole = product(list(lead))
-    q, k, v = (t.expand(*lead, *t.shape[rank - 3 :]).reshape(whole, *t.shape[rank - 3 :]) for t in (q, k, v))
+    one = product(list(whole))
     if mask is not None and mask.ndim > 3:
         mask = mask.reshape(*([1] * (rank - mask.ndim)), *mask.shape)
-        mask = mask.expand(*lead, *mask.shape[rank - 3 :]).reshape(whole, *mask.shape[rank - 3 :])
+        mask = mask.expand(*whole, *mask.shape[-3:]).reshape(one, *mask.shape[-3:])
+    q, k, v = (t.reshape(one, *t.shape[-3:]) for t in (q, k, v))
     return q, k, v, mask
 
 

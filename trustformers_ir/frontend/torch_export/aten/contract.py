@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trustformers_ir.frontend.torch_export.aten.reduce import vector_norm
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir import ops
+from trustformers_ir.ir import windows
 from trustformers_ir.ir.diagnostics import Code
-from trustformers_ir.ir.dtypes import HALVES, DType
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops import Window
 from trustformers_ir.ir.tensor import Tensor
-from trustformers_ir.ir.tracing import trace_error
+from trustformers_ir.ir.tracing import static, trace_error
 
 
 @aten("mm", "bmm", "matmul", "dot", "mv")
@@ -77,6 +79,26 @@ def outer(c: Call, a: Tensor, b: Tensor) -> Tensor:
     return a.to(c.dtype).unsqueeze(1) * b.to(c.dtype).unsqueeze(0)
 
 
+@aten("_trilinear")
+def trilinear(
+    c: Call, a: Tensor, b: Tensor, d: Tensor, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int], sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:  # fmt: skip
+    """The product of three tensors with axes of size 1 put in, summed over some axes."""
+    grown: list[Tensor] = []
+    for t, axes in ((a, expand1), (b, expand2), (d, expand3)):
+        for axis in sorted(axes):
+            t = t.unsqueeze(axis)
+        grown.append(t)
+    return (grown[0] * grown[1] * grown[2]).sum(list(sumdim))
+
+
+@aten("_cdist_forward")
+def cdist(c: Call, x: Tensor, y: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Distances of all pairs of rows."""
+    return vector_norm(c, x.unsqueeze(-2) - y.unsqueeze(-3), p, [-1])
+
+
 # --- convolutions ------------------------------------------------------------------------------------------------------------------
 
 
@@ -98,70 +120,16 @@ def convolution(
     single = x.ndim == rank + 1
     x = x.unsqueeze(0) if single else x
     bias = None if bias is None else bias.to(x.dtype)
-    if transposed:
-        weight, x = _as_plain(c, x, weight, stride, padding, dilation, list(output_padding) * (rank if len(output_padding) == 1 else 1), groups)
-        stride, padding = [1] * rank, [0] * rank
-    if x.dtype in HALVES and not x.dtype.is_float:
-        raise Refused(f"a convolution of {x.dtype}", "convolve in float32")
-    if rank == 1:
+    settings = zip(weight.shape[2:], stride, padding, dilation, strict=True)
+    if transposed or rank > 2:
+        moved = [Window(static(k, "the size of a kernel"), by, added, added, spread) for k, by, added, spread in settings]
+        extra = list(output_padding) * (rank if len(output_padding) == 1 else 1)
+        y = windows.conv_transpose(x, weight, bias, moved, groups, extra) if transposed else windows.conv(x, weight, bias, moved, groups)
+    elif rank == 1:
         y = F.conv1d(x, weight, bias, stride[0], padding[0], dilation[0], groups)
-    elif rank == 2:
-        y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
     else:
-        y = _volumes(c, x, weight, bias, stride, padding, dilation, groups)
+        y = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
     return y.reshape(*c.shape) if single else y
-
-
-def _volumes(
-    c: Call, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    """A convolution over three axes: one over two of them for each tap along the first, added up."""
-    if padding[0]:
-        x = F.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
-    taps = weight.shape[2]
-    assert isinstance(taps, int)
-    depth = c.type.shape[-3]
-    total: Tensor | None = None
-    n, channels, _, h, w = x.shape
-    for tap in range(taps):
-        at = F.arange(depth) * stride[0] + tap * dilation[0]
-        plane = x.index_select(2, at).transpose(1, 2).reshape(n * depth, channels, h, w)
-        y = F.conv2d(plane, weight.select(2, tap), None, tuple(stride[1:]), tuple(padding[1:]), tuple(dilation[1:]), groups)
-        total = y if total is None else total + y
-    assert total is not None
-    out = total.reshape(n, depth, *total.shape[1:]).transpose(1, 2)
-    return out if bias is None else out + bias.reshape(-1, 1, 1, 1)
-
-
-def _as_plain(
-    c: Call, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], extra: list[int], groups: int
-) -> tuple[Tensor, Tensor]:
-    """A transposed convolution as a plain one: zeros between the elements of x, and the kernel turned around."""
-    rank = weight.ndim - 2
-    for i in range(rank):
-        axis = x.ndim - rank + i
-        size, by = x.shape[axis], stride[i]
-        if by > 1:
-            spread = x.unsqueeze(axis + 1)
-            widths = [0] * spread.ndim
-            widths[axis + 1] = by - 1
-            spread = c.emit(ops.Pad((0,) * spread.ndim, tuple(widths)), spread)
-            x = spread.reshape(*x.shape[:axis], size * by, *x.shape[axis + 1 :])
-            x = x.narrow(axis, 0, (size - 1) * by + 1)
-        kernel = weight.shape[2 + i]
-        assert isinstance(kernel, int)
-        before = dilation[i] * (kernel - 1) - padding[i]
-        after = before + extra[i]
-        low, high = [0] * x.ndim, [0] * x.ndim
-        low[axis], high[axis] = max(before, 0), max(after, 0)
-        x = c.emit(ops.Pad(tuple(low), tuple(high)), x)
-        if before < 0 or after < 0:
-            cut = max(-before, 0)
-            x = x.narrow(axis, cut, x.shape[axis] - cut - max(-after, 0))
-        weight = c.emit(ops.Flip(2 + i), weight)
-    inner, per, *kernels = weight.shape
-    w = weight.reshape(groups, inner // groups, per, *kernels).transpose(1, 2)
-    return w.reshape(per * groups, inner // groups, *kernels), x
 
 
 # --- experts -----------------------------------------------------------------------------------------------------------------------

@@ -30,19 +30,24 @@ def layer_norm(
 def _normed(c: Call, x: Tensor, shape: Sequence[Any], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Half-precision inputs with parameters of f32 are normed in f32, as torch has it."""
     dtype = x.dtype
-    if eps < 0:  # torch takes one: NaN where the variance is smaller
+    if eps < 0:
         axes = tuple(range(x.ndim - len(shape), x.ndim))
-        wide = x.float() if dtype in HALVES else x
-        centred = wide - c.emit(ops.ReduceMean(axes, True), wide)
-        y = centred * (c.emit(ops.ReduceVar(axes, True), wide) + constant(c, eps, wide.dtype)).rsqrt()
-        y = y if weight is None else y * weight.to(wide.dtype)
-        return (y if bias is None else y + bias.to(wide.dtype)).to(dtype)
+        y = _centred(c, x.float() if dtype in HALVES else x, axes, eps, True)
+        y = y if weight is None else y * weight.to(y.dtype)
+        return (y if bias is None else y + bias.to(y.dtype)).to(dtype)
     work = DType.f32 if any(p is not None and p.dtype is not dtype for p in (weight, bias)) else dtype
     weight, bias = (None if p is None else p.to(work) for p in (weight, bias))
     if weight is None and bias is None and len(shape) > 1:
         y = x.flatten(x.ndim - len(shape)).to(work)
         return c.emit(ops.LayerNorm(eps), y, None, None).reshape(*x.shape).to(dtype)
     return c.emit(ops.LayerNorm(eps), x.to(work), weight, bias).to(dtype)
+
+
+def _centred(c: Call, x: Tensor, axes: tuple[int, ...], eps: float, centre: bool) -> Tensor:
+    """x by its standard deviation (without ``centre`` by its root mean square), step by step: torch takes an ``eps`` below zero too, which gives NaN
+    where the variance is smaller."""
+    y = x - c.emit(ops.ReduceMean(axes, True), x) if centre else x
+    return y * (c.emit(ops.ReduceMean(axes, True), y.square()) + constant(c, eps, x.dtype)).rsqrt()
 
 
 @aten("native_layer_norm")
@@ -61,6 +66,10 @@ def native_layer_norm(
 @aten("rms_norm")
 def rms_norm(c: Call, x: Tensor, shape: Sequence[Any], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     small = EPSILON[x.dtype] if eps is None else eps
+    if small < 0:
+        axes = tuple(range(x.ndim - len(shape), x.ndim))
+        y = _centred(c, x.float() if x.dtype in HALVES else x, axes, small, False)
+        return (y if weight is None else y * weight.to(y.dtype)).to(c.dtype)
     if weight is None and len(shape) > 1:
         y = x.flatten(x.ndim - len(shape))
         return c.emit(ops.RmsNorm(small), y, None).reshape(*x.shape)
@@ -94,7 +103,8 @@ def group_norm(
     for d in rest:
         area = area * d
     wide = (x.float() if x.dtype in HALVES else x).reshape(n, groups, floordiv(channels, groups) * area)
-    y = c.emit(ops.LayerNorm(eps), wide, None, None).reshape(*x.shape)
+    normed = c.emit(ops.LayerNorm(eps), wide, None, None) if eps >= 0 else _centred(c, wide, (2,), eps, True)
+    y = normed.reshape(*x.shape)
     return _scaled(y, weight, bias).to(x.dtype)
 
 

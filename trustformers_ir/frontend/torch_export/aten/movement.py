@@ -19,6 +19,7 @@ END = (1 << 63) - 1
 
 @aten("view", "_unsafe_view", "reshape", "view_copy", "unflatten.int", "flatten.using_ints", "squeeze", "squeeze.dim", "squeeze.dims", "unsqueeze")
 @aten("squeeze_copy", "squeeze_copy.dim", "squeeze_copy.dims", "unsqueeze_copy", "_reshape_alias", "_reshape_copy", "ravel")
+@aten("prims.split_dim.default", "prims.collapse_view.default", "prims.view_of.default", "prims.squeeze.default")
 def view(c: Call, x: Tensor, *_: Any) -> Tensor:
     return x.reshape(*c.shape)
 
@@ -27,7 +28,9 @@ def view(c: Call, x: Tensor, *_: Any) -> Tensor:
 def view_dtype(c: Call, x: Tensor, dtype: DType) -> Tensor:
     if dtype is x.dtype:
         return x
-    raise Refused("the bytes of a tensor as another dtype", "convert the numbers: x.to(dtype)")
+    if dtype.bits != x.dtype.bits:
+        raise Refused(f"the bytes of {x.dtype} as {dtype}, of another width", "convert the numbers: x.to(dtype)")
+    return c.emit(ops.BitCast(dtype), x)
 
 
 @aten("expand", "expand_copy", "broadcast_to", "expand_as")
@@ -223,14 +226,23 @@ def _padded(c: Call, x: Tensor, low: Sequence[Dim], high: Sequence[Dim], value: 
 
 @aten("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
 def reflection_pad(c: Call, x: Tensor, padding: Sequence[Any]) -> Tensor:
-    return F.pad(x, padding, "reflect")
+    return _mirrored(c, x, padding, "reflect")
 
 
 @aten("replication_pad1d", "replication_pad2d", "replication_pad3d")
 def replication_pad(c: Call, x: Tensor, padding: Sequence[Any]) -> Tensor:
-    if all(isinstance(p, int) and p >= 0 for p in padding):
-        return F.pad(x, padding, "replicate")
-    raise Refused("replication padding with negative widths", "cut the tensor with a slice first")
+    return _mirrored(c, x, padding, "replicate")
+
+
+def _mirrored(c: Call, x: Tensor, padding: Sequence[Any], mode: str) -> Tensor:
+    """Negative widths cut what the others have added."""
+    y = F.pad(x, [max(p, 0) if isinstance(p, int) else p for p in padding], mode)
+    for i in range(len(padding) // 2):
+        axis = x.ndim - 1 - i
+        before, after = (max(-p, 0) if isinstance(p, int) else 0 for p in padding[2 * i : 2 * i + 2])
+        if before or after:
+            y = c_slice(c, y, axis, before, y.shape[axis] - after)
+    return y
 
 
 @aten("tril")

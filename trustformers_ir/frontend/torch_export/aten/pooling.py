@@ -1,20 +1,19 @@
-"""Pooling, patches and resampling: windows of a grid, taken apart by strided slices or by positions."""
+"""Pooling, patches and resampling: windows of a grid, taken apart by ``unfold``."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 from trustformers_ir.frontend.torch_export.aten.movement import c_slice
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir import ops
-from trustformers_ir.ir.dims import Dim, floordiv
-from trustformers_ir.ir.dtypes import HALVES, DType
-from trustformers_ir.ir.ops import ScatterReduce
+from trustformers_ir.ir import ops, windows
+from trustformers_ir.ir.dims import Dim, floordiv, product
+from trustformers_ir.ir.dtypes import HALVES
+from trustformers_ir.ir.ops import ScatterReduce, Window
 from trustformers_ir.ir.tensor import Tensor
+from trustformers_ir.ir.tracing import static
 
 
 def _each(values: Any, rank: int, default: Any = None) -> list[int]:
@@ -24,76 +23,25 @@ def _each(values: Any, rank: int, default: Any = None) -> list[int]:
     return given * rank if len(given) == 1 else given
 
 
-def _taps(
-    c: Call,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    counts: Sequence[Dim],
-    fill: Any,
-) -> list[Tensor]:
-    """For each position in the window, what stands there in all windows."""
-    rank = len(kernel)
-    first = x.ndim - rank
-    low, high = [0] * x.ndim, list[Dim]([0] * x.ndim)
-    for i in range(rank):
-        reach = stride[i] * (counts[i] - 1) + dilation[i] * (kernel[i] - 1) + 1
-        low[first + i] = padding[i]
-        after = reach - x.shape[first + i] - padding[i]
-        high[first + i] = max(after, 0) if isinstance(after, int) else padding[i] + stride[i] - 1
-    if any(low) or any(not isinstance(h, int) or h for h in high):
-        x = c.emit(ops.Pad(tuple(low), tuple(high), value=float(fill)), x)
-    found: list[Tensor] = []
-    for place in _places(kernel):
-        y = x
-        for i, at in enumerate(place):
-            start = at * dilation[i]
-            y = c_slice(c, y, first + i, start, start + stride[i] * (counts[i] - 1) + 1, stride[i])
-        found.append(y)
-    return found
-
-
-def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
-    return [()] if not kernel else [(*a, b) for a in _places(kernel[:-1]) for b in range(kernel[-1])]
+def _windows(kernel: Any, stride: Any, padding: Any, dilation: Any, rank: int) -> list[Window]:
+    k = _each(kernel, rank)
+    options = zip(k, _each(stride, rank, k), _each(padding, rank), _each(dilation, rank), strict=True)
+    return [Window(size, by, added, added, spread) for size, by, added, spread in options]
 
 
 def _max_pool(rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
     def build(
         c: Call, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> tuple[Tensor, Tensor]:
-        k, p, d = _each(kernel, rank), _each(padding, rank), _each(dilation, rank)
-        s = _each(stride, rank, k)
-        counts = c.shape[-rank:]
-        low: Any = -math.inf if x.dtype.is_float else x.dtype.min
-        if not x.dtype.is_float and abs(low) > 1 << 53:
-            low = -(1 << 62)
-        taps = _taps(c, x, k, s, p, d, counts, low)
-        values = reduce(F.maximum, taps)
-        return values, _where_largest(c, x, taps, k, s, p, d, counts)
+        given: Sequence[Window] = _windows(kernel, stride, padding, dilation, rank)
+        pooled = windows.max_pool_places(x, windows.with_ceiling(x, given) if ceil_mode else given)
+        place: Tensor | None = None
+        for axis, at in enumerate(pooled.places, x.ndim - rank):  # the place in the plane of x, row by row
+            place = at if place is None else place * x.shape[axis] + at
+        assert place is not None
+        return pooled.values, place
 
     return build
-
-
-def _where_largest(
-    c: Call, x: Tensor, taps: list[Tensor], k: list[int], s: list[int], p: list[int], d: list[int], counts: Sequence[Dim]
-) -> Tensor:
-    """The place of the largest element in the plane of x, row by row."""
-    rank = len(k)
-    best = F.stack(taps, 0).argmax(0)  # which tap, the first of equals
-    place: Tensor | None = None
-    rest = best
-    offsets: list[Tensor] = []
-    for size in reversed(k):
-        offsets.insert(0, rest % size)
-        rest = rest // size
-    for i in range(rank):
-        start = (F.arange(counts[i]) * s[i] - p[i]).reshape(counts[i], *([1] * (rank - i - 1)))
-        at = offsets[i] * d[i] + start
-        place = at if place is None else place * x.shape[x.ndim - rank + i] + at
-    assert place is not None
-    return place
 
 
 for _rank, _name in ((2, "max_pool2d_with_indices"), (3, "max_pool3d_with_indices")):
@@ -110,41 +58,26 @@ def max_pool2d(c: Call, x: Tensor, *args: Any) -> Tensor:
     return _max_pool(2)(c, x, *args)[0]
 
 
+@aten("max_pool3d")
+def max_pool3d(c: Call, x: Tensor, *args: Any) -> Tensor:
+    return _max_pool(3)(c, x, *args)[0]
+
+
 def _avg_pool(rank: int) -> Callable[..., Tensor]:
     def build(
         c: Call, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
-        k, p = _each(kernel, rank), _each(padding, rank)
-        s = _each(stride, rank, k)
-        counts = c.shape[-rank:]
-        wide = x.float() if x.dtype in HALVES else x
-        ones = [1] * rank
-        total = reduce(lambda a, b: a + b, _taps(c, wide, k, s, p, ones, counts, 0))
+        given: Sequence[Window] = _windows(kernel, stride, padding, 1, rank)
+        wide = x.float() if x.dtype in HALVES else x if x.dtype.is_float else x.double()
         if divisor_override is not None:
-            by: Tensor = constant(c, divisor_override, wide.dtype)
+            total = windows.sum_pool(wide, windows.with_ceiling(wide, given) if ceil_mode else given)
+            out = total / constant(c, divisor_override, wide.dtype)
         else:
-            by = _counted(c, x, k, s, p, counts, count_include_pad).to(wide.dtype)
-        out = c.emit(ops.Div() if wide.dtype.is_float else ops.FloorDiv(), total, by)
-        return out.to(c.dtype)
+            out = windows.avg_pool(wide, given, count_include_pad, ceil_mode)
+        return (out if c.dtype.is_float else out.trunc()).to(c.dtype)
 
     return build
-
-
-def _counted(c: Call, x: Tensor, k: list[int], s: list[int], p: list[int], counts: Sequence[Dim], padded: bool) -> Tensor:
-    """How many elements each window holds: of x and its padding, or of x alone."""
-    rank = len(k)
-    total: Tensor | None = None
-    for i in range(rank):
-        size = x.shape[x.ndim - rank + i]
-        start = F.arange(counts[i]) * s[i] - p[i]
-        stop = F.minimum(start + k[i], size + p[i])
-        if not padded:
-            start, stop = F.maximum(start, 0), F.minimum(stop, size)
-        length = (stop - start).reshape(counts[i], *([1] * (rank - i - 1)))
-        total = length if total is None else total * length
-    assert total is not None
-    return total
 
 
 for _rank, _name in ((1, "avg_pool1d"), (2, "avg_pool2d"), (3, "avg_pool3d")):
@@ -180,17 +113,52 @@ for _rank, _name in ((1, "adaptive_avg_pool1d"), (2, "_adaptive_avg_pool2d"), (2
     aten(_name)(_adaptive(_rank, _name))
 
 
+def _largest(rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    def build(c: Call, x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The largest element of each cell and its place in the plane: every cell as wide as the widest, what is beyond it left out."""
+        first = x.ndim - rank
+        sizes = [static(d, "an axis that is pooled to a fixed size") for d in x.shape[first:]]
+        y: Tensor = x
+        places: list[Tensor] = []
+        for i, (n, count) in enumerate(zip(sizes, [static(d, "the size of a result") for d in c.shape[first:]], strict=True)):
+            cells = [(k * n // count, -(-(k + 1) * n // count)) for k in range(count)]
+            width = max(b - a for a, b in cells)
+            at = F.tensor([[min(a + k, b - 1) for k in range(width)] for a, b in cells])  # the last element again is not larger
+            y = y.index_select(first + 2 * i, at)  # [.., cells, width, ..]
+            places.append(at)
+        order = [*range(first), *(first + 2 * i for i in range(rank)), *(first + 2 * i + 1 for i in range(rank))]
+        y = y.permute(*order)
+        flat = y.reshape(*y.shape[: first + rank], product(y.shape[first + rank :]))
+        best = flat.argmax(-1)
+        place: Tensor | None = None
+        rest = best
+        offsets: list[Tensor] = []
+        for at in reversed(places):
+            width = static(at.shape[1], "a width")
+            offsets.insert(0, rest % width)
+            rest = rest // width
+        for i, (at, offset) in enumerate(zip(places, offsets, strict=True)):
+            cell = F.arange(at.shape[0]).reshape(at.shape[0], *([1] * (rank - i - 1)))
+            found = at.flatten().index_select(0, cell * at.shape[1] + offset)
+            place = found if place is None else place * sizes[i] + found
+        assert place is not None
+        return flat.amax(-1), place
+
+    return build
+
+
+for _rank, _name in ((2, "adaptive_max_pool2d"), (3, "adaptive_max_pool3d")):
+    aten(_name)(_largest(_rank))
+
+
 # --- patches -----------------------------------------------------------------------------------------------------------------------
 
 
 @aten("im2col")
 def im2col(c: Call, x: Tensor, kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> Tensor:
-    single = x.ndim == 3
-    y = x.unsqueeze(0) if single else x
-    k, d, p, s = (_each(v, 2) for v in (kernel, dilation, padding, stride))
-    counts = [floordiv(y.shape[2 + i] + 2 * p[i] - d[i] * (k[i] - 1) - 1, s[i]) + 1 for i in range(2)]
-    taps = _taps(c, y, k, s, p, d, counts, 0)
-    return F.stack(taps, 2).reshape(*c.shape)
+    y = windows.unfold(x, _windows(kernel, stride, padding, dilation, 2))  # [.., places, window]
+    n = y.ndim - 4
+    return y.permute(*range(n), n + 2, n + 3, n, n + 1).reshape(*c.shape)
 
 
 @aten("col2im")
@@ -218,5 +186,3 @@ def col2im(
         out = c_slice(c, out, 2 + i, p[i], p[i] + size[i])
     return out.reshape(*c.shape)
 
-
-__all__ = ["DType"]

@@ -18,36 +18,12 @@ SORTED = "give the axis a fixed size, or take torch.topk with a constant k"
 def _ranked(c: Call, x: Tensor, k: Any, dim: int, largest: bool) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         return x, F.tensor(0)
-    if isinstance(k, SymExpr):
-        if not c.facts.is_equal(k, x.shape[dim]):
-            raise Refused(f"the first {k} elements of a sorted axis", SORTED)
-        return _counted(c, x, dim % x.ndim, largest)
-    if k == 0 or any(isinstance(d, int) and d == 0 for d in x.shape):
+    if (isinstance(k, int) and k == 0) or any(isinstance(d, int) and d == 0 for d in x.shape):
         types = [t for t in c.results if t is not None]
         return F.zeros(*types[0].shape, dtype=x.dtype), F.zeros(*types[0].shape, dtype=DType.i64)
     y = x.to(DType.u8) if x.dtype is DType.bool else x
     values, at = c.emit_all(ops.TopK(k, dim % x.ndim, largest), y)
     return values.to(x.dtype), at
-
-
-def _counted(c: Call, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, Tensor]:
-    """An axis of any size sorted, by counting for each element those that come before it: smaller ones, and equal ones on its left. NaN is the
-    largest of all."""
-    y = (x.to(DType.u8) if x.dtype is DType.bool else x).movedim(axis, -1)
-    a, b = y.unsqueeze(-1), y.unsqueeze(-2)  # element i along rows, element j along columns
-    less = b.gt(a) if descending else b.lt(a)
-    equal = b.eq(a)
-    if y.dtype.is_float:
-        na, nb = a.isnan(), b.isnan()
-        less = less.logical_or(nb.logical_and(na.logical_not()) if descending else na.logical_and(nb.logical_not()))
-        equal = equal.logical_or(na.logical_and(nb))
-    n = y.shape[-1]
-    left = F.arange(n).unsqueeze(0).lt(F.arange(n).unsqueeze(1))
-    rank = less.logical_or(equal.logical_and(left)).long().sum(-1)
-    places = F.arange(n).expand(*y.shape)
-    at = c.emit(ops.ScatterElements(y.ndim - 1), F.zeros_like(places), rank, places)
-    values = c.emit(ops.ScatterElements(y.ndim - 1), y, rank, y)
-    return values.to(x.dtype).movedim(-1, axis), at.movedim(-1, axis)
 
 
 @aten("topk")
@@ -103,6 +79,27 @@ def median(c: Call, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor,
 @aten("median")
 def median_all(c: Call, x: Tensor) -> Tensor:
     return median(c, x.flatten(), 0)[0].reshape()
+
+
+@aten("nanmedian")
+def nanmedian_all(c: Call, x: Tensor) -> Tensor:
+    return _nanmedian(c, x.flatten(), 0)[0].reshape()
+
+
+@aten("nanmedian.dim")
+def nanmedian(c: Call, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    if x.ndim == 0:
+        return x, F.tensor(0)
+    value, at = _nanmedian(c, x, dim % x.ndim)
+    return value.reshape(*c.shape), at.reshape(*c.shape)
+
+
+def _nanmedian(c: Call, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The lower median of what is no NaN, which a sort puts last."""
+    values, at = _ranked(c, x, x.shape[axis], axis, False)
+    count = x.isnan().logical_not() if x.dtype.is_float else x.eq(x)
+    middle = ((count.long().sum(axis, True) - 1).clamp(0, None)) // 2
+    return values.gather(axis, middle), at.gather(axis, middle)
 
 
 @aten("bucketize.Tensor", "bucketize.Scalar")
