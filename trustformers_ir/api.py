@@ -42,13 +42,15 @@ def compile(
 ) -> Runnable:
     """Compile ``model`` to native code for ``target``, a CPU or a GPU.
 
-    ``model`` is a checkpoint folder, a ``.gguf``, ``.tfir`` or ``.tfc`` file, ``random:<model_type>[?field=value]``, a module, or a function over
-    symbolic tensors. ``example_inputs`` are the arguments of a function to trace, or a dict of them by name: tensor types (``f32["n", 4]``) or
-    arrays; for other models, arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), ``cuda`` (its
+    ``model`` is a checkpoint folder, a ``.gguf``, ``.tfir`` or ``.tfc`` file, ``random:<model_type>[?field=value]``, a module, a module of torch or a
+    program that torch exported, ``package.module:factory`` that makes one, or a function over symbolic tensors. ``example_inputs`` are the arguments
+    of a function to trace or of a module of torch, or a dict of them by name: tensor types (``f32["n", 4]``), arrays, tensors; for other models,
+    arrays that give the size of the dims that are not ``dynamic``. ``target`` is ``cpu`` (this machine), ``cuda`` (its
     GPU), one that ``tfc targets`` lists, or several with commas between: then there is code for each, and the best that a machine runs is executed.
     Code for a GPU that is not here can be saved. ``dtype`` is what a checkpoint computes in (f32, but for the 8-bit activations that products by
     weights in blocks take on CPUs where no dtype is given). ``quantize`` is a recipe: ``"int8"``, ``"int8{activations=static}"`` with the examples
-    of ``calibration``, or an ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all. ``threads``: None takes
+    of ``calibration``, or an ``Int8`` (docs/quantization.md). ``dynamic`` names the dims that stay symbolic; None keeps all
+    (of a module of torch: batches and sequences; docs/torch.md). ``threads``: None takes
     ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table
     of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. ``cache`` is how a language model keeps the keys
     and values of what it has read: ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"`` (8-bit codes), ``"paged"`` (texts share a pool of pages), or

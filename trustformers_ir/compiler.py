@@ -32,6 +32,7 @@ from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
 from trustformers_ir.exporter import export as write_export
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
+from trustformers_ir.frontend.factory import call_factory, is_factory
 from trustformers_ir.frontend.generation import end_tokens
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
@@ -39,9 +40,20 @@ from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
+from trustformers_ir.frontend.torch_export.read import is_torch, load_torch
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import GENERATION_KEY, PREFILL, QUANTIZATION_KEY, RECIPE_KEY, TOKENIZER_KEY, CompiledModule, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import (
+    CALLING_KEY,
+    GENERATION_KEY,
+    PREFILL,
+    QUANTIZATION_KEY,
+    RECIPE_KEY,
+    TOKENIZER_KEY,
+    CompiledModule,
+    StoredWeight,
+    TargetInfo,
+)
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module, Weight
@@ -157,9 +169,11 @@ def _spec(spec: Any) -> Any:
 # --- what the model is -------------------------------------------------------------------------------------------------------------
 
 
-def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: CacheForm | None = None) -> Module:
+def to_module(
+    model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: CacheForm | None = None, dynamic: Any = None
+) -> Module:
     """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text, and
-    keeps what it has read so."""
+    keeps what it has read so. ``dynamic`` says which axes of a module of torch stay open."""
     if isinstance(model, (str, Path)):
         return _from_path(str(model), _dtype(dtype), generation)
     if isinstance(model, GgufFile):
@@ -170,8 +184,8 @@ def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None 
         raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
     if isinstance(model, Module):
         return model
-    if type(model).__module__.partition(".")[0] == "torch" or any(c.__module__.startswith("torch.") for c in type(model).__mro__):
-        raise CompilerError.of(Code.NOT_BUILT, "compiling torch modules is not built yet", help="save a checkpoint folder and compile that")
+    if is_torch(model):
+        return load_torch(model, example_inputs, dynamic)
     if callable(model):
         specs = _examples(example_inputs)
         return trace(model, **specs) if isinstance(specs, Mapping) else trace(model, *specs)
@@ -195,10 +209,12 @@ def _dtype(dtype: DType | str | None) -> DType | None:
         raise CompilerError.of(Code.USAGE, f"there is no dtype {dtype!r}", help="f32, f64, bf16 or f16") from error
 
 
-def _opened(model: Any) -> Any:
-    """The model, a GGUF file opened: it is read for its graph and for its tokenizer."""
+def _opened(model: Any, example_inputs: Any = None) -> tuple[Any, Any]:
+    """The model and its examples: a GGUF file opened, which is read for its graph and for its tokenizer; what a factory makes."""
+    if isinstance(model, str) and is_factory(model):
+        return call_factory(model, example_inputs)
     given = isinstance(model, (str, Path)) and Path(model).suffix == ".gguf" and Path(model).is_file()
-    return open_gguf(model) if given else model
+    return (open_gguf(model) if given else model), example_inputs
 
 
 def _from_path(name: str, dtype: DType | None, generation: CacheForm | None) -> Module:
@@ -208,8 +224,6 @@ def _from_path(name: str, dtype: DType | None, generation: CacheForm | None) -> 
     if dtype is not None and not path.is_dir() and path.suffix != ".gguf":
         raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint", help="leave it out")
     if not path.exists():
-        if ":" in name and "/" not in name.rpartition(":")[2]:
-            raise CompilerError.of(Code.NOT_BUILT, "module.path:factory is not built yet", Where(file=name), "compile a checkpoint folder")
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{name}' does not exist", Where(file=name), "look at the path")
     if path.is_dir():
         note("reading the checkpoint")
@@ -263,7 +277,7 @@ class _Source:
     @classmethod
     def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None, generation: CacheForm | None = None) -> _Source:
         started = time.perf_counter()
-        model = _opened(model)
+        model, example_inputs = _opened(model, example_inputs)
         module = _own_module(model, example_inputs, request, generation)
         if request.cache is not None and PREFILL not in module.functions:
             message = f"'{module.name}' writes no text, so it keeps nothing of what it has read"
@@ -283,6 +297,8 @@ class _Source:
         """What artifacts carry besides code; ``report`` is of the passes."""
         told = {} if self.recipe is None else {RECIPE_KEY: str(self.recipe), QUANTIZATION_KEY: _told(self.recipe, self.quantizer, report)}
         ends = end_tokens(self.model) if len(self.module.functions) > 1 else []
+        calling = self.module.calling
+        told |= {} if calling is None else {CALLING_KEY: calling.text}
         return _tokenizer(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
 
 
@@ -325,7 +341,9 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
         family.append(replace(made, report={"passes": report.as_dict()["passes"], **made.report}))
     seconds = {**source.seconds, "passes": passed - started, "build": time.perf_counter() - passed}
     family = _joined(family, seconds)
-    return Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
+    executable = Executable(family[executed], threads, parse=parse_module, weights=laid_out[0] if laid_out else None, family=family)
+    executable.calling = source.module.calling or executable.calling
+    return executable
 
 
 def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets: Sequence[GpuTarget]) -> GpuExecutable:
@@ -341,7 +359,9 @@ def _compile_for_gpus(model: Any, example_inputs: Any, request: Request, targets
         family.append(_gpu_module(made, {"passes": report.as_dict()["passes"]}))
     family = _joined(family, {**source.seconds, "passes": passed - started, "build": time.perf_counter() - passed})
     executed = _executed([m.manifest.target for m in family])
-    return GpuExecutable(family[executed], parse=parse_module, family=family)
+    executable = GpuExecutable(family[executed], parse=parse_module, family=family)
+    executable.calling = source.module.calling or executable.calling
+    return executable
 
 
 def _gpu_module(made: device.DeviceBuild, told: Mapping[str, object]) -> CompiledModule:
@@ -410,10 +430,11 @@ def _gpu_targets(names: str) -> list[GpuTarget]:
 
 def _own_module(model: Any, example_inputs: Any, request: Request, generation: CacheForm | None = None) -> Module:
     """The graph of a model as it is asked for, with all weights there: one that may be changed, so a copy of a module that was given."""
-    module = to_module(model, example_inputs, request.dtype, generation)
+    module = to_module(model, example_inputs, request.dtype, generation, request.dynamic)
     if module is model:
         module = clone_module(module)
-    _specialise(module, request.dynamic, example_inputs)
+    if not is_torch(model):
+        _specialise(module, request.dynamic, example_inputs)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     return module
 
@@ -469,7 +490,7 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     recipe = request.quantize
     if recipe is None:
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
-    model = _opened(model)
+    model, _ = _opened(model)
     module = _own_module(model, example_inputs, request)
     return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
 

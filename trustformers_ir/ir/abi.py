@@ -35,6 +35,7 @@ PREFILL, DECODE = "prefill", "decode"  # entries of language models: read a piec
 GENERATION_KEY = "generation"  # of the manifest's metadata: which tokens end a text, as JSON
 RECIPE_KEY = "quantize"  # of the manifest's metadata: the quantization recipe
 QUANTIZATION_KEY = "quantization"  # of the manifest's metadata: what was decided about each product, as JSON
+CALLING_KEY = "calling"  # of the manifest's metadata: how nests of arguments become inputs, as JSON (`ir/calling.py`)
 TOKENIZER_KEY = "tokenizer.json"  # of the manifest's metadata: the text of the model's tokenizer
 
 

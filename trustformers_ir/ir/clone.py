@@ -7,7 +7,7 @@ from trustformers_ir.ir.core import Block, Function, Module, Operation, Value
 
 def clone_module(module: Module) -> Module:
     """The same functions, operations, names and locations, made of new values."""
-    copy = Module(module.name, module.facts.copy(), dict(module.weights), {}, dict(module.metadata))
+    copy = Module(module.name, module.facts.copy(), dict(module.weights), {}, dict(module.metadata), module.calling)
     for name, function in module.functions.items():
         copy.functions[name] = Function(function.name, _block(function.body, {}), function.states)
     return copy

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trustformers_ir.ir.block_formats import Blocks
+from trustformers_ir.ir.calling import Calling
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.mapped import MappedFile, backing
@@ -375,6 +376,7 @@ class Module:
     weights: dict[str, Weight] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    calling: Calling | None = None  # how nests of arguments become inputs, where the model has such
 
     def add_function(self, function: Function) -> Function:
         if function.name in self.functions:

@@ -104,6 +104,21 @@ class Code(enum.Enum):
     TRACE_FOREIGN = (3006, "tensor of another trace", "A symbolic tensor is used outside the function during whose trace it was made.")
     TRACE_FAILED = (3007, "the traced function raised", "The traced function itself raised an exception.")
 
+    TORCH_OP = (3020, "op of torch not compiled", "The program calls an op of torch that is not compiled, or not in this form.")
+    TORCH_DATA_DEPENDENT = (
+        3021,
+        "size or branch that depends on data",
+        "A size, or which way a Python branch goes, follows from the numbers in a tensor, which only the run knows.",
+    )
+    TORCH_EXPORT = (3022, "torch.export failed", "torch could not turn the module into a graph.")
+    TORCH_INPUTS = (3023, "example inputs do not fit", "The example inputs are missing, or are not what the module takes.")
+    TORCH_MUTATION = (3024, "program writes into what it was given", "The module writes into an input or a buffer, and the write outlives the call.")
+    TORCH_TRAINING = (3025, "module in training mode", "In training mode layers of the module are random or learn; compiled code is for inference.")
+    TORCH_DYNAMIC = (3026, "dims of a torch module", "`dynamic` names an axis or an input that the module does not have.")
+    TORCH_SIZE = (3027, "size without a form", "A size of the program is computed in a way that dims cannot say.")
+    TORCH_DEVICE = (3028, "tensor on another device", "A parameter, a buffer or an input is not on the CPU, or has no memory at all.")
+    TORCH_RESULT = (3029, "result that is no tensor", "The module returns something that is neither a tensor nor a nest of tensors and plain values.")
+
     # 4xxx: code generation and targets
     UNSUPPORTED_OP = (4001, "op not compiled", "The target has no way to compile this op, or this form of it.")
     UNSUPPORTED_DTYPE = (4002, "dtype not compiled", "The target has no arithmetic for this dtype.")
@@ -259,6 +274,16 @@ ADVICE = {
     Code.TRACE_SPEC: 'specs look like f32["n", 4], one for each parameter',
     Code.TRACE_FOREIGN: "make the tensor inside of the function that is traced",
     Code.TRACE_FAILED: "the traceback of --debug shows the line",
+    Code.TORCH_OP: "docs/torch.md lists the ops that are compiled",
+    Code.TORCH_DATA_DEPENDENT: "keep sizes fixed, and choose by elements: torch.where(condition, a, b)",
+    Code.TORCH_EXPORT: "torch.export.export(model, args, strict=False) shows what torch says",
+    Code.TORCH_INPUTS: "give what forward takes: a tuple in its order, or a dict by name",
+    Code.TORCH_MUTATION: "return the new value instead, and write x = x + 1 for x += 1 of an input",
+    Code.TORCH_TRAINING: "call model.eval() before compiling",
+    Code.TORCH_DYNAMIC: 'dynamic=("batch", "seq"), or {"input_ids": {0: "batch", 1: "seq"}}',
+    Code.TORCH_SIZE: "compute sizes with + - * // %, min and max of shapes",
+    Code.TORCH_DEVICE: "move it: model.to('cpu'), x.cpu()",
+    Code.TORCH_RESULT: "return tensors, or tuples, lists, dicts or dataclasses of them",
     Code.UNSUPPORTED_OP: "tfir.evaluate() runs every op in the interpreter",
     Code.UNSUPPORTED_DTYPE: "compute in f32, or use tfir.evaluate()",
     Code.UNKNOWN_TARGET: "`tfc targets` lists what this machine can compile for",

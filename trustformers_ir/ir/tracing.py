@@ -51,6 +51,7 @@ class Trace:
         self.module = module
         self.builder = Builder(module, block)
         self.available: Mapping[str, Weight] = weights or {}
+        self.site: Site | None = None  # of all that is put in next, where it is no frame of Python that asks for it
         self._weights: dict[str, Value] = {}
 
     def emit(self, op: Op, *operands: Value | None) -> Value:
@@ -84,7 +85,7 @@ class Trace:
         array = np.ascontiguousarray(array, found.numpy)
         weight = Weight("", TensorType(array.shape, found), array)
         weight.name = f"constant_{weight.digest.partition(':')[2][:12]}"
-        return self._weight_value(weight)
+        return self.stored(weight)
 
     def weight(self, parameter: Parameter) -> Value:
         """The weight that ``parameter`` stands for, converted to the parameter's dtype."""
@@ -95,9 +96,9 @@ class Trace:
         if weight.type.shape != parameter.shape:
             message = f"the weight '{parameter.name}' has shape {list(weight.type.shape)}, the model asks for {list(parameter.shape)}"
             raise trace_error(Code.WEIGHT_SHAPE, message)
-        return self.cast(self._weight_value(weight), parameter.dtype)
+        return self.cast(self.stored(weight), parameter.dtype)
 
-    def _weight_value(self, weight: Weight) -> Value:
+    def stored(self, weight: Weight) -> Value:
         """One operation per weight, whatever the number of its uses."""
         if weight.name not in self._weights:
             if weight.name not in self.module.weights:
@@ -152,7 +153,10 @@ class Site:
 
 
 def user_site() -> Site:
-    """The innermost frame outside of the tracing machinery."""
+    """The innermost frame outside of the tracing machinery, or what the running trace was told."""
+    trace = _CURRENT.get()
+    if trace is not None and trace.site is not None:
+        return trace.site
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code

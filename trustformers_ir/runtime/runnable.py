@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.ir.abi import CompiledModule, Entry, Manifest, Port
+from trustformers_ir.ir.abi import CALLING_KEY, CompiledModule, Entry, Manifest, Port
+from trustformers_ir.ir.calling import Calling
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import Dim, SymbolFact, evaluate
 from trustformers_ir.ir.types import TensorType
@@ -48,6 +49,7 @@ class Runnable:
         if not self._calls:
             raise InternalError.of(Code.INTERNAL, "a compiled module without an entry")
         self._first = next(iter(self._calls.values()))
+        self.calling = Calling.of(compiled.manifest.metadata[CALLING_KEY]) if CALLING_KEY in compiled.manifest.metadata else None
 
     # -- what executes it --------------------------------------------------------------------------------------------
 
@@ -186,7 +188,9 @@ class Runnable:
     # -- what it does ------------------------------------------------------------------------------------------------
 
     def __call__(self, /, *inputs: Any, **named: Any) -> Any:
-        return self._first(inputs, named)
+        if self.calling is None:
+            return self._first(inputs, named)
+        return self.calling.results(self._first((), self.calling.arguments(inputs, named)))
 
     def run(self, /, *inputs: Any, entry: str | None = None, **named: Any) -> Any:
         """Calls ``entry`` (None: the first). ``UNKNOWN_ENTRY`` when there is none of that name."""
