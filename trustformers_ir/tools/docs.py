@@ -12,7 +12,7 @@ from pathlib import Path
 from trustformers_ir.ir import env
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import GROUPS, Code
-from trustformers_ir.tools.pages import ops, passes
+from trustformers_ir.tools.pages import onnx, ops, passes
 
 NOTICE = "<!-- Written by `make docs` from {source}. Edit that, not this page. -->\n"
 
@@ -45,7 +45,13 @@ def _default(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-PAGES: dict[str, Callable[[], str]] = {"errors.md": errors, "environment.md": environment, "ops.md": ops.page, "passes.md": passes.page}
+PAGES: dict[str, Callable[[], str]] = {
+    "errors.md": errors,
+    "environment.md": environment,
+    "onnx.md": onnx.page,
+    "ops.md": ops.page,
+    "passes.md": passes.page,
+}
 
 
 def main(folder: Path = Path("docs")) -> int:
