@@ -157,11 +157,17 @@ def _spec(spec: Any) -> Any:
 # --- what the model is -------------------------------------------------------------------------------------------------------------
 
 
-def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: CacheForm | None = None) -> Module:
+def to_module(
+    model: Any,
+    example_inputs: Any = None,
+    dtype: DType | str | None = None,
+    generation: CacheForm | None = None,
+    dynamic: Sequence[str] | None = None,
+) -> Module:
     """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text, and
-    keeps what it has read so."""
+    keeps what it has read so. ``dynamic``: the dims that stay symbolic, for front ends that have to know."""
     if isinstance(model, (str, Path)):
-        return _from_path(str(model), _dtype(dtype), generation, example_inputs)
+        return _from_path(str(model), _dtype(dtype), generation, example_inputs, dynamic)
     if isinstance(model, GgufFile):
         note("reading the model")
         return load_gguf(model, dtype=_dtype(dtype), generation=generation)
@@ -171,7 +177,7 @@ def to_module(model: Any, example_inputs: Any = None, dtype: DType | str | None 
     if isinstance(model, Module):
         return model
     if type(model).__name__ == "ModelProto":
-        return load_onnx_model(model, None if example_inputs is None else _examples(example_inputs))
+        return load_onnx_model(model, None if example_inputs is None else _examples(example_inputs), dynamic)
     if type(model).__module__.partition(".")[0] == "torch" or any(c.__module__.startswith("torch.") for c in type(model).__mro__):
         raise CompilerError.of(Code.NOT_BUILT, "compiling torch modules is not built yet", help="save a checkpoint folder and compile that")
     if callable(model):
@@ -203,7 +209,9 @@ def _opened(model: Any) -> Any:
     return open_gguf(model) if given else model
 
 
-def _from_path(name: str, dtype: DType | None, generation: CacheForm | None, example_inputs: Any = None) -> Module:
+def _from_path(
+    name: str, dtype: DType | None, generation: CacheForm | None, example_inputs: Any = None, dynamic: Sequence[str] | None = None
+) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype, generation)
     path = Path(name)
@@ -225,7 +233,7 @@ def _from_path(name: str, dtype: DType | None, generation: CacheForm | None, exa
         return parse_module(found.graph, file=name, resolve=found.resolve)
     if path.suffix == ".onnx":
         note("reading the model")
-        return load_onnx_model(path, None if example_inputs is None else _examples(example_inputs))
+        return load_onnx_model(path, None if example_inputs is None else _examples(example_inputs), dynamic)
     help = "a checkpoint folder, a .gguf, .onnx, .tfir or .tfc file"
     raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
 
@@ -413,7 +421,7 @@ def _gpu_targets(names: str) -> list[GpuTarget]:
 
 def _own_module(model: Any, example_inputs: Any, request: Request, generation: CacheForm | None = None) -> Module:
     """The graph of a model as it is asked for, with all weights there: one that may be changed, so a copy of a module that was given."""
-    module = to_module(model, example_inputs, request.dtype, generation)
+    module = to_module(model, example_inputs, request.dtype, generation, request.dynamic)
     if module is model:
         module = clone_module(module)
     _specialise(module, request.dynamic, example_inputs)

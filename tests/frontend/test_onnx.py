@@ -287,3 +287,19 @@ def test_shapes_in_reports_are_those_of_the_model() -> None:
     module = tfir.compile(attention_block()).module
     assert all(isinstance(d, (int, SymExpr)) for a in module.main.args for d in a.type.shape)
     assert "the_Softmax" in str(module), "operations carry the names of nodes"
+
+
+def test_a_dim_that_decides_over_structure_is_frozen() -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in {"w": (1, 12, 4), "r": (1, 12, 3)}.items()}
+    proto = model([node("LSTM", "x w r", "y", hidden_size=3)], [("x", F, ["steps", "batch", 4])], ["y"], weights)
+    with pytest.raises(CompilerError) as caught:
+        tfir.compile(proto)
+    assert caught.value.codes == (Code.ONNX_VALUE,)
+    exe = tfir.compile(proto, {"x": np.zeros((5, 2, 4), np.float32)})
+    assert exe.manifest.metadata["onnx.frozen.dim.steps"] == "5"
+    x = rng.standard_normal((5, 3, 4)).astype(np.float32)
+    np.testing.assert_allclose(exe(x), reference(proto, x)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(CompilerError) as caught:
+        exe(np.zeros((6, 3, 4), np.float32))
+    assert caught.value.codes == (Code.DIM_RANGE,)

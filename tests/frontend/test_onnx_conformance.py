@@ -55,4 +55,5 @@ def test_all_model_cases() -> None:
     outcomes = run_all(list(model_cases()), os.cpu_count() or 1, ["--suite", "models"], tell=False)
     assert outcomes
     left = [o for o in outcomes if o.status is not Status.PASSED]
-    assert all(o.status is Status.REFUSED and any(reason in o.detail for reason in REASONS) for o in left), table(left)
+    allowed = (*REASONS, "Gradient is not compiled")
+    assert all(o.status is Status.REFUSED and any(reason in o.detail for reason in allowed) for o in left), table(left)

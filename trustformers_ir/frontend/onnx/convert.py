@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,15 @@ from trustformers_ir.frontend.onnx.reader import OnnxFile
 from trustformers_ir.frontend.onnx.schemas import expansion, standard
 from trustformers_ir.frontend.onnx.values import SMALL, Failed, Item, Missing, Refused, Row, Unknown, text_of
 from trustformers_ir.ir import ops
+from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.core import Block, Function, Location, Module, Operation, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
-from trustformers_ir.ir.dims import Dim, SymExpr, UndecidedDim, symbol
+from trustformers_ir.ir.dims import Dim, SymbolFact, SymExpr, UndecidedDim, symbol, symbols_of
+from trustformers_ir.ir.dims import evaluate as evaluate_dim
 from trustformers_ir.ir.interpreter import evaluate_operation
 from trustformers_ir.ir.ops.region import Return
 from trustformers_ir.ir.progress import note
-from trustformers_ir.ir.schema import ConstraintError, Op
+from trustformers_ir.ir.schema import ConstraintError, Op, infer_types
 from trustformers_ir.ir.tensor import Tensor, as_tensor
 from trustformers_ir.ir.tracing import Trace, tracing
 from trustformers_ir.ir.types import TensorType
@@ -51,8 +53,56 @@ class _NodeTrace(Trace):
         try:
             return self.builder.create(op, *operands, loc=self.location)
         except ConstraintError as error:
+            given = [v.type for v in operands if v is not None]
+            if _ORDER.search(str(error)) and self.narrowed({s for t in given for s in t.symbols}, functools.partial(self.fits, op, operands)):
+                return self.builder.create(op, *operands, loc=self.location)
             types = ", ".join("absent" if v is None else str(v.type) for v in operands) or "no operands"
             raise Refused(f"{error}\nthe operands are {types}", broken=True) from None
+
+
+    def fits(self, op: Op, operands: Sequence[Value | None]) -> bool:
+        """Whether an op surely accepts the operands, by what is known of the dims now."""
+        try:
+            infer_types(op, [None if v is None else v.type for v in operands], self.module.infer_context)
+        except ConstraintError:
+            return False
+        return True
+
+    def narrowed(self, names: set[str], holds: Callable[[], bool]) -> bool:
+        """Whether ``holds`` once each of these symbols is at least so large; the smallest such sizes are declared. The model has no meaning for
+        smaller ones, and a call with one is told so."""
+        symbols = self.module.facts.symbols
+        before = {name: symbols[name] for name in sorted(names)}
+
+        def at_least(name: str, low: int) -> bool:
+            fact = before[name]
+            if fact.high is not None and low > fact.high:
+                return False
+            symbols[name] = replace(fact, low=max(low, fact.low))
+            return True
+
+        for least in _LEAST:
+            possible = [at_least(name, least) for name in before]
+            if not all(possible):
+                break
+            if not holds():
+                continue
+            for name, fact in before.items():  # one symbol after the other as low as it may be
+                low, high = fact.low, max(least, fact.low)
+                while low < high:
+                    middle = (low + high) // 2
+                    at_least(name, middle)
+                    low, high = (low, middle) if holds() else (middle + 1, high)
+                at_least(name, high)
+                if high > fact.low:
+                    self.module.metadata[f"onnx.least.{name}"] = f"{high}, for {self.location}"
+            return True
+        symbols.update(before)
+        return False
+
+
+_ORDER = re.compile(r"cannot decide whether .* <= ")
+_LEAST = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclass
@@ -87,8 +137,8 @@ class Scope:
 class Reader:
     """Reads one model into one module."""
 
-    def __init__(self, file: OnnxFile, examples: Mapping[str, Any]) -> None:
-        self.file, self.examples = file, dict(examples)
+    def __init__(self, file: OnnxFile, examples: Mapping[str, Any], dynamic: Sequence[str] | None = None) -> None:
+        self.file, self.examples, self.dynamic = file, dict(examples), dynamic
         name = _NAME.sub("_", file.proto.graph.name or (file.path.stem if file.path else "")).strip("_")
         self.module = Module(name if name and not name[0].isdigit() else f"model_{name}" if name else "model")
         self.block = Block()
@@ -168,7 +218,10 @@ class Reader:
                     dims.append(int(d.dim_value))
                 else:
                     chosen = port_name(d.dim_param[:60] or f"{name[:60]}_{axis}")
-                    self.module.facts.declare(chosen)
+                    empty = example is not None and example.ndim == len(type.shape.dim) and example.shape[axis] == 0
+                    fixed = example is not None and example.ndim == len(type.shape.dim) and self.dynamic is not None and chosen not in self.dynamic
+                    size = example.shape[axis] if example is not None and fixed else None
+                    self.module.facts.declare(chosen, SymbolFact(size, size) if size is not None else SymbolFact(0) if empty else None)
                     dims.append(symbol(chosen))
         if len(dims) > 32:
             raise Refused(f"the input '{name}' has {len(dims)} axes", broken=True)
@@ -352,6 +405,8 @@ class Reader:
     def problem(self, error: Refused, where: str, detail: str = "", op: str | None = None) -> None:
         code = Code.ONNX_VALUE if error.unknown else Code.ONNX_NODE if error.broken else Code.ONNX_UNSUPPORTED
         message = f"{where}: {error.message}" + (f"\n{detail}" if detail else "")
+        if "cannot decide" in error.message and not error.help:
+            error.help = "if the model was exported for one size, fix it: example_inputs=…, and dynamic= the dims that really are"
         file = None if self.file.path is None else str(self.file.path)
         self.problems.add(code, message, Where(file=file, op=op), error.help or code.advice)
 
@@ -415,6 +470,30 @@ class Reader:
             raise Unknown(f"the input '{name}', whose example is {array.dtype}{list(array.shape)} and no {argument.type}")
         self.frozen[argument] = array
         return array
+
+    def at_most(self, name: str, high: int, why: str) -> bool:
+        """Declares that a symbol is at most so large: the model has no meaning for larger ones. Whether there are such."""
+        fact = self.module.facts.symbols[name]
+        if high < fact.low:
+            return False
+        self.module.facts.symbols[name] = replace(fact, high=high)
+        self.module.metadata[f"onnx.most.{name}"] = f"{high}, for {why}"
+        return True
+
+    def freeze_dim(self, size: SymExpr) -> int:
+        """The value of a size in the examples; the symbols in it keep that value from now on, which every call checks. Raises :class:`Unknown`."""
+        arrays = [(value, array) for value, array in self.examples_of.items() if array.ndim == value.type.rank]
+        try:
+            env = bind_dims([Shaped(value.name, value.type.shape, array.shape) for value, array in arrays], self.module.facts) if arrays else {}
+        except CompilerError as error:
+            raise Refused("; ".join(d.message for d in error.diagnostics), "the shapes of the examples contradict the model", unknown=True) from None
+        free = sorted(symbols_of(size) - env.keys())
+        if free:
+            raise Unknown(f"the dim {free[0]}")
+        for name in symbols_of(size):
+            self.module.facts.symbols[name] = SymbolFact(env[name], env[name])
+            self.module.metadata[f"onnx.frozen.dim.{name}"] = str(env[name])
+        return evaluate_dim(size, env)
 
     def _computed(self, producer: Operation) -> None:
         op = producer.op

@@ -11,12 +11,12 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
 
-def load_onnx_model(model: Any, examples: Mapping[str, Any] | Sequence[Any] | None = None) -> Module:
+def load_onnx_model(model: Any, examples: Mapping[str, Any] | Sequence[Any] | None = None, dynamic: Sequence[str] | None = None) -> Module:
     """The module whose ``main`` computes what the model does.
 
     ``model`` is a path or an ``onnx.ModelProto``. ``examples`` are inputs by name or in order: what decides over shapes or structure takes its value
-    from them, and is fixed. Sequences are lists, of which every tensor becomes an input of its own; an optional input that is not there is None.
-    Raises ``CompilerError`` with all problems of the model.
+    from them, and is fixed; with ``dynamic`` the dims that it does not name have the sizes of the examples. Sequences are lists, of which every
+    tensor becomes an input of its own; an optional input that is not there is None. Raises ``CompilerError`` with all problems of the model.
     """
     file = load_onnx(model)
     if examples is None:
@@ -34,4 +34,4 @@ def load_onnx_model(model: Any, examples: Mapping[str, Any] | Sequence[Any] | No
         if len(examples) > len(names_):
             raise CompilerError.of(Code.INPUT_COUNT, f"{len(examples)} example inputs, and the model takes {len(names_)}")
         named = dict(zip(names_, examples, strict=False))
-    return Reader(file, named).run()
+    return Reader(file, named, dynamic).run()

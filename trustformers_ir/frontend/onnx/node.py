@@ -146,6 +146,16 @@ class Node:
         found = None if known is None else dims_of(Item(item.element, known))
         return [int(d) for d in self.const(i).reshape(-1)] if found is None else found
 
+    def whole(self, size: Dim, what: str) -> int:
+        """A size that has to be a constant. A symbolic one takes its value from the examples, and its dims are frozen to that."""
+        if isinstance(size, int):
+            return size
+        try:
+            return self.reader.freeze_dim(size)
+        except Unknown as error:
+            message = f"{what} has to be known, and is {size}: it depends on {error.what}"
+            raise Refused(message, "give arrays as example_inputs, by which that dim is fixed", unknown=True) from None
+
     def scalar(self, i: int, default: Any = None) -> Any:
         """The only element of an input, as a Python number."""
         if not self.has(i):

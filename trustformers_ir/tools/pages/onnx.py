@@ -56,8 +56,8 @@ exe = tfir.compile("m.onnx", example_inputs={{"x": x, "shape": np.array([2, 3])}
 ```
 
 That input is then **frozen**: it is still an input, and every call checks that it has the value that the model was compiled for (`TFC5025`).
-`exe.manifest.metadata` has an entry `onnx.frozen.<name>` for each. Other inputs are not frozen by being in the examples: they say nothing about
-sizes, unless `dynamic=` asks for that.
+`exe.manifest.metadata` has an entry `onnx.frozen.<name>` for each. Other inputs are not frozen by being in the examples. A symbolic dim keeps the
+size that it has in the examples (`onnx.frozen.dim.<name>`) only where it decides over structure: the steps of an LSTM, the tensors of a sequence.
 
 Sequences and optional values are resolved while the model is read. An input that is a sequence becomes one input for each tensor of its example,
 `name_0`, `name_1` …; an optional input whose example is None is left out. Models with such inputs have the shapes of the examples.

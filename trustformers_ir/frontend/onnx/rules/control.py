@@ -14,7 +14,6 @@ from trustformers_ir.frontend.onnx.elements import BOOL, ELEMENTS, I64
 from trustformers_ir.frontend.onnx.node import Node, emit, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused, Row, Unknown
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.functional import concat
 from trustformers_ir.ir.tensor import Tensor
 
@@ -148,9 +147,7 @@ def _scanned(n: Node, body: Any, scanned: int, inputs: list[Any], axes: list[int
     out_axes = n.ints("scan_output_axes") or [0] * collected
     out_directions = n.ints("scan_output_directions") or [0] * collected
     places = [n.place(a, s.rank) for a, s in zip(axes, sources, strict=True)]
-    length = sources[0].shape[places[0]]
-    if isinstance(length, SymExpr):
-        raise Refused(f"a scan along an axis of the symbolic size {length}", "give that axis a fixed size")
+    length = n.whole(sources[0].shape[places[0]], "the length of the axis that is scanned")
     if length > MOST_TURNS:
         raise Refused(f"a scan of more than {MOST_TURNS} turns")
     rows: list[list[Item]] = [[] for _ in range(collected)]
@@ -176,9 +173,7 @@ def _scan_of_batches(n: Node, body: Any, scanned: int) -> list[Any]:
     if n.has(0):
         raise Refused("a scan of sequences of different lengths", "export the model with opset 9 or later")
     inputs = [n.item(i) for i in range(1, len(n.inputs))]
-    batch = inputs[0].shape[0]
-    if isinstance(batch, SymExpr):
-        raise Refused("a scan of a symbolic batch", "export the model with opset 9 or later")
+    batch = n.whole(inputs[0].shape[0], "the batch that is scanned")
     results: list[list[Any]] = []
     for b in range(batch):
         own = [Item.of(x.tensor.select(0, b), x.element) for x in inputs]

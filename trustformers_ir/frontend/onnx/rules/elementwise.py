@@ -202,6 +202,8 @@ def _selu(n: Node) -> Tensor:
 @onnx_op("PRelu")
 def _prelu(n: Node) -> Tensor:
     x, slope = n.t(0), n.t(1)
+    if n.version < 7 and slope.ndim == 1 and x.ndim > 1:  # one for each channel
+        slope = slope.reshape(*slope.shape, *(1,) * (x.ndim - 2))
     return where(x < number(0, x), x * slope, x)
 
 

@@ -10,7 +10,6 @@ from trustformers_ir.frontend.onnx.narrow import fixed
 from trustformers_ir.frontend.onnx.node import ML, Node, emit, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused
 from trustformers_ir.ir import ops, windows
-from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import arange, concat, where
 from trustformers_ir.ir.ops import Window
@@ -227,9 +226,7 @@ def _tfidf(n: Node) -> Item:
     x = n.t(0).to(DType.i64)
     flat = x.ndim == 1
     x = x.reshape(1, x.shape[0]) if flat else x
-    length = x.shape[1]
-    if isinstance(length, SymExpr):
-        raise Refused(f"sequences of the symbolic length {length}", "give that axis a fixed size")
+    length = n.whole(x.shape[1], "the length of the sequences")
     n.require(places.size > 0 and places.min() >= 0 and places.max() < 1 << 20, "impossible places of n-grams")
     width = int(places.max()) + 1
     batch = x.shape[0]

@@ -6,9 +6,8 @@ import numpy as np
 
 from trustformers_ir.frontend.onnx.node import Node, emit, number, onnx_op, widened
 from trustformers_ir.frontend.onnx.rules.contract import window_of
-from trustformers_ir.frontend.onnx.values import Refused
 from trustformers_ir.ir import ops, windows
-from trustformers_ir.ir.dims import Dim, SymExpr, product
+from trustformers_ir.ir.dims import Dim, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import arange
 from trustformers_ir.ir.ops import Window
@@ -122,9 +121,7 @@ def _col2im(n: Node) -> Tensor:
     places = [int(v.places(d)) for v, d in zip(w, image, strict=True)]  # type: ignore[arg-type]
     batch, rows, _ = x.shape
     taps = int(np.prod(block))
-    if isinstance(rows, SymExpr):
-        raise Refused("a symbolic number of channels")
-    channels = rows // taps
+    channels = n.whole(rows, "the number of channels") // taps
     # where each element of a block lies in the padded image; the sum is a scatter along the flat image
     padded = [d + v.before + v.after for v, d in zip(w, image, strict=True)]
     at = np.zeros((*block, *places), np.int64)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from trustformers_ir.frontend.onnx.node import Node, emit, onnx_op
 from trustformers_ir.frontend.onnx.values import Refused
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import stack, where
 from trustformers_ir.ir.tensor import Tensor, as_tensor
@@ -112,8 +111,7 @@ def _recurrent(n: Node) -> list[Tensor]:
     hidden = int(n.t(2).shape[-1] if hidden is None else hidden)  # type: ignore[arg-type]
     direction = n.attr("direction", "forward")
     directions = 2 if direction == "bidirectional" else 1
-    if isinstance(steps, SymExpr):
-        raise Refused(f"a recurrent layer over {steps} steps", "give that axis a fixed size")
+    steps = n.whole(steps, "the number of steps")
     if steps > MOST_STEPS:
         raise Refused(f"a recurrent layer of more than {MOST_STEPS} steps")
     per = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}[kind]

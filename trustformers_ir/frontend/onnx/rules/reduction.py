@@ -11,7 +11,7 @@ from trustformers_ir.frontend.onnx.node import Node, emit, onnx_op, widened
 from trustformers_ir.frontend.onnx.rules.shape import axes_of
 from trustformers_ir.frontend.onnx.values import Refused
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.dims import SymExpr, product
+from trustformers_ir.ir.dims import product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import where
 from trustformers_ir.ir.tensor import Tensor
@@ -157,7 +157,7 @@ def _lp_normalization(n: Node) -> Tensor:
 def _det(n: Node) -> Tensor:
     """Elimination with pivoting, one column after the other; of matrices of a constant size."""
     x = n.t(0)
-    size = x.shape[-1]
-    if isinstance(size, SymExpr) or size > 16:
-        raise Refused(f"the determinant of matrices of size {size}", "a constant size of at most 16")
+    size = n.whole(x.shape[-1], "the size of the matrices")
+    if size > 16:
+        raise Refused(f"the determinant of matrices of size {size}", "a size of at most 16")
     return determinant(x)

@@ -8,7 +8,6 @@ from trustformers_ir.frontend.onnx.elements import BOOL, I64
 from trustformers_ir.frontend.onnx.node import Node, onnx_op
 from trustformers_ir.frontend.onnx.rules.shape import sliced
 from trustformers_ir.frontend.onnx.values import Item, Missing, Refused, Row
-from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.functional import concat, stack
 from trustformers_ir.ir.tensor import Tensor
 
@@ -71,9 +70,7 @@ def _split(n: Node) -> Row:
     item = n.item(0)
     x = item.tensor
     axis = n.axis(x.ndim, 0)
-    size = x.shape[axis]
-    if isinstance(size, SymExpr):
-        raise Refused(f"a sequence of {size} tensors", "give that axis a fixed size")
+    size = n.whole(x.shape[axis], "the size of the axis that is split")
     squeeze = False
     if n.has(1):
         given = n.const(1)

@@ -11,7 +11,7 @@ from trustformers_ir.frontend.onnx.narrow import fixed
 from trustformers_ir.frontend.onnx.node import Node, emit, number, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.dims import Dim, SymExpr, floordiv, product
+from trustformers_ir.ir.dims import Dim, SymExpr, as_symbol, floordiv, maximum, minimum, product
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import arange, concat, one_hot, where
 from trustformers_ir.ir.ops import ScatterReduce
@@ -195,19 +195,18 @@ def limited(n: Node, at: Dim, size: Dim) -> Dim:
             if at <= -(1 << 31):
                 return 0
             at = at + size
-            if n.facts.is_less_equal(0, at):
-                return at
-            raise Refused(f"whether {at} is negative is not known", "declare what is known of the dims")
-        if n.facts.is_less_equal(at, size):
-            return at
-        raise Refused(f"whether {at} <= {size} is not known", "declare what is known of the dims, or give that axis a fixed size")
+            return at if n.facts.is_less_equal(0, at) else maximum(at, 0)
+        return at if n.facts.is_less_equal(at, size) else minimum(at, size)
     if n.facts.is_less_equal(0, at) and n.facts.is_less_equal(at, size):
         return at
     if n.facts.is_less_equal(at, -1):
         return limited(n, at + size, size) if not n.facts.is_less_equal(at, -size - 1) else 0
     if n.facts.is_less_equal(size, at):
         return size
-    raise Refused(f"whether {at} lies within 0 .. {size} is not known", "declare what is known of the dims")
+    name = as_symbol(at)
+    if name is not None and isinstance(size, int) and n.reader.at_most(name, size, f"{n.op} {n.proto.name}"):
+        return at
+    return minimum(at, size) if n.facts.is_less_equal(0, at) else maximum(minimum(at, size), 0)
 
 
 @onnx_op("Pad", keeps=True)

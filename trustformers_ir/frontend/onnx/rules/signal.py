@@ -9,7 +9,6 @@ import numpy as np
 from trustformers_ir.frontend.onnx.node import Node, onnx_op, widened
 from trustformers_ir.frontend.onnx.values import Item, Refused
 from trustformers_ir.ir import windows
-from trustformers_ir.ir.dims import SymExpr
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import concat, pad, stack
 from trustformers_ir.ir.ops import Window
@@ -88,14 +87,11 @@ def transform(real: Tensor, imaginary: Tensor | None, points: int, kept: int, in
     return stack([a.narrow(-1, 0, kept), b.narrow(-1, 0, kept)], -1)
 
 
-def _fitted(x: Tensor, points: int) -> Tensor:
+def _fitted(n: Node, x: Tensor, points: int) -> Tensor:
     """The last axis cut, or filled with zeros."""
-    size = x.shape[-1]
-    if isinstance(size, SymExpr):
-        raise Refused(f"a Fourier transform along an axis of the symbolic size {size}", "give that axis a fixed size")
-    if size >= points:
+    if n.whole(x.shape[-1], "the size of the axis that is transformed") >= points:
         return x.narrow(-1, 0, points)
-    return pad(x, (0, points - size))
+    return pad(x, (0, points - n.whole(x.shape[-1], "the size of the axis")))
 
 
 @onnx_op("DFT")
@@ -108,17 +104,15 @@ def _dft(n: Node) -> Tensor:
     n.require(axis != rank - 1, "the last axis holds real and imaginary parts")
     inverse, half = bool(n.attr("inverse", 0)), bool(n.attr("onesided", 0))
     parts = x.shape[-1]
-    size = x.shape[axis]
     length = n.scalar(1, None)
-    if length is None and isinstance(size, SymExpr):
-        raise Refused(f"a Fourier transform along an axis of the symbolic size {size}", "give that axis a fixed size")
-    if length is None and inverse and half:
-        length = 2 * (int(size) - 1)  # type: ignore[arg-type]
-    points = int(size if length is None else length)  # type: ignore[arg-type]
+    if length is None:
+        size = n.whole(x.shape[axis], "the size of the axis that is transformed")
+        length = 2 * (size - 1) if inverse and half else size
+    points = int(length)
     n.require(points >= 1, f"{points} points")
     moved = x.movedim(axis, -2)
-    real = _fitted(moved.select(-1, 0), points if not (inverse and half) else points // 2 + 1)
-    imaginary = _fitted(moved.select(-1, 1), points if not (inverse and half) else points // 2 + 1) if parts == 2 else None
+    real = _fitted(n, moved.select(-1, 0), points if not (inverse and half) else points // 2 + 1)
+    imaginary = _fitted(n, moved.select(-1, 1), points if not (inverse and half) else points // 2 + 1) if parts == 2 else None
     if inverse and half:  # the other half is the mirror image, conjugated; the result is real
         n.require(imaginary is not None, "the inverse of one side takes complex numbers")
         assert imaginary is not None
@@ -143,9 +137,7 @@ def _stft(n: Node) -> Tensor:
         n.require(window is not None, "there is neither a window nor a frame length")
         assert window is not None
         length = window.shape[0]
-    if isinstance(length, SymExpr):
-        raise Refused("a window of a symbolic size")
-    points = int(length)
+    points = n.whole(length, "the length of the window")
     half = bool(n.attr("onesided", 1))
     parts = [x] if x.ndim == 2 else [x.select(-1, i) for i in range(int(x.shape[-1]))]  # type: ignore[arg-type]
     frames = [windows.unfold(p, [Window(points, step)]) for p in parts]
