@@ -37,6 +37,7 @@ from trustformers_ir.frontend.generation import end_tokens
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
+from trustformers_ir.frontend.onnx.model import load_onnx_model
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
@@ -93,7 +94,6 @@ from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tuner import Search, Tuned, neighbours
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
-_LATER = {".onnx": "reading ONNX"}
 _LATER_TARGETS = ("metal", "vulkan")
 
 
@@ -170,12 +170,17 @@ def _spec(spec: Any) -> Any:
 
 
 def to_module(
-    model: Any, example_inputs: Any = None, dtype: DType | str | None = None, generation: CacheForm | None = None, dynamic: Any = None
+    model: Any,
+    example_inputs: Any = None,
+    dtype: DType | str | None = None,
+    generation: CacheForm | None = None,
+    dynamic: Sequence[str] | None = None,
 ) -> Module:
     """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text, and
-    keeps what it has read so. ``dynamic`` says which axes of a module of torch stay open."""
+    keeps what it has read so. ``dynamic``: the dims that stay symbolic, for front ends that have to know (ONNX), or the axes
+    that stay open (torch)."""
     if isinstance(model, (str, Path)):
-        return _from_path(str(model), _dtype(dtype), generation)
+        return _from_path(str(model), _dtype(dtype), generation, example_inputs, dynamic)
     if isinstance(model, GgufFile):
         note("reading the model")
         return load_gguf(model, dtype=_dtype(dtype), generation=generation)
@@ -186,6 +191,8 @@ def to_module(
         return model
     if is_torch(model):
         return load_torch(model, example_inputs, dynamic)
+    if type(model).__name__ == "ModelProto":
+        return load_onnx_model(model, None if example_inputs is None else _examples(example_inputs), dynamic)
     if callable(model):
         specs = _examples(example_inputs)
         return trace(model, **specs) if isinstance(specs, Mapping) else trace(model, *specs)
@@ -217,7 +224,9 @@ def _opened(model: Any, example_inputs: Any = None) -> tuple[Any, Any]:
     return (open_gguf(model) if given else model), example_inputs
 
 
-def _from_path(name: str, dtype: DType | None, generation: CacheForm | None) -> Module:
+def _from_path(
+    name: str, dtype: DType | None, generation: CacheForm | None, example_inputs: Any = None, dynamic: Sequence[str] | None = None
+) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype, generation)
     path = Path(name)
@@ -235,9 +244,10 @@ def _from_path(name: str, dtype: DType | None, generation: CacheForm | None) -> 
     if path.suffix == ".tfc":
         found = artifact.inspect(path)
         return parse_module(found.graph, file=name, resolve=found.resolve)
-    if path.suffix in _LATER:
-        raise CompilerError.of(Code.NOT_BUILT, f"{_LATER[path.suffix]} is not built yet", Where(file=name), "compile a checkpoint folder")
-    help = "a checkpoint folder, a .gguf, .tfir or .tfc file"
+    if path.suffix == ".onnx":
+        note("reading the model")
+        return load_onnx_model(path, None if example_inputs is None else _examples(example_inputs), dynamic)
+    help = "a checkpoint folder, a .gguf, .onnx, .tfir or .tfc file"
     raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
 
 

@@ -7,6 +7,7 @@ once. The result is plain data of ``ir/abi.py``; weights stay where they are unt
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from trustformers_ir.codegen.lower.schedules import MachineShape, check_table, m
 from trustformers_ir.codegen.lowered import entry_symbols, schedules, stored_weights, tuned_metadata, weight_makers
 from trustformers_ir.codegen.plan import Plan, aligned, plan_arena, verify_plan
 from trustformers_ir.codegen.program import Program
-from trustformers_ir.ir.abi import CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
+from trustformers_ir.ir.abi import COMPUTED_KEY, CompiledModule, Entry, KernelInfo, Manifest, StoredWeight, TargetInfo
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim, maximum
@@ -209,5 +210,11 @@ def manifest(lowered: Lowered) -> Manifest:
         weights=lowered.weights,
         sites=tuple(lowered.sites.rows),
         compiler=VERSION,
-        metadata={**lowered.module.metadata, **tuned_metadata(lowered.target.kind, lowered.programs)},
+        metadata={**lowered.module.metadata, **tuned_metadata(lowered.target.kind, lowered.programs), **_computed(lowered.programs)},
     )
+
+
+def _computed(programs: Sequence[Program]) -> dict[str, str]:
+    """The symbols whose values the code computes, with what they are at most."""
+    found = {name: str(bound) for p in programs for name, bound in p.computed.items()}
+    return {COMPUTED_KEY: json.dumps(found, sort_keys=True)} if found else {}

@@ -20,6 +20,7 @@ from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Stor
 from trustformers_ir.ir.abi import ALIGNMENT
 from trustformers_ir.ir.diagnostics import Code, Diagnostic, InternalError
 from trustformers_ir.ir.dims import Dim, Facts, evaluate, floordiv, maximum
+from trustformers_ir.ir.ops.nonzero import most
 
 RULES = {
     "P1": "an arena buffer is written before it is read",
@@ -27,7 +28,7 @@ RULES = {
     "P3": "a slot is at least as large as each of its tenants",
     "P4": "slots are aligned, do not overlap and lie inside the arena",
     "P5": "between two conflicting accesses of different workers lies a barrier",
-    "P6": "only outputs, arena buffers and states are written",
+    "P6": "only outputs, arena buffers, states and computed dims are written",
 }
 TYPICAL_DIM = 64  # stands for a symbol without an upper bound when sizes are compared
 Place = tuple[Storage, int | str]
@@ -62,7 +63,7 @@ def aligned(size: Dim, facts: Facts) -> Dim:
 
 def plan_arena(program: Program, facts: Facts) -> Plan:
     """Slots for every arena buffer and the calls before which the workers meet."""
-    sizes = {int(b.key): aligned(b.type.bytes, facts) for b in program.arena}
+    sizes = {int(b.key): aligned(most(b.type.bytes, program.computed), facts) for b in program.arena}
     lives = lifetimes(program)
     typical = {name: _typical(fact.low, fact.high, fact.divisor) for name, fact in facts.symbols.items()}
     slot_sizes: list[Dim] = []
@@ -141,9 +142,9 @@ class _Access:
             self.read_by_first |= not parallel
 
 
-def _places(call: KernelCall, slot_of: Mapping[int, int]) -> list[tuple[Place, bool]]:
-    """Each argument's memory (arena buffers by their slot) and whether the call writes it."""
-    out: list[tuple[Place, bool]] = []
+def _places(call: KernelCall, slot_of: Mapping[int, int], computed: Mapping[str, Dim]) -> list[tuple[Place, bool]]:
+    """Each argument's memory (arena buffers by their slot), and each computed symbol that it reads; and whether the call writes it."""
+    out: list[tuple[Place, bool]] = [((Storage.DIM, s), False) for s in call.kernel.symbols if s in computed] if computed else []
     for ref, writes in zip(call.arguments, call.writes, strict=True):
         key = slot_of[int(ref.key)] if ref.storage is Storage.ARENA else ref.key
         out.append(((ref.storage, key), writes))
@@ -154,7 +155,7 @@ def _barriers(program: Program, slot_of: Mapping[int, int]) -> frozenset[int]:
     since: dict[Place, _Access] = {}
     out: set[int] = set()
     for i, call in enumerate(program.calls):
-        touched = _places(call, slot_of)
+        touched = _places(call, slot_of, program.computed)
         if any(place in since and since[place].conflicts(writes, call.parallel) for place, writes in touched):
             out.add(i)
             since.clear()
@@ -181,7 +182,7 @@ def _verify_order(program: Program) -> None:
     for i, call in enumerate(program.calls):
         for ref, writes in zip(call.arguments, call.writes, strict=True):
             state = ref.storage is Storage.INPUT and int(ref.key) >= first_state
-            if writes and ref.storage not in (Storage.ARENA, Storage.OUTPUT) and not state:
+            if writes and ref.storage not in (Storage.ARENA, Storage.OUTPUT, Storage.DIM) and not state:
                 _fail("P6", f"call {i} ({call.label}) writes {ref.storage.value} {ref.key}")
             if not writes and ref.storage is Storage.ARENA and ref.key not in written:
                 _fail("P1", f"call {i} ({call.label}) reads arena buffer {ref.key}")
@@ -209,7 +210,7 @@ def _verify_sizes(program: Program, plan: Plan, facts: Facts) -> None:
     seen = [r for c in program.calls for r in c.arguments if r.storage is Storage.ARENA]  # also other views of a buffer
     for ref in dict.fromkeys([*(b for b in program.arena if int(b.key) in plan.slot_of), *seen]):
         slot = plan.slots[plan.slot_of[int(ref.key)]]
-        if not facts.is_less_equal(ref.type.bytes, slot.size):
+        if not facts.is_less_equal(most(ref.type.bytes, program.computed), slot.size):
             _fail("P3", f"buffer {ref.key} is seen as {ref.type}, its slot has {slot.size} bytes")
     end: Dim = 0
     for i, slot in enumerate(plan.slots):
@@ -241,7 +242,7 @@ def _verify_barriers(program: Program, plan: Plan) -> None:
     for i, call in enumerate(program.calls):
         if i in plan.barriers:
             seen.clear()
-        touched = _places(call, plan.slot_of)
+        touched = _places(call, plan.slot_of, program.computed)
         for j, others in seen:
             if not call.parallel and not program.calls[j].parallel:
                 continue

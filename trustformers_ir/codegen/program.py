@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from trustformers_ir.codegen.kernel_ir.kernel import Kernel, Store, walk, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import Buffer, Expr, Load
@@ -21,6 +22,7 @@ class Storage(enum.Enum):
     OUTPUT = "output"
     WEIGHT = "weight"
     ARENA = "arena"
+    DIM = "dim"  # the value of a symbol that the program computes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Temporary:
 
     name: str
     type: TensorType
+    symbol: str = ""  # the place of that symbol among the dims, no memory of the arena
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,4 @@ class Program:
     calls: tuple[KernelCall, ...]
     sites: tuple[Site, ...]
     states: int = 0
+    computed: Mapping[str, Dim] = field(default_factory=dict)  # symbols that it computes, with what they are at most

@@ -32,6 +32,7 @@ ALIGNMENT = 64  # of arena buffers, scratch and packed weights, in bytes
 WEIGHT_ALIGNMENT = 4096  # of a weight in the artifact, so that it can be mapped
 POOL_SYMBOLS = ("tfir_pool_create", "tfir_pool_run", "tfir_pool_patience", "tfir_pool_destroy", "tfir_pool_next")  # entries call the last one
 PREFILL, DECODE = "prefill", "decode"  # entries of language models: read a piece of text, read one token
+COMPUTED_KEY = "dims.computed"  # of the manifest's metadata: symbols that the code computes, with what they are at most, as JSON
 GENERATION_KEY = "generation"  # of the manifest's metadata: which tokens end a text, as JSON
 RECIPE_KEY = "quantize"  # of the manifest's metadata: the quantization recipe
 QUANTIZATION_KEY = "quantization"  # of the manifest's metadata: what was decided about each product, as JSON

@@ -118,7 +118,7 @@ class Operation:
 
     @property
     def is_dead(self) -> bool:
-        return not self.op.terminator and not any(r._uses for r in self.results)
+        return not self.op.terminator and not self.op.defines_dim and not any(r._uses for r in self.results)
 
     def set_operand(self, index: int, value: Value | None) -> None:
         old = self._operands[index]

@@ -86,6 +86,10 @@ class Code(enum.Enum):
     GGUF_SPLIT = (2028, "files that do not belong together", "The files over which a GGUF model is spread are not those of one model.")
     TOKENIZER_MISSING = (2030, "no tokenizer", "Text was given, and the model carries no `tokenizer.json`.")
     TOKENIZER_INVALID = (2031, "broken tokenizer", "`tokenizer.json` cannot be read as a tokenizer.")
+    ONNX_FILE = (2040, "broken ONNX file", "The file is no ONNX model, or a tensor in it or beside it is not what it announces.")
+    ONNX_UNSUPPORTED = (2041, "ONNX op not compiled", "The model has an op, a form of an op or an element type that has no compiled form.")
+    ONNX_NODE = (2042, "broken ONNX node", "A node does not follow the specification of its op: attributes, inputs, dtypes or shapes do not fit.")
+    ONNX_VALUE = (2043, "value needed to compile", "The value of an input decides over shapes or structure, and was not given.")
 
     # 3xxx: tracing
     TRACE_CONTROL_FLOW = (
@@ -157,6 +161,7 @@ class Code(enum.Enum):
     INPUT_STATE = (5022, "state that cannot be written", "A state of the call, which is written in place, is read-only or has gaps.")
     NO_GENERATION = (5023, "not a language model", "The model has no entries by which text can be written.")
     CACHE_FULL = (5024, "text longer than the cache", "The model has no positions for so many tokens, prompt and continuation together.")
+    INPUT_VALUE = (5025, "another value than compiled for", "An input that decides over shapes has another value than the model was compiled for.")
 
     # 6xxx: requests: the command line, files, the environment
     USAGE = (6001, "bad request", "An option or argument is unknown, missing, or does not take that value.")
@@ -265,6 +270,10 @@ ADVICE = {
     Code.WEIGHT_UNEXPECTED: "is config.json the one of this checkpoint?",
     Code.WEIGHT_SHAPE: "is config.json the one of this checkpoint?",
     Code.WEIGHT_DTYPE: "convert the weight to f16, bf16, f32 or f64",
+    Code.ONNX_FILE: "export the model again",
+    Code.ONNX_UNSUPPORTED: "docs/onnx.md lists what is compiled; export the model with another opset, or leave that part outside of it",
+    Code.ONNX_NODE: "onnx.checker.check_model(path, full_check=True) says more",
+    Code.ONNX_VALUE: "give it: compile(model, example_inputs={name: array}), or --input name=file.npy",
     Code.TOKENIZER_MISSING: "save it with the checkpoint, or give token ids: --input input_ids=ids.npy",
     Code.TOKENIZER_INVALID: "save it again with the version of tokenizers that is installed",
     Code.TRACE_CONTROL_FLOW: "use where(), or decide before tracing",
@@ -311,6 +320,7 @@ ADVICE = {
     Code.DIM_CONFLICT: "`tfc inspect` shows the inputs of a model",
     Code.DIM_RANGE: "`tfc inspect` shows the dims of a model and their bounds",
     Code.INDEX_OUT_OF_RANGE: "indices count from 0; negative ones count from the end",
+    Code.INPUT_VALUE: "compile the model again with this value in example_inputs",
     Code.OUT_OF_MEMORY: "give smaller inputs, or run where there is more memory",
     Code.UNKNOWN_ENTRY: "`tfc inspect` shows the entries of a model",
     Code.OUTPUT_SIZE: "ask for the shapes of the outputs first",
@@ -480,6 +490,11 @@ class Collector:
 
     def extend(self, diagnostics: Iterable[Diagnostic]) -> None:
         self._diagnostics.extend(diagnostics)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was gathered."""
+        return not self._diagnostics
 
     def check(self) -> None:
         """Raises when anything was gathered."""

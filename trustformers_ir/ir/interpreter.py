@@ -16,7 +16,9 @@ from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, W
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.ir.dims import evaluate as evaluate_dim
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.check import Check
 from trustformers_ir.ir.ops.data import WeightOp
+from trustformers_ir.ir.ops.nonzero import NonZero
 from trustformers_ir.ir.ops.region import Fused
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.ir.schema import EvalContext, Op, widen
@@ -148,9 +150,14 @@ def _run(
             help = "load the module together with its weights"
             raise CompilerError.of(Code.MISSING_BYTES, f"the bytes of weight '{op.name}' were not given", where, help) from None
         return (_finish(op, data, operation.result.type, dims, wide),)
+    if isinstance(op, NonZero):
+        assert isinstance(dims, dict) and operands[0] is not None
+        dims[op.symbol] = int(np.count_nonzero(operands[0]))
     try:
         return evaluate_operation(op, operands, [r.type for r in operation.results], dims, operation.operand_types, wide)
     except IndexError as error:
+        if isinstance(op, Check):
+            raise CompilerError.of(Code.INPUT_VALUE, str(error), where) from None
         raise CompilerError.of(Code.INDEX_OUT_OF_RANGE, str(error), where, "an index lies in -size .. size - 1") from None
     except KeyError as error:
         message = f"the dim {error} is determined by no input"

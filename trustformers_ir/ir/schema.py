@@ -130,6 +130,7 @@ class Op:
     has_body: ClassVar[bool] = False
     terminator: ClassVar[bool] = False
     commutative: ClassVar[bool] = False
+    defines_dim: ClassVar[bool] = False  # gives a symbol its value at the run: needed even where nothing reads its results
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

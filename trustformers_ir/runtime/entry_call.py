@@ -6,6 +6,7 @@ What executes the code is of no concern here: the executables of CPUs and of GPU
 from __future__ import annotations
 
 import functools
+import math
 import re
 import sys
 from abc import abstractmethod
@@ -22,6 +23,7 @@ from trustformers_ir.ir.dims import Dim, Facts, evaluate, parse_dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.runtime import memory
 from trustformers_ir.runtime.arguments import Array, defaults_of, dtype_of, is_tensor, ready, tensor_dtype
+from trustformers_ir.runtime.computed import computed_dims
 
 MAX_PLANS = 1024  # combinations of shapes remembered per entry
 P = TypeVar("P")
@@ -57,6 +59,7 @@ class EntryCall(Generic[P]):
         self.first_state = len(entry.inputs) - entry.states
         self.names = {p.name: i for i, p in enumerate(entry.inputs)}
         self.plans: dict[tuple[object, ...], P] = {}
+        self.computed = computed_dims(manifest)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -156,6 +159,8 @@ class EntryCall(Generic[P]):
             solved = bind_dims(shapes, self.facts)
         try:
             env = {name: fact.low for name, fact in self.facts.symbols.items() if fact.low == fact.high} | solved
+            for name, most in self.computed.items():
+                env[name] = evaluate(most, env)
             results = tuple((p.type.concrete(env), p.type.dtype) for p in entry.outputs)
             values = tuple(evaluate(size, env) for size in sizes)
         except KeyError as error:
@@ -175,6 +180,15 @@ class EntryCall(Generic[P]):
             return [np.empty(shape, dtype) for shape, dtype in bound.arrays]
         except (MemoryError, RuntimeError, ValueError):
             raise self.no_outputs(bound) from None
+
+    def cut(self, results: list[Array], bound: Bound, dims: Sequence[int]) -> list[Array]:
+        """Outputs in the sizes that the run has found, ``dims`` in the order of the manifest: what was written lies at their beginning."""
+        env = {**bound.env, **dict(zip((name for name, _ in self.manifest.symbols), dims, strict=False))}
+        out: list[Array] = []
+        for port, array in zip(self.entry.outputs, results, strict=True):
+            shape = port.type.concrete(env)
+            out.append(array if shape == tuple(array.shape) else array.reshape(-1)[: math.prod(shape)].reshape(shape))
+        return out
 
     def no_outputs(self, bound: Bound) -> CompilerError:
         """The error of outputs for which there is no memory."""
@@ -199,6 +213,8 @@ class EntryCall(Generic[P]):
             shown = site.bound
         place = re.fullmatch(r"(.+):([0-9]{1,9})( in .*)?", site.location)
         where = Where(file=place[1], line=int(place[2]), op=site.op) if place else Where(file=site.location or None, op=site.op)
+        if site.op == "check":
+            return CompilerError.of(Code.INPUT_VALUE, site.what, where)
         message = f"{site.op}: {site.what} is {index}, out of range of a size of {shown}"
         return CompilerError.of(Code.INDEX_OUT_OF_RANGE, message, where, "indices count from 0; negative ones count from the end")
 

@@ -177,8 +177,8 @@ class Executable(Runnable):
         assert isinstance(called, _Callable)
         return called.profile(inputs, named)
 
-    def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int], profile: int = 0) -> tuple[int, int]:
-        """One native call; gives the status words."""
+    def _run(self, entry: Entry, plan: _Plan, inputs: list[int], outputs: list[int], profile: int = 0) -> tuple[int, int, Sequence[int]]:
+        """One native call; gives the status words, and the dims where the code computes some."""
         me = threading.get_ident()
         if me in self._inside:
             raise self._inside_already()
@@ -199,7 +199,7 @@ class Executable(Runnable):
                 started = time.perf_counter_ns()
                 workers.run(self._addresses[entry.name], plan.address, self._scratch.address, plan.stride, plan.alone)
                 self._lasted[entry.name] = time.perf_counter_ns() - started
-                return status[0], status[1]
+                return status[0], status[1], list(plan.dims) if plan.computes else ()
         finally:
             self._inside.discard(me)
 
@@ -221,6 +221,7 @@ class _Plan:
         self.call: Any = (ctypes.c_int64 * 7)(*map(ctypes.addressof, (self.dims, self.inputs, self.outputs)))
         self.address = ctypes.addressof(self.call)
         self.alone = False
+        self.computes = False
 
 
 class _Callable(EntryCall[_Plan]):
@@ -233,22 +234,27 @@ class _Callable(EntryCall[_Plan]):
     def __call__(self, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         plan, arrays = self.prepared(given, named)
         results = self.host_outputs(plan.bound)
-        site, index = self.executable._run(self.entry, plan, list(map(address_of, arrays)), list(map(address_of, results)))
+        site, index, dims = self.executable._run(self.entry, plan, list(map(address_of, arrays)), list(map(address_of, results)))
         del arrays  # until here they had to live
         if site:
             raise self.out_of_range(site, index, plan.bound.env)
+        if dims:
+            results = self.cut(results, plan.bound, dims)
         return results[0] if len(results) == 1 else tuple(results)
 
     def fixed(self, arrays: Sequence[np.ndarray]) -> tuple[list[Array], Callable[[], None]]:
         plan, ready = self.prepared(tuple(arrays), {})
         if any(a is not b for a, b in zip(arrays, ready, strict=True)):
             raise InternalError.of(Code.INTERNAL, f"an input of a fixed call of '{self.entry.name}' has to be converted")
+        if plan.computes:
+            message = f"'{self.entry.name}' has outputs whose sizes change from call to call"
+            raise CompilerError.of(Code.NOT_BUILT, message, help="call it anew each time")
         results = self.host_outputs(plan.bound)
         inputs, outputs = [*map(address_of, arrays)], [*map(address_of, results)]
         kept = (list(arrays), results)  # live as long as their addresses are used
 
         def call() -> None:
-            site, index = self.executable._run(self.entry, plan, inputs, outputs)
+            site, index, _ = self.executable._run(self.entry, plan, inputs, outputs)
             if site:
                 raise self.out_of_range(site, index, plan.bound.env)
             assert kept
@@ -276,6 +282,7 @@ class _Callable(EntryCall[_Plan]):
         memory.check_size(scratch, "the scratch space")
         memory.check_size(memory.aligned(scratch) * self.executable.threads, "the scratch space")
         plan = _Plan(bound, bound.dims(self.manifest), (len(arrays), len(bound.results)), arena, memory.aligned(scratch))
+        plan.computes = bool(self.computed)
         plan.alone = bool(entry.kernels) and self.is_small(bound.env)
         return plan
 

@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 
 from trustformers_ir.ir import env
-from trustformers_ir.ir.abi import ABI_VERSION, POOL_SYMBOLS, CompiledModule, Manifest, StoredWeight
+from trustformers_ir.ir.abi import ABI_VERSION, COMPUTED_KEY, POOL_SYMBOLS, CompiledModule, Manifest, StoredWeight
 from trustformers_ir.ir.atomic import atomic_output, check_writable, write_text
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where
 from trustformers_ir.ir.progress import note
@@ -111,6 +111,9 @@ def _check(manifests: Sequence[Manifest]) -> None:
     if manifests[0].abi != C_ABI or ABI_VERSION != C_ABI:
         raise InternalError.of(Code.INTERNAL, f"c/library.c follows version {C_ABI} of the calling convention, the code version {manifests[0].abi}")
     with Collector() as problems:
+        if COMPUTED_KEY in manifests[0].metadata:
+            message = "the sizes of outputs are computed by the call, which libraries do not have yet"
+            problems.add(Code.NOT_BUILT, message, help="save a .tfc file")
         for entry in without_states(manifests[0]).entries:
             for port in (*entry.inputs, *entry.outputs):
                 problem = port_problem(port)

@@ -20,6 +20,7 @@ from typing import Any
 from trustformers_ir.ir.abi import ALIGNMENT, QUANTIZATION_KEY, WEIGHT_ALIGNMENT, Entry, Manifest, Port, StoredWeight
 from trustformers_ir.ir.dims import RESERVED, SYMBOL_NAME, symbols_of
 from trustformers_ir.ir.types import ROW_MAJOR
+from trustformers_ir.runtime.computed import computed_dims
 from trustformers_ir.runtime.records import canonical, decoded, encoded, fail, fields_of, parsed, shown
 
 RULES = {
@@ -35,6 +36,7 @@ RULES = {
     "M9": "variants have the same name, compiler, calling convention, dim symbols, entries, inputs, outputs and states; the first alone has metadata",
     "M10": "graphs and codes follow each other at multiples of 64 and fill their section; variants may share them",
     "M11": "an entry has no more states than inputs",
+    "M12": "what dims that the code computes are at most follows from inputs",
 }
 MAX_VARIANTS = 64
 
@@ -144,8 +146,12 @@ def _check_manifest(manifest: Manifest) -> None:
         fail("M3", "there is no entry")
     _distinct([e.name for e in manifest.entries], "entry")
     _distinct([w.name for w in manifest.weights], "weight")
+    try:
+        computed = computed_dims(manifest).keys()
+    except (ValueError, RecursionError) as error:
+        fail("M12", str(error)[:200])
     for entry in manifest.entries:
-        _check_entry(entry, declared)
+        _check_entry(entry, {name: single or name in computed for name, single in declared.items()})
     target = manifest.target
     for word in (target.triple, target.cpu, *target.features):
         if not _WORD.match(word):

@@ -12,7 +12,7 @@ from pathlib import Path
 from trustformers_ir.ir import env
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import GROUPS, Code
-from trustformers_ir.tools.pages import ops, passes, torch_ops
+from trustformers_ir.tools.pages import onnx, ops, passes, torch_ops
 
 NOTICE = "<!-- Written by `make docs` from {source}. Edit that, not this page. -->\n"
 
@@ -48,6 +48,7 @@ def _default(value: object) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors,
     "environment.md": environment,
+    "onnx.md": onnx.page,
     "ops.md": ops.page,
     "passes.md": passes.page,
     "torch_ops.md": torch_ops.page,

@@ -82,7 +82,7 @@ class _Entry:
         w, calls = self.writer, self.program.calls
         places = _places(self.program, self.plan)
         numbers = {place: n for n, place in enumerate(places)}
-        sizes = [_size(c, self.facts) for c in calls]
+        sizes = [_size(c, self.facts, self.program.computed) for c in calls]
         distinct = list(dict.fromkeys(s for s in sizes if s is not None))
         for n, field in enumerate(_FIELDS):
             self.fields[field] = self.loaded("ptr", "%call", n)
@@ -122,6 +122,8 @@ class _Entry:
             if storage is Storage.ARENA:
                 offset = self.value(self.plan.slots[int(key)].offset)
                 self.store("ptr", w.op(f"getelementptr i8, ptr {self.fields['arena']}, i64 {offset}"), array, n)
+            elif storage is Storage.DIM:
+                self.store("ptr", w.op(f"getelementptr i64, ptr {self.fields['dims']}, i64 {self.symbols.index(str(key))}"), array, n)
             else:
                 field = self.fields["inputs" if storage is Storage.INPUT else "outputs"]
                 self.store("ptr", self.loaded("ptr", field, int(key)), array, n)
@@ -219,10 +221,10 @@ def _places(program: Program, plan: Plan) -> list[Place]:
     return sorted(found, key=lambda place: place[0] is Storage.WEIGHT)
 
 
-def _size(call: KernelCall, facts: Facts) -> Dim | None:
-    """The elements of the largest result; None where that is surely positive."""
+def _size(call: KernelCall, facts: Facts, computed: Mapping[str, Dim]) -> Dim | None:
+    """The elements of the largest result; None where that is surely positive, and where the program computes it: it is not known yet."""
     size: Dim = 0
     for ref, writes in zip(call.arguments, call.writes, strict=True):
         if writes:
             size = maximum(size, ref.type.elements)
-    return None if facts.bounds(size)[0] > 0 else size
+    return None if facts.bounds(size)[0] > 0 or symbols_of(size) & computed.keys() else size

@@ -15,7 +15,9 @@ from trustformers_ir.codegen.program import BufferRef, KernelCall, Program, Stor
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.abi import Port
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value, Weight
+from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.ops.nonzero import most
 from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey
 from trustformers_ir.ir.types import TensorType
@@ -46,6 +48,7 @@ class _FunctionLowering:
         self.arena: list[BufferRef] = []
         self.calls: list[KernelCall] = []
         self.taken: set[int] = set()  # outputs that some operation writes directly
+        self.computed: dict[str, Dim] = {}
         self.states: dict[Value, BufferRef] = {}  # what is made by writing into a state, and where that is
 
     def run(self, names: tuple[str, ...]) -> Program:
@@ -67,12 +70,34 @@ class _FunctionLowering:
                 self.copy(value, BufferRef(Storage.OUTPUT, i, value.type))
         inputs = tuple(Port(a.name or f"input{i}", a.type) for i, a in enumerate(function.args))
         ports = tuple(Port(names[i] if i < len(names) else (v.name or f"output{i}"), v.type) for i, v in enumerate(outputs))
-        return Program(function.name, inputs, _distinct(ports), tuple(self.arena), tuple(self.calls), tuple(self.ctx.sites.rows), count)
+        for port in ports:
+            for size in port.type.shape:
+                self.most(size)
+        made = (tuple(self.arena), tuple(self.calls), tuple(self.ctx.sites.rows))
+        return Program(function.name, inputs, _distinct(ports), *made, count, self.computed)
+
+    def most(self, dim: Dim) -> Dim:
+        """What a size is at most, whatever the program computes."""
+        try:
+            return most(dim, self.computed)
+        except ValueError as error:
+            raise CompilerError.of(Code.UNSUPPORTED_SHAPE, f"in '{self.function.name}': {error}", help="give the model's sizes constants") from None
+
+    def defines(self, operation: Operation) -> None:
+        """Notes the symbol that the operation computes."""
+        op = operation.op
+        assert isinstance(op, ops.NonZero)
+        if isinstance(self.ctx.machine, BlockMachine):
+            raise unsupported(operation, "sizes that only the run knows are not computed on GPUs yet", "compile for a CPU")
+        self.computed[op.symbol] = self.most(operation.inputs[0].type.shape[0])
 
     def operation(self, operation: Operation, outputs: list[Value]) -> None:
         if isinstance(operation.op, ops.WeightOp):
             self.refs[operation.result] = BufferRef(Storage.WEIGHT, operation.op.name, operation.result.type)
             return
+        for o in operation.body or ():
+            if o.op.defines_dim:
+                self.defines(o)
         alias = self.alias(operation, outputs)
         if alias is not None:
             self.refs[operation.results[0]] = alias
@@ -100,6 +125,7 @@ class _FunctionLowering:
 
     def intermediate(self, type: TensorType) -> BufferRef:
         """A new buffer of the arena."""
+        self.most(type.bytes)
         ref = BufferRef(Storage.ARENA, len(self.arena), type)
         self.arena.append(ref)
         return ref
@@ -122,6 +148,9 @@ class _FunctionLowering:
         bound = dict(zip(body.args, operation.inputs, strict=True))
         arguments: list[BufferRef] = []
         for v in lowered.values:
+            if isinstance(v, Temporary) and v.symbol:
+                arguments.append(BufferRef(Storage.DIM, v.symbol, v.type))
+                continue
             if isinstance(v, Temporary):
                 if v not in temporaries:
                     temporaries[v] = self.intermediate(v.type)

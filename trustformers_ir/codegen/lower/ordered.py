@@ -33,7 +33,7 @@ from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType, Kind
 from trustformers_ir.ir.schema import Op
-from trustformers_ir.ir.types import Panels
+from trustformers_ir.ir.types import Panels, TensorType
 
 Lowering = Callable[[Definer, Operation], tuple[Stmt, ...]]
 ORDERED: dict[type[Op], Lowering] = {}
@@ -252,3 +252,36 @@ def _pack(d: Definer, o: Operation) -> tuple[Stmt, ...]:
     exists = binary("and", row < rows, column < columns)
     cell = d.store(o.result, (*outer, row, column), select(exists, inside, Const(0, x.type.dtype)))
     return nest([*outer, panel, k, deep, lane], cell)
+
+
+COUNT = TensorType((1,), DType.i64)
+
+
+def count_buffer() -> Buffer:
+    """The place of the symbol that a ``nonzero`` computes."""
+    return Buffer("count", DType.i64, (const(1),))
+
+
+@_ordered(ops.NonZero)
+def _nonzero(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    """One pass in order: a true element's position goes behind those before it."""
+    x, count = o.inputs[0], count_buffer()
+    found = Buffer("found", DType.i64, (const(1),), space=SCRATCH)
+    i = Axis("i", dim_expr(x.type.shape[0]), SEQ)
+    put = d.store(o.result, (found[const(0)],), i)
+    step = store(found, const(0), found[const(0)] + 1)
+    return (store(found, const(0), Const(0, DType.i64)), For(i, (put, step), d.at(x, (i,))), store(count, const(0), found[const(0)]))
+
+
+@_ordered(ops.Suppress)
+def _suppress(d: Definer, o: Operation) -> tuple[Stmt, ...]:
+    """One candidate after the other; those that are not decided yet count as not taken."""
+    over, live = o.inputs
+    *lead, size = live.type.shape
+    outer = [Axis(f"i{n}", dim_expr(extent), PARALLEL) for n, extent in enumerate(lead)]
+    taken = Buffer("taken", DType.i32, (dim_expr(size),), space=SCRATCH)
+    clear, i, j = (Axis(name, dim_expr(size), SEQ) for name in ("clear", "i", "j"))
+    beaten = Reduce("any", (j,), binary("and", eq(taken[j], 1), d.at(over, (*outer, j, i))))
+    kept = binary("and", d.at(live, (*outer, i)), unary("not", beaten))
+    decide = (store(taken, i, select(kept, Const(1, DType.i32), Const(0, DType.i32))), d.store(o.result, (*outer, i), eq(taken[i], 1)))
+    return nest(outer, For(clear, (store(taken, clear, Const(0, DType.i32)),)), For(i, decide))

@@ -30,7 +30,7 @@ from trustformers_ir.codegen.lower.flash_tiles import FlashTile
 from trustformers_ir.codegen.lower.grouped import GroupedProduct
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.codegen.lower.nest import flat_nest, group_nest, is_flat, row_nest, summary_nest
-from trustformers_ir.codegen.lower.ordered import ORDERED
+from trustformers_ir.codegen.lower.ordered import COUNT, ORDERED, count_buffer
 from trustformers_ir.codegen.lower.packed_blocks import PackedBlocks
 from trustformers_ir.codegen.lower.part_sums import PartSums, joined
 from trustformers_ir.codegen.lower.schedules import MachineShape, choose, dot_schedule, expert_schedule, gemm_schedule, prefetch_schedule
@@ -234,7 +234,10 @@ def _lower_ordered(region: Operation, body: Block, anchor: Operation, ctx: Lower
     statements = ORDERED[type(anchor.op)](d, anchor)
     unread = frozenset(d.buffers.pop(r) for r in anchor.results if r not in body.outputs and r in d.buffers)
     renamed = {r: region.results[body.outputs.index(r)] for r in anchor.results if r in body.outputs}
-    return _finish(d, _without(statements, unread), anchor.op.mnemonic, ctx, renamed)
+    own: dict[Temporary, Buffer] | None = None
+    if isinstance(anchor.op, ops.NonZero):
+        own = {Temporary("count", COUNT, anchor.op.symbol): count_buffer()}
+    return _finish(d, _without(statements, unread), anchor.op.mnemonic, ctx, renamed, temporaries=own)
 
 
 def _without(body: tuple[Stmt, ...], dropped: frozenset[Buffer]) -> tuple[Stmt, ...]:

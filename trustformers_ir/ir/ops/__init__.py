@@ -4,6 +4,7 @@ from trustformers_ir.ir.ops.bits import BitCast
 from trustformers_ir.ir.ops.blocks import EmbeddingBlocks, LinearBlocks
 from trustformers_ir.ir.ops.blocks_int8 import DequantizeGroups, LinearBlocksInt8, QuantizeGroups
 from trustformers_ir.ir.ops.cache import CachedAttention, CacheWrite
+from trustformers_ir.ir.ops.check import Check
 from trustformers_ir.ir.ops.contract import (
     Conv,
     Conv1d,
@@ -71,6 +72,7 @@ from trustformers_ir.ir.ops.nn import (
     RmsNorm,
     Rope,
 )
+from trustformers_ir.ir.ops.nonzero import NonZero
 from trustformers_ir.ir.ops.pages import PagedRead, PagedWrite
 from trustformers_ir.ir.ops.quantized import (
     LinearInt8,
@@ -118,6 +120,7 @@ from trustformers_ir.ir.ops.shape import (
     Slice,
     Transpose,
 )
+from trustformers_ir.ir.ops.suppress import Suppress
 from trustformers_ir.ir.ops.unary import (
     Abs,
     Acos,
@@ -196,6 +199,7 @@ __all__ = [
     "CachedAttention",
     "Cast",
     "Ceil",
+    "Check",
     "Clamp",
     "CompareOp",
     "Concat",
@@ -269,6 +273,7 @@ __all__ = [
     "Mul",
     "Ne",
     "Neg",
+    "NonZero",
     "OneHot",
     "Or",
     "Pack",
@@ -323,6 +328,7 @@ __all__ = [
     "Softplus",
     "Sqrt",
     "Sub",
+    "Suppress",
     "Tan",
     "Tanh",
     "TopK",

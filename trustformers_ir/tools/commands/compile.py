@@ -16,6 +16,7 @@ from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.ir.schedule_table import TABLE
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
+from trustformers_ir.tools.arrays import load_arrays
 from trustformers_ir.tools.commands.inspect import predictions
 from trustformers_ir.tools.commands.options import Cache, Calibrate, Dtype, Json, Model, Quantize, Schedules, Target, Threads, files
 from trustformers_ir.tools.quantized import summary
@@ -52,6 +53,9 @@ def compile(
     schedules: Schedules = None,
     cache: Cache = None,
     dynamic: Annotated[str | None, typer.Option(metavar="A,B", help="Dims that stay symbolic, for example batch,seq.")] = None,
+    input: Annotated[
+        list[str] | None, typer.Option("--input", metavar="NAME=FILE.npy", help="The value of an input that decides over shapes (ONNX).")
+    ] = None,
     partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
     emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
     embed_weights: Annotated[bool, typer.Option("--embed-weights", help="Put the weights into OUT.so, not into a file beside it.")] = False,
@@ -85,6 +89,7 @@ def compile(
     with console.progress("compiling"):
         executable = tfir.compile(
             model,
+            load_arrays(input or []) or None,
             target=target,
             dtype=dtype,
             quantize=quantize,

@@ -13,7 +13,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face folder, a .tfir or .tfc file, random:<model_type>[?field=value&…], or module:factory.",
+        help="A Hugging Face folder, a .gguf, .onnx, .tfir or .tfc file, random:<model_type>[?field=value&…], or module:factory.",
         show_default=False,
     ),
 ]

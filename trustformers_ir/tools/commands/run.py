@@ -5,19 +5,21 @@ from __future__ import annotations
 import json as jsonlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 import trustformers_ir as tfir
+from trustformers_ir.frontend.onnx.convert import port_name
 from trustformers_ir.ir.atomic import atomic_output, check_writable, write_text
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
+from trustformers_ir.tools.arrays import load_arrays
 from trustformers_ir.tools.commands.generate import Wish, check_can_write, continue_prompt
 from trustformers_ir.tools.commands.options import Cache, Calibrate, Dtype, Json, Quantize, Target, Threads, check_options_of_artifact, files
 from trustformers_ir.tools.text import sentence_vectors, tokenizer_of
@@ -69,14 +71,16 @@ def run(
         check_writable(output)
     if profile is not None:
         check_writable(profile)
-    arrays = _arrays(input or [])
+    arrays = load_arrays(input or [])
     with console.progress("loading" if model.endswith(".tfc") else "compiling"):
         if model.endswith(".tfc"):
             check_options_of_artifact(model, quantize, dtype, cache)
             executable = tfir.load(model, threads=threads, target=None if target == "cpu" else target)
         else:
+            given = arrays if model.endswith(".onnx") and arrays else None  # what decides over shapes takes its value from them
             options: dict[str, Any] = {"target": target, "dtype": dtype, "quantize": quantize, "cache": cache, "threads": threads}
-            executable = tfir.compile(model, calibration=files(calibrate), **options)
+            executable = tfir.compile(model, given, calibration=files(calibrate), **options)
+    arrays = _as_ports(executable, arrays)
     if prompt is not None:
         check_can_write(executable, model)
         continue_prompt(executable, model, prompt, wish, json)
@@ -157,38 +161,16 @@ def _groups(lengths: np.ndarray, batch: int, pad: bool) -> list[np.ndarray]:
     return [run[i : i + batch] for run in runs for i in range(0, len(run), batch)]
 
 
+def _as_ports(executable: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays under the names of the inputs: in ONNX files names have other characters as well."""
+    ports = {p.name for p in executable.inputs}
+    plain = {name: name if name in ports else port_name(name) for name in arrays}
+    return {plain[name] if plain[name] in ports else name: a for name, a in arrays.items()}
+
+
 def _named(executable: Any, results: Any) -> dict[str, np.ndarray]:
     values = results if isinstance(results, tuple | list) else (results,)
     return {port.name: np.asarray(value) for port, value in zip(executable.outputs, values, strict=True)}
-
-
-def _arrays(inputs: Sequence[str]) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for entry in inputs:
-        name, equals, path = entry.partition("=")
-        if not equals or not name or not path:
-            raise console.usage(f"--input takes NAME=FILE.npy, not '{entry}'", "--input input_ids=ids.npy")
-        if name in arrays:
-            raise CompilerError.of(Code.INPUT_NAME, f"input '{name}' is given twice", help="give each input once")
-        arrays[name] = _load_array(path)
-    return arrays
-
-
-def _load_array(path: str) -> np.ndarray:
-    """A ``.npy`` file, mapped: a lying header allocates nothing."""
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{path}' does not exist", Where(file=path), "look at the path") from None
-    except OSError as error:
-        raise CompilerError.of(Code.UNREADABLE, f"cannot read '{path}': {error.strerror or error}", Where(file=path), "look at the path") from error
-    except Exception as error:  # numpy reads the header as Python source, which can fail in many ways
-        help = "write it with numpy.save, without pickled objects"
-        raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' is not a .npy file of numbers: {error}", Where(file=path), help) from error
-    if not isinstance(loaded, np.ndarray):
-        loaded.close()
-        raise CompilerError.of(Code.BAD_ARRAY, f"'{path}' holds several arrays", Where(file=path), "write one array with numpy.save")
-    return np.ascontiguousarray(loaded) if loaded.ndim else np.array(loaded)
 
 
 def _lines(path: str) -> Texts:

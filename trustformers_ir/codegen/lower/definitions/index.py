@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trustformers_ir.codegen.kernel_ir.nodes import Const, Expr, cast, eq
+from trustformers_ir.codegen.kernel_ir.nodes import Const, Expr, cast, eq, ne
 from trustformers_ir.codegen.lower.definer import Definer, define
 from trustformers_ir.codegen.lower.indexing import Index, dim_expr
 from trustformers_ir.ir import ops
@@ -69,3 +69,12 @@ def _paged_read(d: Definer, o: Operation, index: Index, result: int) -> Expr:
     pool, pages = o.inputs
     batch, head, place, feature = index
     return d.at(pool, in_page(d, o, pool, pages, batch, head, place, feature))
+
+
+@define(ops.Check)
+def _check(d: Definer, o: Operation, index: Index, result: int) -> Expr:
+    """The checked index 0 is added to where x is read: out of range reports the site."""
+    assert isinstance(o.op, ops.Check)
+    x, wrong = o.inputs
+    nought = d.checked(o, cast(ne(d.at(wrong, ()), 0), DType.i64), 1, o.op.message)
+    return d.at(x, (index[0] + nought, *index[1:]))
