@@ -466,8 +466,13 @@ class Reader:
         if given is None or not freeze:
             raise Unknown(f"the input '{name}'")
         array = held(given)
-        if array.dtype != argument.type.dtype.numpy or array.ndim != argument.type.rank:
+        sizes = zip(argument.type.shape, array.shape, strict=False)
+        fits = array.ndim == argument.type.rank and all(isinstance(d, SymExpr) or d == n for d, n in sizes)
+        if array.dtype != argument.type.dtype.numpy or not fits:
             raise Unknown(f"the input '{name}', whose example is {array.dtype}{list(array.shape)} and no {argument.type}")
+        for d in argument.type.shape:
+            if isinstance(d, SymExpr):
+                self.freeze_dim(d)
         self.frozen[argument] = array
         return array
 
