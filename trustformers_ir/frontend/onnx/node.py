@@ -137,7 +137,7 @@ class Node:
     def _needed(self, i: int, what: str) -> Refused:
         name = self.proto.input[i] if i < len(self.proto.input) else ""
         message = f"the value of its input {i} ('{name}') decides over shapes or structure and depends on {what}"
-        return Refused(message, "give that input's value: example_inputs={name: array}; it is then fixed", unknown=True)
+        return Refused(message, "give that input's value: example_inputs={name: array}, or --input name=file.npy; it is then fixed", unknown=True)
 
     def dims(self, i: int) -> list[Dim]:
         """The elements of an input vector as sizes, symbolic ones included."""
