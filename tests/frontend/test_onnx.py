@@ -368,3 +368,18 @@ def test_models_that_torch_exports(tmp_path: Path) -> None:
     with pytest.raises(CompilerError) as caught:  # no window fits into so small an image
         tfir.compile(tmp_path / "anywhere.onnx")(np.zeros((1, 3, 1, 1), np.float32))
     assert caught.value.codes == (Code.DIM_RANGE, Code.DIM_RANGE)
+
+
+def test_an_operator_set_of_the_future_is_refused() -> None:
+    with pytest.raises(CompilerError, match="newest that is known") as caught:
+        tfir.compile(model([node("Relu", "x", "y")], [("x", F, [2])], ["y"], opset=99))
+    assert caught.value.codes == (Code.ONNX_UNSUPPORTED,)
+
+
+def test_attention_is_one_op_where_it_can_be() -> None:
+    ports = [(name, F, ["b", 4, "s", 8]) for name in "qkv"]
+    proto = model([node("Attention", "q k v", "y", is_causal=1)], ports, ["y"], opset=24)
+    exe = tfir.compile(proto)
+    assert "attention(" in str(exe.module)
+    q, k, v = (np.random.default_rng(i).standard_normal((2, 4, 5, 8)).astype(np.float32) for i in range(3))
+    np.testing.assert_allclose(exe(q, k, v), reference(proto, q, k, v)[0], rtol=1e-4, atol=1e-5)

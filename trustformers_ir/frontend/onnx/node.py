@@ -198,7 +198,8 @@ Rule = Callable[[Node], Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """How an op is read. ``keeps``: results have the element type of the first input."""
+    """How an op is read; a rule that gives None leaves it to the body that the specification gives. ``keeps``: results have the element type of the
+    first input."""
 
     rule: Rule
     keeps: bool = False
