@@ -8,7 +8,6 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.functional import attention, concat
 from trustformers_ir.ir.tensor import Tensor
 
-
 KNOWN = frozenset({"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"})
 
 
