@@ -303,3 +303,83 @@ def test_a_dim_that_decides_over_structure_is_frozen() -> None:
     with pytest.raises(CompilerError) as caught:
         exe(np.zeros((6, 3, 4), np.float32))
     assert caught.value.codes == (Code.DIM_RANGE,)
+
+
+# --- files that others write -------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "bert": "hidden_size=64&num_hidden_layers=2&num_attention_heads=4&intermediate_size=128&vocab_size=100",
+    "gpt2": "n_embd=64&n_layer=2&n_head=4&vocab_size=100",
+    "llama": "hidden_size=64&num_hidden_layers=2&num_attention_heads=4&num_key_value_heads=2&intermediate_size=96&vocab_size=100",
+    "vit": "hidden_size=64&num_hidden_layers=2&num_attention_heads=4&intermediate_size=128&image_size=32&patch_size=8",
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_models_out_to_onnx_and_back(tmp_path: Path, kind: str) -> None:
+    name = f"random:{kind}?{SMALL[kind]}"
+    tfir.export(name, str(tmp_path / "m.onnx"))
+    ours, back = tfir.compile(name), tfir.compile(tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    for sizes in ({"batch": 1, "seq": 4}, {"batch": 3, "seq": 9}):
+        feed = {}
+        for port in back.inputs:
+            shape = port.type.concrete(sizes)
+            whole = rng.integers(0, 2 if "type" in port.name else 100, shape) if "mask" not in port.name else np.ones(shape)
+            feed[port.name] = whole.astype(port.type.dtype.numpy)
+        wanted, got = (exe(**feed) for exe in (ours, back))
+        for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (wanted, got)), strict=False):
+            np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.long
+def test_models_that_torch_exports(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Recurrent(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, 2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.lstm(x)[0]
+
+    image = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 16, 3, padding=1, groups=2),
+        nn.Hardswish(), nn.Upsample(scale_factor=2, mode="bilinear"), nn.ConvTranspose2d(16, 4, 2, 2), nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
+    )  # fmt: skip
+    anywhere = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="nearest"))
+    cases = {
+        "image": (image, (2, 3, 32, 32), {0: "b"}, (3, 3, 32, 32)),
+        "anywhere": (anywhere, (2, 3, 32, 32), {0: "b", 2: "h", 3: "w"}, (1, 3, 64, 48)),
+        "recurrent": (Recurrent(), (2, 5, 8), {0: "b"}, (3, 5, 8)),
+    }
+    for name, (net, shape, axes, other) in cases.items():
+        net.eval()
+        path = tmp_path / f"{name}.onnx"
+        torch.onnx.export(net, (torch.randn(*shape),), str(path), input_names=["x"], dynamic_axes={"x": axes}, dynamo=False, opset_version=17)
+        exe = tfir.compile(path)
+        for given in (shape, other):
+            x = torch.randn(*given)
+            with torch.no_grad():
+                np.testing.assert_allclose(exe(x.numpy()), net(x).numpy(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(CompilerError) as caught:  # no window fits into so small an image
+        tfir.compile(tmp_path / "anywhere.onnx")(np.zeros((1, 3, 1, 1), np.float32))
+    assert caught.value.codes == (Code.DIM_RANGE, Code.DIM_RANGE)
+
+
+def test_an_operator_set_of_the_future_is_refused() -> None:
+    with pytest.raises(CompilerError, match="newest that is known") as caught:
+        tfir.compile(model([node("Relu", "x", "y")], [("x", F, [2])], ["y"], opset=99))
+    assert caught.value.codes == (Code.ONNX_UNSUPPORTED,)
+
+
+def test_attention_is_one_op_where_it_can_be() -> None:
+    ports = [(name, F, ["b", 4, "s", 8]) for name in "qkv"]
+    proto = model([node("Attention", "q k v", "y", is_causal=1)], ports, ["y"], opset=24)
+    exe = tfir.compile(proto)
+    assert "attention(" in str(exe.module)
+    q, k, v = (np.random.default_rng(i).standard_normal((2, 4, 5, 8)).astype(np.float32) for i in range(3))
+    np.testing.assert_allclose(exe(q, k, v), reference(proto, q, k, v)[0], rtol=1e-4, atol=1e-5)

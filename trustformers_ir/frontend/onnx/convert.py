@@ -37,6 +37,7 @@ from trustformers_ir.ir.tracing import Trace, tracing
 from trustformers_ir.ir.types import TensorType
 
 assert rules  # imported for its rules
+NEWEST = 28  # operator set of ONNX that the rules were written for
 MOST_NODES = 1 << 17  # nodes read, those of functions and of unrolled loops each time
 MOST_DEPTH = 48  # functions and graphs within each other
 MOST_EVALUATED = 1 << 24  # elements of a value that is computed while reading
@@ -157,6 +158,9 @@ class Reader:
     def run(self) -> Module:
         graph = self.file.proto.graph
         opsets = {_domain(o.domain): int(o.version) for o in self.file.proto.opset_import}
+        if opsets.get("", 0) > NEWEST:
+            message = f"the model follows operator set {opsets['']} of ONNX, and {NEWEST} is the newest that is known"
+            raise self.file.fail(message, help=f"export it for {NEWEST} or an earlier one", code=Code.ONNX_UNSUPPORTED)
         scope = Scope(opsets)
         with tracing(self.trace):
             made = {t.name for t in graph.initializer}
@@ -338,12 +342,12 @@ class Reader:
             if early is not None:
                 return [early]
             row = RULES.get((domain, node.op_type))
-            if row is None:
+            out = None if row is None else row.rule(n)
+            if row is None or out is None:
                 found = expansion(n)
                 if found is None:
                     raise self.unread(n)
                 return self.call(found, n)
-            out = row.rule(n)
         except (Refused, RecursionError, MemoryError):
             raise
         except CompilerError as error:
@@ -466,8 +470,13 @@ class Reader:
         if given is None or not freeze:
             raise Unknown(f"the input '{name}'")
         array = held(given)
-        if array.dtype != argument.type.dtype.numpy or array.ndim != argument.type.rank:
+        sizes = zip(argument.type.shape, array.shape, strict=False)
+        fits = array.ndim == argument.type.rank and all(isinstance(d, SymExpr) or d == n for d, n in sizes)
+        if array.dtype != argument.type.dtype.numpy or not fits:
             raise Unknown(f"the input '{name}', whose example is {array.dtype}{list(array.shape)} and no {argument.type}")
+        for d in argument.type.shape:
+            if isinstance(d, SymExpr):
+                self.freeze_dim(d)
         self.frozen[argument] = array
         return array
 

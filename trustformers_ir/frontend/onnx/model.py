@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trustformers_ir.frontend.onnx.convert import Reader
-from trustformers_ir.frontend.onnx.reader import load_onnx
+from trustformers_ir.frontend.onnx.reader import OnnxFile, load_onnx, not_text
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
@@ -19,19 +19,31 @@ def load_onnx_model(model: Any, examples: Mapping[str, Any] | Sequence[Any] | No
     tensor becomes an input of its own; an optional input that is not there is None. Raises ``CompilerError`` with all problems of the model.
     """
     file = load_onnx(model)
+    try:
+        return Reader(file, _named(file, examples), dynamic).run()
+    except CompilerError:
+        raise
+    except Exception:
+        strange = not_text(file.proto)
+        if strange is None:
+            raise
+        raise file.fail(f"the file has a {strange} that is no UTF-8 text") from None
+
+
+def _named(file: OnnxFile, examples: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any]:
+    """The examples by the names of inputs."""
     if examples is None:
-        named: dict[str, Any] = {}
-    elif isinstance(examples, Mapping):
-        named = dict(examples)
-        known = {i.name for i in file.proto.graph.input}
-        for name in named:
-            if name not in known:
-                names = ", ".join(sorted(known)[:20]) or "none"
-                raise CompilerError.of(Code.INPUT_NAME, f"the model has no input '{name[:200]}'", help=f"its inputs are {names}")
-    else:
-        made = {t.name for t in file.proto.graph.initializer}
-        names_ = [i.name for i in file.proto.graph.input if i.name not in made]
-        if len(examples) > len(names_):
-            raise CompilerError.of(Code.INPUT_COUNT, f"{len(examples)} example inputs, and the model takes {len(names_)}")
-        named = dict(zip(names_, examples, strict=False))
-    return Reader(file, named, dynamic).run()
+        return {}
+    graph = file.proto.graph
+    if isinstance(examples, Mapping):
+        known = {i.name for i in graph.input}
+        unknown = next((name for name in examples if name not in known), None)
+        if unknown is not None:
+            help = f"its inputs are {', '.join(list(known)[:20]) or 'none'}"
+            raise CompilerError.of(Code.INPUT_NAME, f"the model has no input '{unknown[:200]}'", help=help)
+        return dict(examples)
+    made = {t.name for t in graph.initializer}
+    names = [i.name for i in graph.input if i.name not in made]
+    if len(examples) > len(names):
+        raise CompilerError.of(Code.INPUT_COUNT, f"{len(examples)} example inputs, and the model takes {len(names)}")
+    return dict(zip(names, examples, strict=False))

@@ -137,7 +137,7 @@ class Node:
     def _needed(self, i: int, what: str) -> Refused:
         name = self.proto.input[i] if i < len(self.proto.input) else ""
         message = f"the value of its input {i} ('{name}') decides over shapes or structure and depends on {what}"
-        return Refused(message, "give that input's value: example_inputs={name: array}; it is then fixed", unknown=True)
+        return Refused(message, "give that input's value: example_inputs={name: array}, or --input name=file.npy; it is then fixed", unknown=True)
 
     def dims(self, i: int) -> list[Dim]:
         """The elements of an input vector as sizes, symbolic ones included."""
@@ -198,7 +198,8 @@ Rule = Callable[[Node], Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """How an op is read. ``keeps``: results have the element type of the first input."""
+    """How an op is read; a rule that gives None leaves it to the body that the specification gives. ``keeps``: results have the element type of the
+    first input."""
 
     rule: Rule
     keeps: bool = False

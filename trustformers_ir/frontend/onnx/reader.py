@@ -7,7 +7,7 @@ stay within the model's folder and pass no symbolic link.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -231,3 +231,15 @@ def subgraphs(node: Any) -> Iterator[Any]:
         if a.HasField("g"):
             yield a.g
         yield from a.graphs
+
+
+def not_text(message: Any) -> str | None:
+    """The name of a field that should hold text and does not: protobuf hands it out as bytes."""
+    for about, value in message.ListFields():
+        for one in value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]:
+            if about.type == about.TYPE_STRING and isinstance(one, bytes):
+                return str(about.name)
+            found = not_text(one) if hasattr(one, "ListFields") else None
+            if found is not None:
+                return found
+    return None

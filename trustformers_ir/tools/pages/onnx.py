@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from trustformers_ir.frontend.onnx import rules
 from trustformers_ir.frontend.onnx.arithmetic import FOLDS
+from trustformers_ir.frontend.onnx.convert import NEWEST
 from trustformers_ir.frontend.onnx.elements import ELEMENTS
 from trustformers_ir.frontend.onnx.node import ML, RULES, TRAINING
 
 assert rules  # imported for its rules
 #: ops that are functions of others by the specification, and read as their bodies
 BODIES = (
-    *("AffineGrid", "Attention", "BlackmanWindow", "CausalConvWithState", "CenterCropPad", "FlexAttention", "HammingWindow", "HannWindow"),
+    *("AffineGrid", "BlackmanWindow", "CausalConvWithState", "CenterCropPad", "FlexAttention", "HammingWindow", "HannWindow"),
     *("LinearAttention", "NegativeLogLikelihoodLoss", "RotaryEmbedding", "SequenceMap", "SoftmaxCrossEntropyLoss", "SwiGLU"),
 )
 #: ops that are refused, and why
@@ -38,7 +39,7 @@ exe = tfir.compile("m.onnx")            # or an onnx.ModelProto
 y = exe(x)                              # inputs in the order of the graph, or by name
 ```
 
-Opsets 7 to 26 are read. The names of inputs and outputs are those of the graph, with `_` for what is no letter, digit or `_`. Dims with a name
+Opsets 7 to {newest} are read. The names of inputs and outputs are those of the graph, with `_` for what is no letter, digit or `_`. Dims with a name
 (`dim_param`) are symbols of that name, dims without name or size are symbols of their own: one compilation serves all sizes. Weights are read where
 they lie, in the file or beside it: mapped, never by a path that leaves the folder of the model or passes a symbolic link.
 
@@ -96,7 +97,7 @@ Read by a rule of their own ({own}), one file of `trustformers_ir/frontend/onnx/
 
 {rules}
 
-Read as the body that the specification gives: {bodies}.
+Read as the body that the specification gives: {bodies}; `Attention` as well where the op `attention` does not say the same.
 
 Besides, any function in the file, and any op of the specification with a body. On sizes, these are computed while the model is read:
 {folds}.
@@ -123,6 +124,7 @@ def page() -> str:
         own=len(RULES),
         rules="\n".join(rows),
         bodies=", ".join(BODIES),
+        newest=NEWEST,
         folds=", ".join(sorted({"Shape", "Size", *FOLDS})),
         refused="\n".join(f"| {names} | {why} |" for names, why in REFUSED),
     )

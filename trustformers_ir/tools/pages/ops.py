@@ -34,8 +34,8 @@ The *fusion kind* says how an op takes part in a fused region:
 """
 
 FAMILIES = (
-    *("unary", "elementwise", "bits", "shape", "window", "reduce", "index", "cache", "pages", "contract"),
-    *("quantized", "quantized_f8", "blocks", "blocks_int8", "expert_blocks", "nn", "data", "region"),
+    *("unary", "elementwise", "bits", "shape", "window", "reduce", "index", "nonzero", "suppress", "cache", "pages", "contract"),
+    *("quantized", "quantized_f8", "blocks", "blocks_int8", "expert_blocks", "nn", "data", "check", "region"),
 )
 
 KINDS = {

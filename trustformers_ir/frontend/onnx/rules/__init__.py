@@ -1,6 +1,7 @@
 """How ops are read: one file per family. Importing this package fills the table of :mod:`trustformers_ir.frontend.onnx.node`."""
 
 from trustformers_ir.frontend.onnx.rules import (
+    attention,
     contract,
     control,
     elementwise,
@@ -20,6 +21,7 @@ from trustformers_ir.frontend.onnx.rules import (
 )
 
 __all__ = [
+    "attention",
     "contract",
     "control",
     "elementwise",

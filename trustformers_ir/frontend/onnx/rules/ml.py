@@ -139,6 +139,8 @@ def _trees(n: Node) -> Tensor:
     n.require(((roots >= 0) & (roots < inner)).all(), "a root is no node")
     where_yes, where_no = np.where(yes_leaf, inner + yes, yes), np.where(no_leaf, inner + no, no)
     depth = _depth(where_yes, where_no, roots, inner)
+    tracks = np.asarray(n.attr("nodes_missing_value_tracks_true", None) or [0] * inner, bool)
+    n.require(len(tracks) == inner, "lists differ in length")
     if depth > 64:
         raise Refused(f"trees of depth {depth}", "at most 64")
     members, set_of, owners = _members(n, modes)
@@ -161,6 +163,8 @@ def _trees(n: Node) -> Tensor:
             listed = as_tensor(members.astype(x.dtype.numpy))
             inside = ((value.unsqueeze(-1) == listed) & (own_set.unsqueeze(-1) == as_tensor(owners))).any(-1)
             holds = where(kind == 6, inside, holds)
+        if tracks.any():  # what is missing goes where the node says
+            holds = holds | (value.isnan() & _pick(as_tensor(np.concatenate([tracks, np.zeros(leaves, bool)])), node))
         node = where(holds, _pick(down_yes, node), _pick(down_no, node))
     leaf = (node - inner).clamp(0, leaves - 1)
     found, target = _pick(as_tensor(weights.astype(x.dtype.numpy)), leaf), _pick(as_tensor(targets), leaf)
