@@ -30,21 +30,23 @@ SUSPECTS = 16  # operations with the largest errors of their own, whose shares a
 @dataclass(frozen=True)
 class Culprit:
     """An operation of the source. ``number``: its place in the canonical graph. ``source``: its line. ``error``: its own, relative to the largest
-    magnitude of what it should give. ``share``: of the squared error of the outputs; may be negative where it makes up for others."""
+    magnitude of what it should give. ``share``: of the squared error of the outputs; may be negative where it makes up for others; None where there
+    are no outputs."""
 
     operation: str
     number: int
     source: str
     error: float
-    share: float
+    share: float | None
 
 
 def blame(
-    module: Module, arrays: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray], tolerance: float
+    module: Module, arrays: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray] | None, tolerance: float
 ) -> list[Culprit]:
     """The operations of ``module`` (canonical) with a share in the error of ``outputs``, the largest share first.
 
-    ``known``: results of operations that a file shows, by their names (``12:linear.0``). ``tolerance``: own errors far below it are roundings.
+    ``known``: results of operations that a file shows, by their names (``12:linear.0``). ``outputs``: None where the file could not be executed to
+    its end; then operations have no share, and the largest error of its own comes first. ``tolerance``: own errors far below it are roundings.
     """
     true, dims = all_values(module, arrays)
     shown = {v: known[name] for name, v in result_ids(module).items() if name in known}
@@ -66,19 +68,19 @@ def blame(
                     theirs[v] = have
                     error = float("inf") if misshapen or want is None else _relative(want, have)
                     own[v] = error, _changed(true[v], true[v] if want is None else want, have)
-    wrong = _scaled(module, true, [_as(x, true[v])[0] for x, v in zip(outputs, module.main.outputs, strict=True)])
-    total = float(wrong @ wrong)
+    wrong = None if outputs is None else _scaled(module, true, [_as(x, true[v])[0] for x, v in zip(outputs, module.main.outputs, strict=True)])
     ranked = sorted((v for v, (error, _) in own.items() if error > tolerance * 1e-3), key=lambda v: -own[v][0])[:SUSPECTS]
     numbers = {o: n for n, o in enumerate(module.main.body)}
     found = []
     for v in ranked:
         producer = v.producer
         assert producer is not None
-        done = _scaled(module, true, _rerun(module, true, dims, v, own[v][1]))
-        left = wrong - done
-        share = 1 - float(left @ left) / total if total else 0.0
+        share = None
+        if wrong is not None and wrong.any():
+            left = wrong - _scaled(module, true, _rerun(module, true, dims, v, own[v][1]))
+            share = 1 - float(left @ left) / float(wrong @ wrong)
         found.append(Culprit(producer.op.mnemonic, numbers[producer], _place(producer), own[v][0], share))
-    return sorted(found, key=lambda c: (-c.share, -c.error))
+    return sorted(found, key=lambda c: (-(c.share or 0.0), -c.error))
 
 
 def _place(o: Operation) -> str:

@@ -112,7 +112,7 @@ def agreement(
             except CompilerError as error:
                 if any(d.code is not Code.CHECK_FAILED for d in error.diagnostics):
                     raise
-                failures[n] = error
+                failures[n], smallest[n] = error, probe
                 continue
             for i, difference in enumerate(found):
                 if i not in worst[n] or difference.excess > worst[n][i].excess:
@@ -121,7 +121,7 @@ def agreement(
                 smallest[n] = probe
     verdicts = []
     for n, (subject, run) in enumerate(runs):
-        culprits, untold = (_blame(source, run, smallest[n], tolerance) if attribute and n in smallest else ((), ""))
+        culprits, untold = (_blame(source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
         rows = tuple(worst[n].values())
         verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold))
     return Agreement(path, seed, tuple(probes), tuple(verdicts))
@@ -179,7 +179,7 @@ def _weights_unit(module: Module) -> float:
     return max((UNITS[w.type.dtype] for w in module.weights.values() if w.type.dtype.is_float), default=0.0)
 
 
-def _blame(source: Module, run: Run, probe: Probe, tolerance: float | None) -> tuple[tuple[Culprit, ...], str]:
+def _blame(source: Module, run: Run, probe: Probe, tolerance: float | None, fails: bool) -> tuple[tuple[Culprit, ...], str]:
     note("looking for the op")
     if run.values is None:
         return (), f"{run.by} shows no values between inputs and outputs"
@@ -193,8 +193,10 @@ def _blame(source: Module, run: Run, probe: Probe, tolerance: float | None) -> t
         return (), "the file does not say which operations its nodes stem from"
     if not all(name in ours for name in known):
         return (), "the file was made from another graph, or by another version: its operations are not those of the source"
-    found = blame(graph, probe.arrays, known, run.compute(probe.arrays), tolerance or min(tolerances(source, probe.dims)))
-    culprits = tuple(c for c in found if c.share > 0)[:SHOWN]
+    outputs = None if fails else run.compute(probe.arrays)
+    allowed = tolerance or min(tolerances(source, probe.dims))
+    found = blame(graph, probe.arrays, known, outputs, allowed)
+    culprits = tuple(c for c in found if (c.error > allowed if c.share is None else c.share > 0))[:SHOWN]
     return culprits, "" if culprits else "no operation differs from what its operands make of it: the error lies in what executes the graph"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,39 +58,69 @@ class OnnxFile:
         with failing(self.path, "onnx.reference"), np.errstate(all="ignore"):
             return [np.asarray(x) for x in ReferenceEvaluator(self.path).run(None, self._feed(arrays))]
 
-    def runtime_values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Results of operations, ``12:linear.0``, by ONNX Runtime."""
-        with self._exposed() as (path, names), failing(self.path, "ONNX Runtime"):
-            return _by_result(names, session(path).run(list(names), self._feed(arrays)))
+    def runtime_values(self, arrays: Mapping[str, np.ndarray], narrow: Container[str] = ()) -> dict[str, np.ndarray]:
+        """Results of operations, ``12:linear.0``, by ONNX Runtime: all, or those up to the first node that it cannot execute. ``narrow``: results
+        in dtypes that numpy lacks."""
+        return self._values(arrays, narrow, lambda path: lambda names, feed: session(path).run(names, feed))
 
-    def reference_values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Results of operations by ``onnx.reference``."""
+    def reference_values(self, arrays: Mapping[str, np.ndarray], narrow: Container[str] = ()) -> dict[str, np.ndarray]:
+        """The same by ``onnx.reference``."""
         package("onnx")
         from onnx.reference import ReferenceEvaluator
 
-        with self._exposed() as (path, names), failing(self.path, "onnx.reference"), np.errstate(all="ignore"):
-            return _by_result(names, ReferenceEvaluator(path).run(list(names), self._feed(arrays)))
+        return self._values(arrays, narrow, lambda path: lambda names, feed: ReferenceEvaluator(path).run(names, feed))
+
+    def _values(self, arrays: Mapping[str, np.ndarray], narrow: Container[str], opened: Callable[[str], Any]) -> dict[str, np.ndarray]:
+        onnx = package("onnx")
+        whole = onnx.load(self.path)
+        nodes = list(whole.graph.node)
+
+        def first(count: int) -> dict[str, np.ndarray]:
+            """Of so many nodes."""
+            model = onnx.ModelProto()
+            model.CopyFrom(whole)
+            names = _expose(onnx, model, count, narrow)
+            if not names:
+                return {}
+            with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+                path = str(Path(folder) / "values.onnx")
+                onnx.save_model(model, path, save_as_external_data=model.ByteSize() > IN_MEMORY)
+                return _by_result(names, opened(path)(list(names), self._feed(arrays)))
+
+        try:
+            return first(len(nodes))
+        except Exception:
+            low, high, found = 0, len(nodes), {}
+        while high - low > 1:  # the first ones can be executed, all of them cannot
+            middle = (low + high) // 2
+            try:
+                low, found = middle, first(middle)
+            except Exception:
+                high = middle
+        return found
 
     def _feed(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: np.asarray(arrays[name]) for name in self.inputs}
 
-    @contextlib.contextmanager
-    def _exposed(self) -> Iterator[tuple[str, dict[str, list[str]]]]:
-        """The file with an output for every value that is the result of an operation, and which results each is."""
-        onnx = package("onnx")
-        model = onnx.load(self.path)
-        names: dict[str, list[str]] = {}
-        for node in model.graph.node:
-            told = {p.key: p.value for p in node.metadata_props}.get(RESULTS, "")
-            for name, results in zip(node.output, told.split(";"), strict=False):
-                if name and results:
-                    names[name] = results.split(",")
-        outputs = {o.name for o in model.graph.output}
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "values.onnx")
-            onnx.save_model(model, path, save_as_external_data=model.ByteSize() > IN_MEMORY)
-            yield path, names
+
+def _expose(onnx: Any, model: Any, count: int, narrow: Container[str]) -> dict[str, list[str]]:
+    """Leaves the first nodes of a model, with an output for every value that is the result of an operation; which results each is."""
+    names: dict[str, list[str]] = {}
+    kept = list(model.graph.node[:count])
+    for node in list(kept):
+        told = {p.key: p.value for p in node.metadata_props}.get(RESULTS, "")
+        for name, results in zip(node.output, told.split(";"), strict=False):
+            if name and results:
+                shown = results.split(",")
+                if any(r in narrow for r in shown):
+                    wide = f"{name} as f32"
+                    kept.append(onnx.helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.FLOAT))
+                    name = wide
+                names[name] = shown
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(kept)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return names
 
 
 def package(name: str) -> Any:

@@ -18,7 +18,7 @@ from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
 from trustformers_ir.tools.agreement.tolerance import UNITS
-from trustformers_ir.tools.agreement.values import aligned_values
+from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
 
 Arrays = Mapping[str, np.ndarray]
 Outputs = Sequence[np.ndarray]
@@ -131,9 +131,16 @@ def _graph(path: str, source: Module) -> Subject:
 def _onnx(path: str, source: Module) -> Subject:
     file = OnnxFile.open(path)
     least = 0.0 if file.least is None else UNITS[file.least]
-    runtime = Run("onnxruntime", file.runtime, package("onnxruntime").__version__, values=lambda s, a: file.runtime_values(a), least=least)
-    reference = Run("onnx.reference", file.reference, package("onnx").__version__, values=lambda s, a: file.reference_values(a), least=least)
-    return Subject(path, "ONNX file", file.inputs, len(file.outputs), (runtime, reference))
+    versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
+    ways = (("onnxruntime", file.runtime, file.runtime_values), ("onnx.reference", file.reference, file.reference_values))
+
+    def shown(inner: Callable[[Arrays, set[str]], Mapping[str, np.ndarray]]) -> Callable[[Module, Arrays], Mapping[str, np.ndarray]]:
+        return lambda graph, arrays: inner(arrays, narrow_results(graph))
+
+    runs = tuple(
+        Run(by, compute, version, values=shown(inner), least=least) for (by, compute, inner), version in zip(ways, versions, strict=True)
+    )
+    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs)
 
 
 def _gguf(path: str, source: Module) -> Subject:

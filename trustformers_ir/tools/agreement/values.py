@@ -11,6 +11,7 @@ from trustformers_ir.codegen.export.onnx.emitter import operation_id
 from trustformers_ir.codegen.export.onnx.write import canonical
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Block, Module, Operation, Value
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import bind_arguments, run_operation
 from trustformers_ir.ir.ops.data import WeightOp
 
@@ -18,6 +19,11 @@ from trustformers_ir.ir.ops.data import WeightOp
 def result_ids(module: Module) -> dict[str, Value]:
     """The results of the operations of ``main``, ``12:linear.0``."""
     return {f"{operation_id(n, o)}.{v.index}": v for n, o in enumerate(module.main.body) for v in o.results}
+
+
+def narrow_results(module: Module) -> set[str]:
+    """Those in dtypes that numpy lacks."""
+    return {name for name, v in result_ids(module).items() if v.type.dtype in (DType.bf16, DType.f8e4m3)}
 
 
 def all_values(module: Module, arrays: Mapping[str, np.ndarray], wide: bool = True) -> tuple[dict[Value, np.ndarray], dict[str, int]]:

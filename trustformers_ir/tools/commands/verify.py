@@ -8,6 +8,7 @@ is quantized.
 from __future__ import annotations
 
 import json as json_text
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -82,7 +83,7 @@ def _print(found: Agreement) -> None:
     for v in found.verdicts:
         if v.culprits:
             print(f"\n{v.path} by {v.by}: where the error comes in")
-            lines = [(c.operation, f"{c.error:.3g}", f"{c.share:.1%}", c.source) for c in v.culprits]
+            lines = [(c.operation, f"{c.error:.3g}", "" if c.share is None else f"{c.share:.1%}", c.source) for c in v.culprits]
             console.print_table(lines, ("op", "own error", "share", "source"))
 
 
@@ -99,7 +100,7 @@ def _short(path: str) -> str:
 
 def _problems(v: Verdict, source: str, seed: int) -> list[Diagnostic]:
     if v.failure is not None:
-        return list(v.failure.diagnostics)
+        return [replace(d, help=_advice(v)) if v.culprits else d for d in v.failure.diagnostics]
     out = []
     for d in v.differences:
         if not d.holds:
@@ -114,4 +115,6 @@ def _advice(v: Verdict) -> str:
     if not v.culprits:
         return f"no op is named: {v.untold}" if v.untold else "--tolerance sets what is allowed"
     first = v.culprits[0]
+    if first.share is None:
+        return f"the first that is not what it should be is '{first.operation}' {first.source}".rstrip()
     return f"{first.share:.0%} of the error come in at '{first.operation}' {first.source}".rstrip()
