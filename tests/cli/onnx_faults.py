@@ -1,4 +1,4 @@
-"""Faults for ONNX files: one of five kinds at a place that is drawn, and which operation of the source has it."""
+"""Faults for ONNX files: one of five kinds at a place that is drawn, and which operation of the source has it; and twelve tiny architectures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-MODEL = Any
+SIZES = "num_hidden_layers=2&hidden_size=32&intermediate_size=48&num_attention_heads=4&vocab_size=99"
+GROUPED = f"{SIZES}&num_key_value_heads=2"
+MODELS = {
+    "bert": f"random:bert?{SIZES}",
+    "llama": f"random:llama?{GROUPED}&architecture=LlamaForCausalLM",
+    "mistral": f"random:mistral?{GROUPED}&architecture=MistralForCausalLM&sliding_window=5",
+    "gemma2": f"random:gemma2?{GROUPED}&head_dim=8&architecture=Gemma2ForCausalLM&sliding_window=5",
+    "phi3": f"random:phi3?{GROUPED}&architecture=Phi3ForCausalLM",
+    "qwen2": f"random:qwen2?{GROUPED}&architecture=Qwen2ForCausalLM",
+    "mixtral": f"random:mixtral?{GROUPED}&architecture=MixtralForCausalLM&num_local_experts=4",
+    "falcon": "random:falcon?num_hidden_layers=2&hidden_size=32&num_attention_heads=4&vocab_size=99&alibi=true&architecture=FalconForCausalLM",
+    "gpt_neox": f"random:gpt_neox?{SIZES}&architecture=GPTNeoXForCausalLM",
+    "cohere": f"random:cohere?{GROUPED}&architecture=CohereForCausalLM",
+    "gpt2": "random:gpt2?n_layer=2&n_embd=32&n_head=4&vocab_size=99&architecture=GPT2LMHeadModel",
+    "vit": "random:vit?num_hidden_layers=2&hidden_size=32&intermediate_size=48&num_attention_heads=2&image_size=16&patch_size=4",
+}
 Change = Callable[[], None]
 
 
@@ -19,18 +34,18 @@ def operation(node: Any) -> str:
     return {p.key: p.value for p in node.metadata_props}.get("operation", "")
 
 
-def initializers(model: MODEL) -> dict[str, Any]:
+def initializers(model: Any) -> dict[str, Any]:
     return {t.name: t for t in model.graph.initializer}
 
 
-def _put(model: MODEL, node: Any, number: int, array: np.ndarray) -> None:
+def _put(model: Any, node: Any, number: int, array: np.ndarray) -> None:
     """An input of one node as another array: others keep theirs."""
     name = f"fault_{number}"
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
     node.input[number] = name
 
 
-def permutations(model: MODEL) -> Iterator[tuple[Any, Change]]:
+def permutations(model: Any) -> Iterator[tuple[Any, Change]]:
     """Two axes are not exchanged before a reshape: the same number of elements in another order."""
     readers = {x: n for n in model.graph.node for x in n.input}
     for node in model.graph.node:
@@ -44,7 +59,7 @@ def permutations(model: MODEL) -> Iterator[tuple[Any, Change]]:
             yield node, change
 
 
-def weights(model: MODEL) -> Iterator[tuple[Any, Change]]:
+def weights(model: Any) -> Iterator[tuple[Any, Change]]:
     """A square matrix is transposed."""
     known = initializers(model)
     for node in model.graph.node:
@@ -58,7 +73,7 @@ def weights(model: MODEL) -> Iterator[tuple[Any, Change]]:
                 yield node, change
 
 
-def epsilons(model: MODEL) -> Iterator[tuple[Any, Change]]:
+def epsilons(model: Any) -> Iterator[tuple[Any, Change]]:
     """The epsilon of a norm is 0.01."""
     known = initializers(model)
     for node in model.graph.node:
@@ -79,7 +94,7 @@ def epsilons(model: MODEL) -> Iterator[tuple[Any, Change]]:
                     yield node, widened
 
 
-def masks(model: MODEL) -> Iterator[tuple[Any, Change]]:
+def masks(model: Any) -> Iterator[tuple[Any, Change]]:
     """A comparison of positions one off, or a mask the other way round."""
     turned = {"LessOrEqual": "Less", "GreaterOrEqual": "Greater", "Less": "LessOrEqual", "Greater": "GreaterOrEqual"}
     for node in model.graph.node:
@@ -98,7 +113,7 @@ def masks(model: MODEL) -> Iterator[tuple[Any, Change]]:
             yield node, exchange
 
 
-def constants(model: MODEL) -> Iterator[tuple[Any, Change]]:
+def constants(model: Any) -> Iterator[tuple[Any, Change]]:
     """A factor is 10 % too large."""
     known = initializers(model)
     for node in model.graph.node:

@@ -98,7 +98,8 @@ class Probe:
 def make_probes(module: Module, seeded: int, seed: int) -> list[Probe]:
     """So many seeded probes, edges and a long one; what a module has no place for (a mask, ids, open dims) is left out.
 
-    ``seeded``: dims of up to 12. ``long``: the last dim is about 130. ``smallest``: every dim as small as it may be, a batch of 1, a text of 1.
+    ``seeded``: dims of up to 12. ``long``: the last dim is about 130, the others as small as they may be. ``smallest``: every dim as small as it may
+    be, a batch of 1, a text of 1.
     ``padding``: a batch of at least 2 whose first row is nothing but padding. ``first ids``, ``last ids``: all ids are the smallest, the largest that
     their tables have. ``longest``: a batch of 1 of the greatest length that the facts allow, where that is at most 512.
     """
@@ -117,9 +118,9 @@ def make_probes(module: Module, seeded: int, seed: int) -> list[Probe]:
     symbols = module.facts.symbols
     if symbols:
         smallest = {name: -(-max(f.low, 1) // f.divisor) * f.divisor for name, f in symbols.items()}
-        add("long", draw_dims(module, random, long=True), random)
-        add("smallest", smallest, random)
         last = next(reversed(symbols))
+        add("long", smallest | {last: draw_dims(module, random, long=True)[last]}, random)
+        add("smallest", smallest, random)
         high = symbols[last].high
         if high is not None and LONG_DIM < high <= LONGEST_DIM:
             add("longest", smallest | {last: high // symbols[last].divisor * symbols[last].divisor}, random)

@@ -23,6 +23,7 @@ from trustformers_ir.tools.agreement.values import result_ids
 from trustformers_ir.tools.probes import Probe, make_probes
 
 SHOWN = 5  # culprits of a file
+LEAST_SHARE = 1e-3  # below which an operation is none
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _blame(source: Module, run: Run, probe: Probe, tolerance: float | None, fail
     outputs = None if fails else run.compute(probe.arrays)
     allowed = tolerance or min(tolerances(source, probe.dims))
     found = blame(graph, probe.arrays, known, outputs, allowed)
-    culprits = tuple(c for c in found if (c.error > allowed if c.share is None else c.share > 0))[:SHOWN]
+    culprits = tuple(c for c in found if (c.error > allowed if c.share is None else c.share > LEAST_SHARE))[:SHOWN]
     return culprits, "" if culprits else "no operation differs from what its operands make of it: the error lies in what executes the graph"
 
 
