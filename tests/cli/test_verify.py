@@ -152,6 +152,7 @@ def test_bad_requests(words: list[str], message: str, made: Path, monkeypatch: p
     assert message in told.err and not told.out
 
 
+@pytest.mark.long
 def test_llama_cpp_is_asked_where_it_is_there(smollm2: Path) -> None:
     """The real decoder: log-probabilities of the next token, with keys and values in 16 bits and activations in 8."""
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
