@@ -19,7 +19,7 @@ import numpy as np
 from trustformers_ir.codegen import build as building
 from trustformers_ir.codegen.export.gguf.write import Written
 from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
-from trustformers_ir.codegen.export.onnx.write import write_onnx
+from trustformers_ir.codegen.export.onnx.write import canonical, write_onnx
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
@@ -70,10 +70,6 @@ from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.models.cached import CONTIGUOUS, CacheForm
 from trustformers_ir.passes import pipelines
-from trustformers_ir.passes.canonicalize import Canonicalize
-from trustformers_ir.passes.constant_fold import ConstantFold
-from trustformers_ir.passes.cse import Cse
-from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
 from trustformers_ir.passes.options import option_fields, option_text
@@ -603,10 +599,8 @@ def export(model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any
     if quantize is not None:
         raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
     module = to_module(model, example_inputs, dtype)
-    module = clone_module(module) if module is model else module
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
-    PassManager([Canonicalize(), ConstantFold(), Cse(), Dce()]).run(module)
-    return write_onnx(path, module, opset=opset)
+    return write_onnx(path, canonical(clone_module(module) if module is model else module), opset=opset)
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops import Embedding, Reshape, Return
-from trustformers_ir.tools.probes import draw_dims, draw_inputs, tolerance_of
+from trustformers_ir.tools.probes import draw_dims, draw_inputs, make_probes
 
 
 def lookup(rows: int) -> Module:
@@ -49,12 +49,29 @@ def test_dims_fit_their_facts() -> None:
     assert draw_dims(module, np.random.default_rng(0), {"batch": 40, "other": 1})["batch"] == 40
 
 
-def test_tolerances_grow_as_dtypes_shrink() -> None:
-    assert (
-        tolerance_of(DType.i32)
-        == 0
-        < tolerance_of(DType.f64)
-        < tolerance_of(DType.f32)
-        < tolerance_of(DType.f16)
-        < tolerance_of(DType.bf16)
-    )
+def test_probes_of_verify() -> None:
+    """Each edge once, the same for the same seed, all of them inputs that the module takes."""
+    module = lookup(7)
+    probes = make_probes(module, 2, 5)
+    assert [p.name for p in probes] == ["seeded 0", "seeded 1", "long", "smallest", "padding", "first ids", "last ids"]
+    by_name = {p.name: p for p in probes}
+    for p in probes:
+        evaluate(module, *p.arrays.values())
+    assert by_name["smallest"].arrays["ids"].shape == (1, 3)
+    mask = by_name["padding"].arrays["attention_mask"]
+    assert len(mask) > 1 and not mask[0].any() and mask[1:, 0].all()
+    assert (by_name["last ids"].arrays["ids"] == 6).all() and not by_name["first ids"].arrays["ids"].any()
+    for p, again in zip(probes, make_probes(module, 2, 5), strict=True):
+        assert all(np.array_equal(p.arrays[name], again.arrays[name]) for name in p.arrays)
+    assert any(not np.array_equal(p.arrays["a"], q.arrays["a"]) for p, q in zip(probes, make_probes(module, 2, 6), strict=True))
+
+
+def test_the_longest_text_of_a_table_of_positions() -> None:
+    module = Module("m")
+    module.facts.declare("batch")
+    module.facts.declare("seq", SymbolFact(low=1, high=200))
+    block = Block([DType.f32["batch", "seq"]], ["x"])
+    Builder(module, block).create(Return(), block.args[0])
+    module.add_function(Function("main", block))
+    (longest,) = (p for p in make_probes(module, 1, 0) if p.name == "longest")
+    assert longest.arrays["x"].shape == (1, 200)

@@ -59,6 +59,7 @@ HEAVY = {
     "torchao",
     "transformers",
     "triton",
+    "xllamacpp",
 }
 # Other imports inside functions, each with its reason.
 LAZY = {

@@ -42,13 +42,20 @@ def evaluate(
         names = ", ".join(module.functions)
         raise CompilerError.of(Code.UNKNOWN_ENTRY, f"the module has no function '{function}'", help=f"it has: {names}")
     target = module.main if function is None else module.functions[function]
-    names_and_args = list(zip(argument_names(target), target.args, strict=True))
+    arrays, env = bind_arguments(module, target, inputs, named, dims, wide)
+    results = run_block(target.body, arrays, env, module.weights, wide)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def bind_arguments(
+    module: Module, function: Function, inputs: Sequence[Any], named: Mapping[str, Any], dims: Mapping[str, int] | None = None, wide: bool = False
+) -> tuple[list[np.ndarray], dict[str, int]]:
+    """The arrays of the function's arguments, and the dims that their shapes give. Raises as :func:`evaluate` does."""
+    names_and_args = list(zip(argument_names(function), function.args, strict=True))
     given = _match(names_and_args, inputs, named)
     arrays = [_argument(name, a.type.dtype, x, wide) for (name, a), x in zip(names_and_args, given, strict=True)]
     shaped = [Shaped(name, a.type.stored.shape, x.shape) for (name, a), x in zip(names_and_args, arrays, strict=True)]
-    env = bind_dims(shaped, module.facts, dims)
-    results = run_block(target.body, arrays, env, module.weights, wide)
-    return results[0] if len(results) == 1 else tuple(results)
+    return arrays, dict(bind_dims(shaped, module.facts, dims))
 
 
 def evaluate_operation(
@@ -84,7 +91,7 @@ def run_block(
         operands = [None if v is None else live[v] for v in operation.operands]
         if operation.op.terminator:
             return [a for a in operands if a is not None]
-        results = _run(operation, operands, dims, weights, wide)
+        results = run_operation(operation, operands, dims, weights, wide)
         for v in operation.inputs:
             pending[v] -= 1
             if not pending[v]:
@@ -135,9 +142,10 @@ def _argument(name: str, dtype: DType, value: Any, wide: bool) -> np.ndarray:
     return widen(array) if wide else array
 
 
-def _run(
+def run_operation(
     operation: Operation, operands: list[np.ndarray | None], dims: Mapping[str, int], weights: Mapping[str, Weight], wide: bool
 ) -> Sequence[np.ndarray]:
+    """The results of an operation that is no terminator, on the arrays of its operands. Raises ``CompilerError`` with its place."""
     op = operation.op
     if isinstance(op, Fused):
         assert operation.body is not None

@@ -20,17 +20,18 @@ def say(text: str) -> None:
 
 def print_json(data: object) -> None:
     """The only thing on stdout under ``--json``. Numbers that JSON lacks (NaN, infinities) become null."""
-    json.dump(_finite(data), sys.stdout, indent=2, default=str, allow_nan=False)
+    json.dump(finite(data), sys.stdout, indent=2, default=str, allow_nan=False)
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def _finite(data: object) -> object:
+def finite(data: object) -> object:
+    """The same without NaN and infinities, which JSON lacks: null stands for them."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def print_table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> None:

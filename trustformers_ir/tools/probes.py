@@ -6,12 +6,13 @@ Dims are drawn within the facts of their symbols. An integer input that indexes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from trustformers_ir.ir.core import Module, Value
-from trustformers_ir.ir.dtypes import DType, Kind
+from trustformers_ir.ir.dtypes import Kind
 from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.ops.elementwise import Cast
 from trustformers_ir.ir.ops.index import Embedding, Gather
@@ -19,6 +20,7 @@ from trustformers_ir.ir.ops.shape import MovementOp
 
 LARGEST_DIM = 12
 LONG_DIM = 130  # past the blocks of the kernels: 64 keys of attention, 96 rows of a matrix product
+LONGEST_DIM = 512  # up to which the reference semantics take seconds
 
 
 def draw_dims(module: Module, random: np.random.Generator, given: Mapping[str, int] | None = None, long: bool = False) -> dict[str, int]:
@@ -45,7 +47,7 @@ def _draw(value: Value, dims: Mapping[str, int], random: np.random.Generator) ->
     if dtype.kind is Kind.BOOL:
         return random.random(shape) < 0.8
     if dtype.is_integer:
-        if "mask" in value.name and len(shape) == 2:  # rows of ones, then padding, as tokenizers make them
+        if _is_mask(value):
             lengths = random.integers(1, shape[1] + 1, size=(shape[0], 1))
             return (np.arange(shape[1]) < lengths).astype(dtype.numpy)
         return random.integers(0, 2 if (bound := _bound(value, dims)) is None else bound, shape).astype(dtype.numpy)
@@ -74,8 +76,67 @@ def _rows(table: Value | None, axis: int, dims: Mapping[str, int]) -> int | None
     return table.type.concrete(dims)[axis] if table is not None else None
 
 
-def tolerance_of(dtype: DType) -> float:
-    """How far outputs of ``dtype`` may lie apart, relative to the largest magnitude in the output, unless the user says otherwise."""
-    if not (dtype.is_float or dtype.is_complex):
-        return 0.0
-    return {DType.bf16: 4e-2, DType.f16: 5e-3, DType.f64: 1e-10, DType.c128: 1e-10}.get(dtype, 2e-5)
+# -- probes of `tfc verify` -------------------------------------------------------------------------------------------------
+
+
+Change = Callable[[str, Value, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs with the name under which reports speak of them, and the sizes of the dims."""
+
+    name: str
+    dims: Mapping[str, int]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def elements(self) -> int:
+        return sum(a.size for a in self.arrays.values())
+
+
+def make_probes(module: Module, seeded: int, seed: int) -> list[Probe]:
+    """So many seeded probes, edges and a long one; what a module has no place for (a mask, ids, open dims) is left out.
+
+    ``seeded``: dims of up to 12. ``long``: the last dim is about 130, the others as small as they may be. ``smallest``: every dim as small as it may
+    be, a batch of 1, a text of 1.
+    ``padding``: a batch of at least 2 whose first row is nothing but padding. ``first ids``, ``last ids``: all ids are the smallest, the largest that
+    their tables have. ``longest``: a batch of 1 of the greatest length that the facts allow, where that is at most 512.
+    """
+    found: list[Probe] = []
+
+    def add(name: str, dims: Mapping[str, int], random: np.random.Generator, change: Change = lambda name, a, x: x) -> None:
+        arrays = draw_inputs(module, dims, random)
+        for given, a in zip(argument_names(module.main), module.main.args, strict=True):
+            arrays[given] = change(given, a, arrays[given])
+        found.append(Probe(name, dims, arrays))
+
+    for number in range(seeded):
+        random = np.random.default_rng((seed, number))
+        add(f"seeded {number}", draw_dims(module, random), random)
+    random = np.random.default_rng((seed, 1 << 20))
+    symbols = module.facts.symbols
+    if symbols:
+        smallest = {name: -(-max(f.low, 1) // f.divisor) * f.divisor for name, f in symbols.items()}
+        last = next(reversed(symbols))
+        add("long", smallest | {last: draw_dims(module, random, long=True)[last]}, random)
+        add("smallest", smallest, random)
+        high = symbols[last].high
+        if high is not None and LONG_DIM < high <= LONGEST_DIM:
+            add("longest", smallest | {last: high // symbols[last].divisor * symbols[last].divisor}, random)
+    dims = draw_dims(module, random)
+    named = list(zip(argument_names(module.main), module.main.args, strict=True))
+    if symbols and any(_is_mask(a) for _, a in named):
+        first = next(iter(symbols))
+        high = symbols[first].high
+        wide = dims if dims[first] > 1 or high == 1 else dims | {first: max(2, symbols[first].divisor)}
+        add("padding", wide, random, lambda name, a, x: np.where(np.arange(len(x))[:, None] == 0, 0, x).astype(x.dtype) if _is_mask(a) else x)
+    if any(_bound(a, dims) is not None for _, a in named):
+        add("first ids", dims, random, lambda name, a, x: x if _bound(a, dims) is None or _is_mask(a) else np.zeros_like(x))
+        add("last ids", dims, random, lambda name, a, x: x if (n := _bound(a, dims)) is None or _is_mask(a) else np.full_like(x, n - 1))
+    return found
+
+
+def _is_mask(value: Value) -> bool:
+    """Whether an argument says which tokens of a row are there: rows of ones, then padding, as tokenizers make them."""
+    return "mask" in value.name and value.type.rank == 2 and value.type.dtype.is_integer

@@ -72,7 +72,8 @@ def rule(*kinds: type[Op]) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as it will be written. ``place``: where in the source it comes from."""
+    """A node as it will be written. ``place``: where in the source it comes from. ``operation``: the operation of the graph that it is a part of,
+    as :func:`operation_id` names it."""
 
     op: str
     inputs: tuple[str, ...]
@@ -80,6 +81,12 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     place: str = ""
+    operation: str = ""
+
+
+def operation_id(number: int, o: Operation) -> str:
+    """``12:linear``: the operation that stands at that place of the function that is written; files say so of each node."""
+    return f"{number}:{o.op.mnemonic}"
 
 
 @dataclass(frozen=True)
@@ -112,16 +119,17 @@ class Emitter:
         self._dims: dict[Dim, str] = {}
         self._weights: dict[tuple[str, bool], str] = {}
         self._now: Operation | None = None
+        self._id = ""
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
 
     # -- the function ------------------------------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
         """Writes every operation; the names of the outputs. ``CompilerError`` with all ops that cannot be written."""
-        for o in self.function.body:
+        for number, o in enumerate(self.function.body):
             if o.op.terminator or isinstance(o.op, ops.WeightOp):  # an initializer is made where it is read: it may be transposed
                 continue
-            self._now = o
+            self._now, self._id = o, operation_id(number, o)
             found = RULES.get(type(o.op))
             try:
                 if any(t is not None and t.dtype not in ELEMENTS for t in (*o.operand_types, *(r.type for r in o.results))):
@@ -134,7 +142,7 @@ class Emitter:
                 made = [self.fresh(o.op.mnemonic) for _ in o.results]
             for result, name in zip(o.results, [made] if isinstance(made, str) else made, strict=True):
                 self._names[result] = name
-        self._now = None
+        self._now, self._id = None, ""
         self.problems.check()
         return self._outputs()
 
@@ -161,7 +169,17 @@ class Emitter:
             return tuple(renamed.get(x, x) for x in given)
 
         self.nodes[:] = [replace(node, inputs=new(node.inputs), outputs=new(node.outputs)) for node in self.nodes]
+        self._names = {v: renamed.get(name, name) for v, name in self._names.items()}
         return names
+
+    def results(self) -> dict[str, list[str]]:
+        """Which results of operations a name is: ``12:linear.0`` is the first of an operation. One that changes nothing has its operand's name."""
+        found: dict[str, list[str]] = {}
+        for number, o in enumerate(self.function.body):
+            for n, v in enumerate(o.results):
+                if v in self._names:
+                    found.setdefault(self._names[v], []).append(f"{operation_id(number, o)}.{n}")
+        return found
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +246,7 @@ class Emitter:
         names = [self.fresh(o.op.mnemonic if o is not None else op.lower()) for _ in dtypes]
         self._dtypes |= {name: d for name, d in zip(names, dtypes, strict=True) if d is not None}
         place = str(o.loc) if o is not None and o.loc is not None else ""
-        self.nodes.append(Node(op, tuple(inputs), tuple(names), attributes, f"{op}_{len(self.nodes)}", place))
+        self.nodes.append(Node(op, tuple(inputs), tuple(names), attributes, f"{op}_{len(self.nodes)}", place, self._id))
         return names
 
     def _schema(self, op: str) -> Any:

@@ -24,12 +24,20 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
+from trustformers_ir.passes.canonicalize import Canonicalize
+from trustformers_ir.passes.constant_fold import ConstantFold
+from trustformers_ir.passes.cse import Cse
+from trustformers_ir.passes.dce import Dce
+from trustformers_ir.passes.manager import PassManager
 
 assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
 EXTERNAL_ABOVE = 1 << 30  # bytes of all weights from which on they lie in a file beside the model
 SMALL = 1024  # bytes up to which an initializer always lies in the model
 PAGE = 4096
 IR_VERSION = 10
+#: what nodes say in ``metadata_props``: the line of the source; the operation of the graph, ``12:linear``; which results of operations their outputs
+#: are, ``12:linear.0``: several with commas between, outputs with semicolons
+SOURCE, OPERATION, RESULTS = "source", "operation", "results"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,12 @@ def onnx_module() -> Any:
     return onnx
 
 
+def canonical(module: Module) -> Module:
+    """The module as it is written, whose operations nodes name by their places; changes the module."""
+    PassManager([Canonicalize(), ConstantFold(), Cse(), Dce()]).run(module)
+    return module
+
+
 def write_onnx(path: str, module: Module, *, opset: int | None = None, external_above: int = EXTERNAL_ABOVE) -> Written:
     """Writes the function ``main`` of ``module``. ``CompilerError`` with all ops that have no form in ONNX; nothing is left half-written."""
     chosen = USUAL if opset is None else opset
@@ -65,7 +79,8 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
     total = sum(s.bytes for s in tensors)
     outside = total > external_above
     graph = onnx.GraphProto(name=module.main.name)
-    graph.node.extend(_node(onnx, n) for n in emitter.nodes)
+    results = emitter.results()
+    graph.node.extend(_node(onnx, n, results) for n in emitter.nodes)
     graph.input.extend(_port(onnx, name, v) for name, v in zip(emitter.inputs, module.main.args, strict=True))
     graph.output.extend(_port(onnx, name, v) for name, v in zip(outputs, module.main.outputs, strict=True))
     model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="trustformers_ir", producer_version=VERSION)
@@ -156,10 +171,14 @@ def _varint(n: int) -> bytes:
     return bytes(out)
 
 
-def _node(onnx: Any, n: Node) -> Any:
+def _node(onnx: Any, n: Node, results: Mapping[str, Sequence[str]]) -> Any:
     made = onnx.helper.make_node(n.op, n.inputs, n.outputs, name=n.name, **n.attributes)
     if n.place:
-        made.metadata_props.add(key="source", value=n.place)
+        made.metadata_props.add(key=SOURCE, value=n.place)
+    if n.operation:
+        made.metadata_props.add(key=OPERATION, value=n.operation)
+    if any(x in results for x in n.outputs):
+        made.metadata_props.add(key=RESULTS, value=";".join(",".join(results.get(x, ())) for x in n.outputs))
     return made
 
 

@@ -1,0 +1,205 @@
+"""All files on all probes against the truth, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trustformers_ir.codegen.export.onnx.write import canonical
+from trustformers_ir.ir.clone import clone_module
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import result_names
+from trustformers_ir.ir.progress import note
+from trustformers_ir.tools.agreement.blame import Culprit, blame
+from trustformers_ir.tools.agreement.metrics import INFINITE, Distance, distance
+from trustformers_ir.tools.agreement.readers import Run, Subject, signature, true_outputs
+from trustformers_ir.tools.agreement.tolerance import UNITS, tolerances
+from trustformers_ir.tools.agreement.values import result_ids
+from trustformers_ir.tools.probes import Probe, make_probes
+
+SHOWN = 5  # culprits of a file
+LEAST_SHARE = 1e-3  # below which an operation is none
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an output of a file lies from the truth on the probe where that is most by what is allowed."""
+
+    path: str
+    by: str
+    output: str
+    ulp: float
+    absolute: float
+    relative: float
+    kl: float | None
+    tolerance: float
+    probe: str
+
+    @property
+    def holds(self) -> bool:
+        return self.relative <= self.tolerance
+
+    @property
+    def excess(self) -> float:
+        return self.relative / self.tolerance if self.tolerance else INFINITE if self.relative else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A file as one program executes it. ``failure``: what that program said when it could not. ``untold``: why no culprit is named, where one was
+    looked for."""
+
+    path: str
+    kind: str
+    by: str
+    version: str
+    differences: tuple[Difference, ...]
+    failure: CompilerError | None = None
+    culprits: tuple[Culprit, ...] = ()
+    untold: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.failure is None and all(d.holds for d in self.differences)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Everything that was found; ``as_dict`` is what ``agreement.json`` holds."""
+
+    source: str
+    seed: int
+    probes: tuple[Probe, ...] = field(repr=False)
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> bool:
+        return all(v.holds for v in self.verdicts)
+
+    def as_dict(self) -> dict[str, Any]:
+        files = [
+            {"path": v.path, "kind": v.kind, "by": v.by, "version": v.version, "holds": v.holds, "failure": _said(v.failure), "untold": v.untold,
+             "culprits": [asdict(c) for c in v.culprits]}
+            for v in self.verdicts
+        ]  # fmt: skip
+        rows = [asdict(d) | {"holds": d.holds} for v in self.verdicts for d in v.differences]
+        probes = [{"name": p.name, "dims": dict(p.dims)} for p in self.probes]
+        return {"source": self.source, "holds": self.holds, "seed": self.seed, "probes": probes, "files": files, "differences": rows}
+
+
+def agreement(
+    path: str, source: Module, subjects: Sequence[Subject], seeded: int, seed: int, tolerance: float | None, attribute: bool = True
+) -> Agreement:
+    """Each subject in each of its ways next to a float64 run of the source. ``tolerance``: instead of what dtype and depth give."""
+    same_signature(path, source, subjects)
+    probes = make_probes(source, seeded, seed)
+    runs = [(s, r) for s in subjects for r in s.runs]
+    worst: dict[int, dict[int, Difference]] = {n: {} for n in range(len(runs))}
+    smallest: dict[int, Probe] = {}
+    failures: dict[int, CompilerError] = {}
+    for number, probe in enumerate(probes):
+        note("probing", number, len(probes))
+        true = true_outputs(source, probe.arrays)
+        for n, (subject, run) in enumerate(runs):
+            if n in failures:
+                continue
+            try:
+                found = _compare(source, subject, run, probe, true, tolerance)
+            except CompilerError as error:
+                if any(d.code is not Code.CHECK_FAILED for d in error.diagnostics):
+                    raise
+                failures[n], smallest[n] = error, probe
+                continue
+            for i, difference in enumerate(found):
+                if i not in worst[n] or difference.excess > worst[n][i].excess:
+                    worst[n][i] = difference
+            if not all(d.holds for d in found) and (n not in smallest or probe.elements < smallest[n].elements):
+                smallest[n] = probe
+    verdicts = []
+    for n, (subject, run) in enumerate(runs):
+        culprits, untold = (_blame(source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
+        rows = tuple(worst[n].values())
+        verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold))
+    return Agreement(path, seed, tuple(probes), tuple(verdicts))
+
+
+def same_signature(path: str, source: Module, subjects: Sequence[Subject]) -> None:
+    """Names and dtypes of the inputs, number of outputs."""
+    problems = Collector()
+    wanted = signature(source)
+    for subject in subjects:
+        if dict(subject.inputs) != wanted:
+            message = f"the inputs of '{subject.path}' ({_listed(subject.inputs)}) are not those of '{path}' ({_listed(wanted)})"
+            problems.add(Code.INPUT_NAME, message, Where(file=subject.path), "only models with the same inputs can be compared")
+        count = len(source.main.outputs)
+        if subject.outputs != count:
+            message = f"'{subject.path}' has {subject.outputs} outputs, '{path}' has {count}"
+            problems.add(Code.INPUT_COUNT, message, Where(file=subject.path), "only models with the same outputs can be compared")
+    problems.check()
+
+
+def _listed(inputs: Mapping[str, DType]) -> str:
+    return ", ".join(f"{name}: {dtype}" for name, dtype in inputs.items()) or "none"
+
+
+def _compare(source: Module, subject: Subject, run: Run, probe: Probe, true: list[np.ndarray], tolerance: float | None) -> list[Difference]:
+    found = run.compute(probe.arrays)
+    names = result_names(source.main)
+    allowed = _allowed(source, subject, run, probe) if tolerance is None else [tolerance] * len(names)
+    types = [v.type.dtype for v in source.main.outputs]
+    wanted = true if run.view is None else run.view(probe.arrays, true)
+    away = [
+        distance(want, have, dtype if run.view is None else DType.f32, "logits" in name)
+        for want, have, dtype, name in zip(wanted, found, types, names, strict=True)
+    ]
+    return [_difference(subject, run, probe, *row) for row in zip(names, away, allowed, strict=True)]
+
+
+def _difference(subject: Subject, run: Run, probe: Probe, name: str, away: Distance, allowed: float) -> Difference:
+    return Difference(subject.path, run.by, name, away.ulp, away.absolute, away.relative, away.kl, allowed, probe.name)
+
+
+def _allowed(source: Module, subject: Subject, run: Run, probe: Probe) -> list[float]:
+    """What the source allows, or the file's own graph where that rounds more: its dtypes and blocks are what it is asked for."""
+    least = max(run.least, 0.0 if subject.module is None else _weights_unit(subject.module))
+    least = least if least > _weights_unit(source) else 0.0
+    found = tolerances(source, probe.dims, least)
+    if subject.module is None:
+        return found
+    own = tolerances(subject.module, {name: probe.dims[name] for name in subject.module.facts.symbols if name in probe.dims}, run.least)
+    return [max(a, b) for a, b in zip(found, own, strict=True)]
+
+
+def _weights_unit(module: Module) -> float:
+    """The largest unit roundoff of a float weight."""
+    return max((UNITS[w.type.dtype] for w in module.weights.values() if w.type.dtype.is_float), default=0.0)
+
+
+def _blame(source: Module, run: Run, probe: Probe, tolerance: float | None, fails: bool) -> tuple[tuple[Culprit, ...], str]:
+    note("looking for the op")
+    if run.values is None:
+        return (), f"{run.by} shows no values between inputs and outputs"
+    graph = canonical(clone_module(source))
+    try:
+        known = run.values(graph, probe.arrays)
+    except CompilerError as error:
+        return (), f"its inner values cannot be had: {_said(error)}"
+    ours = result_ids(graph)
+    if not known:
+        return (), "the file does not say which operations its nodes stem from"
+    if not all(name in ours for name in known):
+        return (), "the file was made from another graph, or by another version: its operations are not those of the source"
+    outputs = None if fails else run.compute(probe.arrays)
+    allowed = tolerance or min(tolerances(source, probe.dims))
+    found = blame(graph, probe.arrays, known, outputs, allowed)
+    culprits = tuple(c for c in found if (c.error > allowed if c.share is None else c.share > LEAST_SHARE))[:SHOWN]
+    return culprits, "" if culprits else "no operation differs from what its operands make of it: the error lies in what executes the graph"
+
+
+def _said(error: CompilerError | None) -> str:
+    return "" if error is None else "; ".join(d.message for d in error.diagnostics)

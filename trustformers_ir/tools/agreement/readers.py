@@ -1,0 +1,170 @@
+"""What can be verified: a row for each kind of file says how it is opened, and each way in which it is executed, without the help of the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import trustformers_ir as tfir
+from trustformers_ir.ir.core import Module
+from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import argument_names, evaluate
+from trustformers_ir.ir.progress import note
+from trustformers_ir.runtime.runnable import Runnable
+from trustformers_ir.tools.agreement import llama_cpp
+from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
+from trustformers_ir.tools.agreement.tolerance import UNITS
+from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
+
+Arrays = Mapping[str, np.ndarray]
+Outputs = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way to execute a file. ``by``: what executes it. ``view``: what of the true outputs it gives; None: all of them as they are. ``values``:
+    the results inside a file, by operations of the source (``12:linear.0``). ``least``: a unit that its arithmetic is no more exact than."""
+
+    by: str
+    compute: Callable[[Arrays], Outputs]
+    version: str = ""
+    view: Callable[[Arrays, Outputs], Outputs] | None = None
+    values: Callable[[Module, Arrays], Mapping[str, np.ndarray]] | None = None
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read."""
+
+    path: str
+    kind: str
+    inputs: Mapping[str, DType]
+    outputs: int
+    runs: tuple[Run, ...]
+    module: Module | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A kind of file: its ending, how it is opened (with the source beside it), and what may execute it."""
+
+    ending: str
+    kind: str
+    by: tuple[str, ...]
+    open: Callable[[str, Module], Subject]
+
+
+def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -> Subject:
+    """The file, executed by what is named in ``by``, or by all that is there. Raises ``CompilerError`` when there is none."""
+    note(f"reading {path}")
+    reader = next((r for r in READERS if r.ending and path.endswith(r.ending)), READERS[-1])
+    native = compiled and reader.ending not in (".onnx", ".tfc")
+    subject = _native(path, tfir.compile(path), reader.kind) if native else reader.open(path, source)
+    runs = tuple(r for r in subject.runs if not by or r.by in by)
+    if not runs:
+        message = f"nothing of --by {', '.join(by)} executes '{path}'"
+        raise CompilerError.of(Code.USAGE, message, Where(file=path), f"it is executed by {', '.join(r.by for r in subject.runs)}")
+    return Subject(subject.path, subject.kind, subject.inputs, subject.outputs, runs, subject.module)
+
+
+def open_source(path: str) -> Module:
+    """The graph of the first file, of which a float64 run is the truth."""
+    note(f"reading {path}")
+    if path.endswith(".onnx"):
+        message = f"'{path}' is the first file, and an ONNX file is no source: its graph cannot be read yet"
+        raise CompilerError.of(Code.USAGE, message, Where(file=path), "name the checkpoint, the GGUF file or the graph that it was made from first")
+    return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
+
+
+def true_outputs(module: Module, arrays: Arrays) -> list[np.ndarray]:
+    """The outputs of ``main`` in float64, nothing rounded in between."""
+    return listed(evaluate(module, *_ordered(module, arrays), wide=True))
+
+
+def _ordered(module: Module, arrays: Arrays) -> list[np.ndarray]:
+    return [arrays[name] for name in argument_names(module.main)]
+
+
+def listed(results: object) -> list[np.ndarray]:
+    """Outputs as a list, whether there is one or many."""
+    values = results if isinstance(results, tuple | list) else (results,)
+    try:
+        return [np.asarray(v) for v in values]
+    except (TypeError, ValueError) as error:
+        raise CompilerError.of(Code.USAGE, f"an output is no array: {error}") from error
+
+
+def signature(module: Module) -> dict[str, DType]:
+    """Names and dtypes of the inputs."""
+    return {name: a.type.dtype for name, a in zip(argument_names(module.main), module.main.args, strict=True)}
+
+
+# -- a reader for each kind -------------------------------------------------------------------------------------------------
+
+
+def _native(path: str, executable: Runnable, kind: str) -> Subject:
+    module = executable.module
+    run = Run("native code", lambda arrays: listed(executable(**arrays)), values=lambda s, a: aligned_values(s, module, a, wide=False))
+    return Subject(path, kind, signature(module), len(module.main.outputs), (run,), module)
+
+
+def _artifact(path: str, source: Module) -> Subject:
+    return _native(path, tfir.load(path), "artifact")
+
+
+def _graph(path: str, source: Module) -> Subject:
+    """A graph with its own dtypes, each result rounded to its own."""
+    module = tfir.api.to_module(path)
+
+    def compute(arrays: Arrays) -> list[np.ndarray]:
+        return listed(evaluate(module, *_ordered(module, arrays)))
+
+    run = Run("interpreter", compute, values=lambda s, a: aligned_values(s, module, a, wide=False))
+    return Subject(path, "graph", signature(module), len(module.main.outputs), (run,), module)
+
+
+def _onnx(path: str, source: Module) -> Subject:
+    file = OnnxFile.open(path)
+    least = 0.0 if file.least is None else UNITS[file.least]
+    versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
+    ways = (("onnxruntime", file.runtime, file.runtime_values), ("onnx.reference", file.reference, file.reference_values))
+
+    def shown(inner: Callable[[Arrays, set[str]], Mapping[str, np.ndarray]]) -> Callable[[Module, Arrays], Mapping[str, np.ndarray]]:
+        return lambda graph, arrays: inner(arrays, narrow_results(graph))
+
+    runs = tuple(
+        Run(by, compute, version, values=shown(inner), least=least) for (by, compute, inner), version in zip(ways, versions, strict=True)
+    )
+    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs)
+
+
+def _gguf(path: str, source: Module) -> Subject:
+    """The file as our front end reads it, in float64 on the numbers that its blocks stand for; and as llama.cpp does."""
+    module = tfir.api.to_module(path)
+    own = Run("interpreter", lambda arrays: true_outputs(module, arrays), values=lambda s, a: aligned_values(s, module, a, wide=True))
+    runs = [own]
+    (first, *others) = source.main.outputs
+    words = first.type.shape[-1]
+    if llama_cpp.installed() and not others and first.type.rank == 3 and isinstance(words, int) and "input_ids" in signature(source):
+        server = llama_cpp.LlamaCpp(path, words)
+        version = importlib.metadata.version("xllamacpp")
+        # it holds keys and values in 16 bits, and rounds what it multiplies weights in blocks by to 8
+        coarse = any(w.blocks is not None for w in module.weights.values())
+        least = UNITS[DType.i8] if coarse else UNITS[DType.f16]
+        runs.append(Run("llama.cpp", server.next_tokens, version, llama_cpp.true_next_tokens, least=least))
+    return Subject(path, "GGUF file", signature(module), len(module.main.outputs), tuple(runs), module)
+
+
+#: the last row has what no other ending names: checkpoint folders, graphs, random models, factories
+READERS = (
+    Reader(".tfc", "artifact", ("native code",), _artifact),
+    Reader(".onnx", "ONNX file", ("onnxruntime", "onnx.reference"), _onnx),
+    Reader(".gguf", "GGUF file", ("interpreter", "llama.cpp"), _gguf),
+    Reader("", "graph", ("interpreter",), _graph),
+)
+RUNNERS = tuple(dict.fromkeys(name for r in READERS for name in r.by))
