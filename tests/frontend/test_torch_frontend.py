@@ -169,7 +169,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 def test_model_types_agree_with_eager(name: str) -> None:
     row = torch_zoo.check(next(c for c in torch_zoo.CASES if c.name == name))
     assert row["agrees"], row
-    assert not row["notes"], row
+    assert bool(row["notes"]) == (name == "mamba"), row  # its loop over the tokens fixes their number
 
 
 @pytest.mark.long

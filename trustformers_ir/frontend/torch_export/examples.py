@@ -34,7 +34,6 @@ class Examples:
     names: tuple[str, ...]  # of the parameters that args and kwargs go to, in order
     paths: tuple[str, ...]  # a name for each leaf
     axes: tuple[Mapping[int, Axis], ...]
-    signature: inspect.Signature
 
     @property
     def leaves(self) -> list[Any]:
@@ -43,19 +42,15 @@ class Examples:
         found: list[Any] = pytree.tree_leaves((self.args, self.kwargs))
         return found
 
-    def shapes(self) -> Any:
+    def shapes(self, model: Any) -> Any:
         """What ``torch.export`` takes as ``dynamic_shapes``."""
         import torch
-        import torch.utils._pytree as pytree
 
-        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
-        auto = torch.export.Dim.AUTO
-        rows = [
-            {a: (axes[a].dim or auto) if a in axes else None for a in range(leaf.ndim)} if isinstance(leaf, torch.Tensor) else None
-            for leaf, axes in zip(leaves, self.axes, strict=True)
-        ]
-        args, kwargs = pytree.tree_unflatten(rows, spec)
-        return dict(self.signature.bind(*args, **kwargs).arguments) if args else dict(kwargs)
+        found = torch.export.ShapesCollection()
+        for leaf, axes in zip(self.leaves, self.axes, strict=True):
+            if isinstance(leaf, torch.Tensor) and axes:
+                found[leaf] = {a: axis.dim or torch.export.Dim.AUTO for a, axis in axes.items()}
+        return found.dynamic_shapes(model, self.args, self.kwargs)
 
     def grown(self, roles: Sequence[str]) -> Examples:
         """With two of everything along dynamic axes of size 1: torch takes a 1 for a size that never changes."""
@@ -105,13 +100,14 @@ def examples_of(model: Any, given: Any, dynamic: Any) -> Examples:
         args, names = (), tuple(kwargs)
     else:
         names = (*(f"args_{i}" for i in range(len(args))), *kwargs)
-    args, kwargs = pytree.tree_map(_tensor, (args, kwargs))
+    seen: set[int] = set()
+    args, kwargs = pytree.tree_map(lambda x: _alone(_tensor(x), seen), (args, kwargs))
     leaves, spec = pytree.tree_flatten((args, kwargs))
     paths = tuple(path.removeprefix("0_").removeprefix("1_") for path in leaf_paths(spec))
     if len(paths) != len(leaves):
         paths = tuple(f"input_{i}" for i in range(len(leaves)))
     axes = _chosen(leaves, paths, dynamic)
-    return Examples(tuple(args), dict(kwargs), names, paths, axes, signature)
+    return Examples(tuple(args), dict(kwargs), names, paths, axes)
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -120,6 +116,17 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping) and all(isinstance(k, str) for k in given):
         return (), dict(given)
     return (tuple(given), {}) if isinstance(given, (tuple, list)) else ((given,), {})
+
+
+def _alone(value: Any, seen: set[int]) -> Any:
+    """A tensor that is given twice as two: their axes may be named apart."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach() if id(value) in seen else value
+    seen.add(id(value))
+    return value
 
 
 def _tensor(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Exported:
 
 def export(model: Any, given: Any, dynamic: Any) -> Exported:
     """The program of a module. ``CompilerError`` with the user's line for one that torch cannot export."""
+    _register_caches(model)
     examples = examples_of(model, given, dynamic)
     _check_devices(model, examples)
     trained = _trained(model)
@@ -83,6 +85,36 @@ def _tried(model: Any, examples: Examples) -> Exported:
     raise failure(first, model) from first
 
 
+def narrowed(model: Any, examples: Examples) -> Iterator[Exported]:
+    """Programs with fewer open axes: without sequences, then without any."""
+    modes = {m: m.training for m in model.modules()}
+    kinds = {a.role for axes in examples.axes for a in axes.values()}
+    for fixed in [("seq",), tuple(kinds)] if "seq" in kinds and "batch" in kinds else [tuple(kinds)] if kinds else []:
+        try:
+            model.eval()
+            program = _decomposed(_exported(model, examples.fixed(fixed)))
+        except Exception:
+            continue
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+        yield Exported(program, examples.fixed(fixed), (f"of the size of the example are all axes of {' and '.join(sorted(fixed))}",))
+
+
+def _register_caches(model: Any) -> None:
+    """Makes torch's pytrees know the caches of transformers, where that is what the model is of. ``DynamicCache`` first, by its keys and values."""
+    if "transformers" not in sys.modules or not any(type(m).__module__.startswith("transformers.") for m in model.modules()):
+        return
+    with contextlib.suppress(ImportError, AttributeError):
+        from transformers.integrations.executorch import register_dynamic_cache_export_support
+
+        register_dynamic_cache_export_support()
+    with contextlib.suppress(ImportError, AttributeError):
+        from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
+
+        register_cache_pytrees_for_model(model)
+
+
 def _every_role(examples: Examples) -> tuple[str, ...]:
     return tuple({a.role for axes in examples.axes for a in axes.values()})
 
@@ -91,7 +123,7 @@ def _exported(model: Any, examples: Examples) -> Any:
     import torch
 
     with torch.no_grad(), _quiet(), whole_traces():
-        return torch.export.export(model, examples.args, examples.kwargs, dynamic_shapes=examples.shapes(), strict=False)
+        return torch.export.export(model, examples.args, examples.kwargs, dynamic_shapes=examples.shapes(model), strict=False)
 
 
 def decomposed(program: Any) -> Exported:

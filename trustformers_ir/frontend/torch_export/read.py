@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trustformers_ir.frontend.torch_export.examples import Axis, Examples
-from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export
+from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export, narrowed
 from trustformers_ir.frontend.torch_export.importer import Importer, Unknown, dtype_of
 from trustformers_ir.frontend.torch_export.nests import leaf_paths, nest_of
 from trustformers_ir.frontend.torch_export.problems import Problems
@@ -52,7 +52,7 @@ def load_torch(model: Any, example_inputs: Any = None, dynamic: Any = None) -> M
     except _Trained as error:
         exported, trained = error.exported, error
     try:
-        module, more = _imported(exported, _module_name(model))
+        module, exported, more = _with_fewer_dims(model, exported)
     except CompilerError as error:
         raise CompilerError(*(trained.diagnostics if trained else ()), *error.diagnostics) from error
     if trained is not None:
@@ -62,6 +62,27 @@ def load_torch(model: Any, example_inputs: Any = None, dynamic: Any = None) -> M
     return module
 
 
+def _with_fewer_dims(model: Any, exported: Exported) -> tuple[Module, Exported, list[str]]:
+    """The module of a program; one with sequences of the example's length, and then with all sizes of the example, where ours cannot decide what
+    torch could. The first error where none of them does."""
+    name = _module_name(model)
+    try:
+        module, notes = _imported(exported, name)
+        return module, exported, notes
+    except CompilerError as error:
+        if exported.examples is None or not set(error.codes) <= UNPROVEN:
+            raise
+        first = error
+    for fewer in narrowed(model, exported.examples):
+        try:
+            module, notes = _imported(fewer, name)
+            return module, fewer, [f"what follows from a size cannot be decided ({first.diagnostics[0].where})", *notes]
+        except CompilerError:
+            continue
+    raise first
+
+
+BOUNDS = 4  # of sizes that are tried
 UNPROVEN = {Code.TRACE_SHAPE, Code.UNDECIDED_DIM}
 
 
@@ -74,6 +95,13 @@ def _imported(exported: Exported, name: str) -> tuple[Module, list[str]]:
         if not set(error.codes) <= UNPROVEN:
             raise
         first = error
+    for most in sorted(getattr(first, "bounds", ()), reverse=True)[:BOUNDS]:
+        try:
+            module = import_program(exported, name, None, most)
+        except CompilerError:
+            continue
+        bounded = [s for s, fact in module.facts.symbols.items() if fact.high == most]
+        return module, [f"'{s}' is at most {most}: the code of the module has a table of that size" for s in bounded if s != "batch"]
     try:
         module = import_program(exported, name, {})
     except CompilerError:
@@ -100,18 +128,23 @@ class _Program(Importer):
         super().__init__(trace, sizes, problems)
         self.weights = weights
         self.lows: Mapping[str, int] | None = None
+        self.most: int | None = None
 
     def fact(self, name: str, known: Any) -> SymbolFact:
         """What is known of a dim, from torch's range."""
         least = 1 if self.lows is None else self.lows.get(name, 2)
-        return fact_of(None, None, least) if known is None else fact_of(known.lower, known.upper, least)
+        fact = fact_of(None, None, least) if known is None else fact_of(known.lower, known.upper, least)
+        if self.most is None or name == "batch" or fact.low > self.most or (fact.high is not None and fact.high <= self.most):
+            return fact
+        return SymbolFact(fact.low, self.most, fact.divisor)
 
     def stored(self, name: str, tensor: Any) -> Tensor:
         return self.weights.value(name, tensor)
 
 
-def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None = None) -> Module:
-    """The module of a program. ``lows``: the dims that may be smaller than 2; None: all may be 1. ``CompilerError`` with all that it cannot be."""
+def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None = None, most: int | None = None) -> Module:
+    """The module of a program. ``lows``: the dims that may be smaller than 2; None: all may be 1. ``most``: a bound of all dims but batches.
+    ``CompilerError`` with all that it cannot be."""
     note("reading the program")
     program = exported.program
     module = Module(name)
@@ -119,7 +152,7 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
     running = Trace(module, block)
     sizes, problems = Sizes(), Problems()
     importer = _Program(running, sizes, problems, Weights(running))
-    importer.lows = lows
+    importer.lows, importer.most = lows, most
     with tracing(running):
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         leaves = _name_symbols(program, nodes, exported.examples, sizes)
@@ -132,7 +165,11 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
         outputs = importer.run(program.graph_module, given)
         results, nests = _results(importer, program, outputs, nodes)
         running.site = None
-        problems.check()
+        try:
+            problems.check()
+        except CompilerError as error:
+            error.bounds = importer.bounds  # type: ignore[attr-defined]
+            raise
         names = _output_names(program, nests)
         values = [_named(running, n, v.value) for n, v in zip(names, results, strict=True)]
         running.builder.create(Return(), *values)
