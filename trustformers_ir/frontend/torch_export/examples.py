@@ -42,15 +42,26 @@ class Examples:
         found: list[Any] = pytree.tree_leaves((self.args, self.kwargs))
         return found
 
-    def shapes(self, model: Any) -> Any:
-        """What ``torch.export`` takes as ``dynamic_shapes``."""
+    def shapes(self, model: Any, args: Any, kwargs: Any) -> Any:
+        """What ``torch.export`` takes as ``dynamic_shapes``; the arguments are these, or their leaves."""
         import torch
+        import torch.utils._pytree as pytree
 
         found = torch.export.ShapesCollection()
-        for leaf, axes in zip(self.leaves, self.axes, strict=True):
+        for leaf, axes in zip(pytree.tree_leaves((args, kwargs)), self.axes, strict=True):
             if isinstance(leaf, torch.Tensor) and axes:
                 found[leaf] = {a: axis.dim or torch.export.Dim.AUTO for a, axis in axes.items()}
-        return found.dynamic_shapes(model, self.args, self.kwargs)
+        return found.dynamic_shapes(model, args, kwargs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the arguments are tensors and numbers in tuples, lists and dicts, and no classes of somebody else's."""
+        import torch.utils._pytree as pytree
+
+        def is_plain(spec: Any) -> bool:
+            return spec.is_leaf() or (spec.type in (tuple, list, dict, type(None)) and all(map(is_plain, spec.children())))
+
+        return is_plain(pytree.tree_flatten((self.args, self.kwargs))[1])
 
     def grown(self, roles: Sequence[str]) -> Examples:
         """With two of everything along dynamic axes of size 1: torch takes a 1 for a size that never changes."""

@@ -70,7 +70,7 @@ def _with_fewer_dims(model: Any, exported: Exported) -> tuple[Module, Exported, 
         module, notes = _imported(exported, name)
         return module, exported, notes
     except CompilerError as error:
-        if exported.examples is None or not set(error.codes) <= UNPROVEN:
+        if exported.examples is None or not set(error.codes) <= UNPROVEN | {Code.TORCH_DATA_DEPENDENT}:  # of slices by sizes torch thinks so too
             raise
         first = error
     for fewer in narrowed(model, exported.examples):
@@ -129,6 +129,7 @@ class _Program(Importer):
         self.weights = weights
         self.lows: Mapping[str, int] | None = None
         self.most: int | None = None
+        self.prefix: str | None = None  # of the names of parameters, where the module is inside of another
 
     def fact(self, name: str, known: Any) -> SymbolFact:
         """What is known of a dim, from torch's range."""
@@ -153,6 +154,7 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
     sizes, problems = Sizes(), Problems()
     importer = _Program(running, sizes, problems, Weights(running))
     importer.lows, importer.most = lows, most
+    importer.prefix = None if exported.specs is None else "model."
     with tracing(running):
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         leaves = _name_symbols(program, nodes, exported.examples, sizes)
@@ -170,11 +172,12 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
         except CompilerError as error:
             error.bounds = importer.bounds  # type: ignore[attr-defined]
             raise
-        names = _output_names(program, nests)
+        in_spec, out_spec = exported.specs or (program.call_spec.in_spec, program.call_spec.out_spec)
+        names = _output_names(out_spec, nests)
         values = [_named(running, n, v.value) for n, v in zip(names, results, strict=True)]
         running.builder.create(Return(), *values)
     module.add_function(Function("main", block))
-    module.calling = _calling(program, exported.examples, inputs, nests, names)
+    module.calling = _calling(in_spec, out_spec, exported.examples, inputs, nests, names)
     return module
 
 
@@ -229,7 +232,7 @@ def _bound(importer: _Program, program: Any, node: Any, spec: Any, leaves: Mappi
     stored = program.state_dict.get(spec.target) if stored is None else stored
     stored = program.constants.get(spec.target) if stored is None else stored
     try:
-        return importer.stored(spec.target, stored)
+        return importer.stored(spec.target if importer.prefix is None else spec.target.removeprefix(importer.prefix), stored)
     except Refused as refused:
         importer.problems.refused(NOWHERE, f"'{spec.target}'", refused)
     return Tensor(importer.trace, Value(TensorType(tuple(stored.shape), dtype_of(_like(stored.dtype)))))
@@ -301,8 +304,7 @@ def _refuse_mutation(importer: _Program, program: Any, spec: Any, nodes: Sequenc
     importer.problems.add(Code.TORCH_MUTATION, f"the module writes into {what} '{spec.target}'", origin, help)
 
 
-def _output_names(program: Any, nests: Sequence[Any]) -> list[str]:
-    spec = program.call_spec.out_spec
+def _output_names(spec: Any, nests: Sequence[Any]) -> list[str]:
     paths = list(leaf_paths(spec)) if spec is not None else []
     if len(paths) != len(nests):
         paths = [str(i) for i in range(len(nests))]
@@ -331,17 +333,18 @@ def _named(trace: Trace, name: str, value: Value) -> Value:
     return value
 
 
-def _calling(program: Any, examples: Examples | None, inputs: Sequence[Any], nests: Sequence[Any], names: Sequence[str]) -> Calling:
-    spec = program.call_spec
+def _calling(
+    in_spec: Any, out_spec: Any, examples: Examples | None, inputs: Sequence[Any], nests: Sequence[Any], names: Sequence[str]
+) -> Calling:
     leaves = iter([Nest("leaf", name=x.value.name) if isinstance(x, Tensor) else Nest("constant", value=x) for x in inputs])
-    tree = nest_of(spec.in_spec, leaves)
+    tree = nest_of(in_spec, leaves)
     args, kwargs = tree.children
     every = (*(_argument(n, i) for i, n in enumerate(args.children)), *kwargs.keys)
     labels = every if examples is None else examples.names
     parameters = tuple(zip(labels, (*args.children, *kwargs.children), strict=True))
     out = iter(names)
     results = iter([Nest("leaf", name=next(out)) if isinstance(x, Tensor) else x for x in nests])
-    return Calling(parameters, nest_of(spec.out_spec, results))
+    return Calling(parameters, nest_of(out_spec, results))
 
 
 def _argument(nest: Nest, position: int) -> str:
