@@ -173,12 +173,17 @@ def _chosen(leaves: Sequence[Any], paths: Sequence[str], dynamic: Any) -> tuple[
     return tuple(found)
 
 
+def is_cache(path: str) -> bool:
+    """Whether an input holds keys and values of tokens before, by its name."""
+    return any(word in path for word in CACHES)
+
+
 def _roles(rank: int, path: str, floating: bool) -> dict[int, str]:
     """Axis 0 is the batch. Sequences are axis 1 of ids, masks and waveforms; of features either may be, torch finds out which; of keys and values
     it is axis 2. Images have a fixed size."""
     if rank == 0:
         return {}
-    if any(word in path for word in CACHES) and rank == 4:
+    if is_cache(path) and rank == 4:
         return {0: "batch", 2: "seq"}
     return {0: "batch"} | ({1: "seq"} if rank == 2 else {1: "seq", 2: "seq"} if rank == 3 else {})
 

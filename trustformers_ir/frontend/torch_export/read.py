@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trustformers_ir.frontend.torch_export.examples import Axis, Examples
+from trustformers_ir.frontend.torch_export.examples import Axis, Examples, is_cache
 from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export, narrowed
 from trustformers_ir.frontend.torch_export.importer import Importer, Unknown, dtype_of
 from trustformers_ir.frontend.torch_export.nests import leaf_paths, nest_of
@@ -195,6 +195,7 @@ def _name_symbols(program: Any, nodes: Sequence[Any], examples: Examples | None,
     paths = paths if len(paths) == len(user) else user
     values = {n.name: n.meta.get("val") for n in nodes}
     taken: set[str] = set()
+    shared: dict[tuple[str, int], str] = {}  # the length of keys and values is one in all layers
     for position, (node, path) in enumerate(zip(user, paths, strict=True)):
         fake = values.get(node)
         if not isinstance(fake, torch.Tensor):
@@ -206,11 +207,19 @@ def _name_symbols(program: Any, nodes: Sequence[Any], examples: Examples | None,
                     if str(symbol) not in sizes.names:
                         plain = "batch" if axis == 0 else "seq" if axis == 1 else f"{path}_{axis}"
                         role = roles[axis].role if axis in roles else plain
+                        cached = examples is not None and axis == 2 and fake.ndim == 4 and is_cache(path)
+                        length = (role, int(examples.leaves[position].shape[axis])) if examples is not None and cached else None
+                        if length in shared:
+                            sizes.names[str(symbol)] = shared[length]
+                            continue
+                        role = "past" if cached and role == "seq" else role
                         chosen = role if role not in taken else f"{path}_{axis}"
                         while chosen in taken:
                             chosen += "_"
                         taken.add(chosen)
                         sizes.names[str(symbol)] = _NAME.sub("_", chosen)
+                        if length is not None:
+                            shared[length] = sizes.names[str(symbol)]
     return dict(zip(user, paths, strict=True))
 
 
