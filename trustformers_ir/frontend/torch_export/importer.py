@@ -181,6 +181,8 @@ class Importer:
         build = ATEN.get(name)
         if build is None:
             raise Refused(*self.problems.missing(target))
+        if name.startswith("as_strided"):
+            _check_rows(node.args[0].meta.get("val"))
         args = [self._read(a, env) for a in node.args]
         kwargs = {k: self._read(v, env) for k, v in node.kwargs.items() if k not in _DROPPED}
         unknown = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Unknown)]
@@ -274,6 +276,12 @@ class _Number(Unknown):
     """The number in a tensor as Python has it. Only who makes a size or an index of it is at fault."""
 
     origin: Origin
+
+
+def _check_rows(fake: Any) -> None:
+    """``as_strided`` goes by the memory of its operand, which here is always row by row: so it has to be in torch."""
+    if not fake.is_contiguous() or fake.storage_offset() != 0:
+        raise Refused("strides over a tensor that is a view of another", "make it contiguous first: x.contiguous().as_strided(…), or use x.unfold")
 
 
 def _flat(args: Iterable[Any]) -> Iterator[Any]:
