@@ -7,6 +7,7 @@ batches alone; nothing. Which axes ended up with the size of the example is said
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 import warnings
@@ -20,6 +21,7 @@ from trustformers_ir.frontend.torch_export.failures import failure
 from trustformers_ir.frontend.torch_export.sites import whole_traces
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.tracing import shown_path
 
 
 @dataclass(frozen=True)
@@ -244,10 +246,6 @@ def _trained(model: Any) -> list[Diagnostic]:
 
 
 def _class_line(model: Any) -> Where:
-    import inspect
-
-    from trustformers_ir.ir.tracing import shown_path
-
     try:
         file = inspect.getsourcefile(type(model)) or ""
         return Where(shown_path(file), inspect.getsourcelines(type(model))[1]) if file else Where()
