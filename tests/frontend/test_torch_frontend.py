@@ -169,7 +169,7 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 def test_model_types_agree_with_eager(name: str) -> None:
     row = torch_zoo.check(next(c for c in torch_zoo.CASES if c.name == name))
     assert row["agrees"], row
-    assert not row["notes"], row
+    assert bool(row["notes"]) == (name == "mamba"), row  # its loop over the tokens fixes their number
 
 
 @pytest.mark.long
@@ -227,24 +227,20 @@ def test_the_table_has_the_names_and_the_arguments_of_aten() -> None:
 # --- torch.compile -----------------------------------------------------------------------------------------------------------------
 
 
-def test_torch_compile_one_graph_for_all_sizes() -> None:
-    from trustformers_ir.torch_backend import tfir as backend
+def test_torch_compile_one_graph_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trustformers_ir import torch_backend
 
     model = Tied().eval()
-    calls: list[Any] = []
-
-    def counting(graph: Any, inputs: Any, **options: Any) -> Any:
-        if any(n.op == "placeholder" for n in graph.graph.nodes):  # torch hands over empty ones too
-            calls.append(graph)
-        return backend(graph, inputs, **options)
-
+    made: list[Any] = []
+    compile_model = torch_backend.compile_model
+    monkeypatch.setattr(torch_backend, "compile_model", lambda *args: made.append(args) or compile_model(*args))
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend=counting, dynamic=True)
+    compiled = torch.compile(model, backend=torch_backend.tfir, dynamic=True)
     with torch.no_grad():
         for shape in ((2, 5), (3, 8), (4, 3)):
             x = ids(*shape)
             torch.testing.assert_close(compiled(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5)
-        assert len(calls) == 1, [str(g.code) for g in calls]
+        assert len(made) == 1
         model.inner.weight.mul_(2)
         with pytest.warns(TorchNote, match="a parameter has changed"):
             torch.testing.assert_close(compiled(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5)

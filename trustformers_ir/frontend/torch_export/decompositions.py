@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from trustformers_ir.frontend.torch_export import aten
 from trustformers_ir.frontend.torch_export.registry import ATEN, REFUSED
+
+assert aten.FAMILIES  # fills the table
 
 # What torch would take apart into less than it says: these stay whole although other frontends of torch take them apart.
 KEPT = frozenset({"_assert_async.msg", "_assert_scalar.default", "_assert_tensor_metadata.default"})

@@ -34,7 +34,6 @@ class Examples:
     names: tuple[str, ...]  # of the parameters that args and kwargs go to, in order
     paths: tuple[str, ...]  # a name for each leaf
     axes: tuple[Mapping[int, Axis], ...]
-    signature: inspect.Signature
 
     @property
     def leaves(self) -> list[Any]:
@@ -43,19 +42,26 @@ class Examples:
         found: list[Any] = pytree.tree_leaves((self.args, self.kwargs))
         return found
 
-    def shapes(self) -> Any:
-        """What ``torch.export`` takes as ``dynamic_shapes``."""
+    def shapes(self, model: Any, args: Any, kwargs: Any) -> Any:
+        """What ``torch.export`` takes as ``dynamic_shapes``; the arguments are these, or their leaves."""
         import torch
         import torch.utils._pytree as pytree
 
-        leaves, spec = pytree.tree_flatten((self.args, self.kwargs))
-        auto = torch.export.Dim.AUTO
-        rows = [
-            {a: (axes[a].dim or auto) if a in axes else None for a in range(leaf.ndim)} if isinstance(leaf, torch.Tensor) else None
-            for leaf, axes in zip(leaves, self.axes, strict=True)
-        ]
-        args, kwargs = pytree.tree_unflatten(rows, spec)
-        return dict(self.signature.bind(*args, **kwargs).arguments) if args else dict(kwargs)
+        found = torch.export.ShapesCollection()
+        for leaf, axes in zip(pytree.tree_leaves((args, kwargs)), self.axes, strict=True):
+            if isinstance(leaf, torch.Tensor) and axes:
+                found[leaf] = {a: axis.dim or torch.export.Dim.AUTO for a, axis in axes.items()}
+        return found.dynamic_shapes(model, args, kwargs)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the arguments are tensors and numbers in tuples, lists and dicts, and no classes of somebody else's."""
+        import torch.utils._pytree as pytree
+
+        def is_plain(spec: Any) -> bool:
+            return spec.is_leaf() or (spec.type in (tuple, list, dict, type(None)) and all(map(is_plain, spec.children())))
+
+        return is_plain(pytree.tree_flatten((self.args, self.kwargs))[1])
 
     def grown(self, roles: Sequence[str]) -> Examples:
         """With two of everything along dynamic axes of size 1: torch takes a 1 for a size that never changes."""
@@ -105,13 +111,14 @@ def examples_of(model: Any, given: Any, dynamic: Any) -> Examples:
         args, names = (), tuple(kwargs)
     else:
         names = (*(f"args_{i}" for i in range(len(args))), *kwargs)
-    args, kwargs = pytree.tree_map(_tensor, (args, kwargs))
+    seen: set[int] = set()
+    args, kwargs = pytree.tree_map(lambda x: _alone(_tensor(x), seen), (args, kwargs))
     leaves, spec = pytree.tree_flatten((args, kwargs))
     paths = tuple(path.removeprefix("0_").removeprefix("1_") for path in leaf_paths(spec))
     if len(paths) != len(leaves):
         paths = tuple(f"input_{i}" for i in range(len(leaves)))
     axes = _chosen(leaves, paths, dynamic)
-    return Examples(tuple(args), dict(kwargs), names, paths, axes, signature)
+    return Examples(tuple(args), dict(kwargs), names, paths, axes)
 
 
 def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -120,6 +127,17 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping) and all(isinstance(k, str) for k in given):
         return (), dict(given)
     return (tuple(given), {}) if isinstance(given, (tuple, list)) else ((given,), {})
+
+
+def _alone(value: Any, seen: set[int]) -> Any:
+    """A tensor that is given twice as two: their axes may be named apart."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach() if id(value) in seen else value
+    seen.add(id(value))
+    return value
 
 
 def _tensor(value: Any) -> Any:
@@ -155,12 +173,17 @@ def _chosen(leaves: Sequence[Any], paths: Sequence[str], dynamic: Any) -> tuple[
     return tuple(found)
 
 
+def is_cache(path: str) -> bool:
+    """Whether an input holds keys and values of tokens before, by its name."""
+    return any(word in path for word in CACHES)
+
+
 def _roles(rank: int, path: str, floating: bool) -> dict[int, str]:
     """Axis 0 is the batch. Sequences are axis 1 of ids, masks and waveforms; of features either may be, torch finds out which; of keys and values
     it is axis 2. Images have a fixed size."""
     if rank == 0:
         return {}
-    if any(word in path for word in CACHES) and rank == 4:
+    if is_cache(path) and rank == 4:
         return {0: "batch", 2: "seq"}
     return {0: "batch"} | ({1: "seq"} if rank == 2 else {1: "seq", 2: "seq"} if rank == 3 else {})
 

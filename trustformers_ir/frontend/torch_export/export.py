@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ class Exported:
     program: Any
     examples: Examples | None
     notes: tuple[str, ...] = ()
+    specs: tuple[Any, Any] | None = None  # of what the module takes and gives, where the program has flat lists instead
 
 
 def export(model: Any, given: Any, dynamic: Any) -> Exported:
     """The program of a module. ``CompilerError`` with the user's line for one that torch cannot export."""
+    _register_caches(model)
     examples = examples_of(model, given, dynamic)
     _check_devices(model, examples)
     trained = _trained(model)
@@ -73,27 +76,88 @@ def _tried(model: Any, examples: Examples) -> Exported:
     first: BaseException | None = None
     for attempt, told in attempts:
         try:
-            program = _exported(model, attempt)
+            program, specs = _exported(model, attempt)
         except Exception as error:
             first = first or error
             if any(c is Code.TORCH_DATA_DEPENDENT for c in failure(error).codes):
                 break
             continue
         notes = [f"of the sizes of the example are {told}"] if told else []
-        return Exported(_decomposed(program), attempt, (*notes, *_specialised(program, attempt)))
+        return Exported(_decomposed(program), attempt, (*notes, *_specialised(program, attempt)), specs)
     assert first is not None
     raise failure(first, model) from first
+
+
+def narrowed(model: Any, examples: Examples) -> Iterator[Exported]:
+    """Programs with fewer open axes: without sequences, then without any."""
+    modes = {m: m.training for m in model.modules()}
+    kinds = {a.role for axes in examples.axes for a in axes.values()}
+    for fixed in [("seq",), tuple(kinds)] if "seq" in kinds and "batch" in kinds else [tuple(kinds)] if kinds else []:
+        try:
+            model.eval()
+            made, specs = _exported(model, examples.fixed(fixed))
+            program = _decomposed(made)
+        except Exception:
+            continue
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+        yield Exported(program, examples.fixed(fixed), (f"of the size of the example are all axes of {' and '.join(sorted(fixed))}",), specs)
+
+
+def _register_caches(model: Any) -> None:
+    """Makes torch's pytrees know the caches of transformers, where that is what the model is of. ``DynamicCache`` first, by its keys and values."""
+    if "transformers" not in sys.modules or not any(type(m).__module__.startswith("transformers.") for m in model.modules()):
+        return
+    with contextlib.suppress(ImportError, AttributeError):
+        from transformers.integrations.executorch import register_dynamic_cache_export_support
+
+        register_dynamic_cache_export_support()
+    with contextlib.suppress(ImportError, AttributeError):
+        from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
+
+        register_cache_pytrees_for_model(model)
 
 
 def _every_role(examples: Examples) -> tuple[str, ...]:
     return tuple({a.role for axes in examples.axes for a in axes.values()})
 
 
-def _exported(model: Any, examples: Examples) -> Any:
+def _exported(model: Any, examples: Examples) -> tuple[Any, tuple[Any, Any] | None]:
+    """The program. With classes among the arguments (caches) it takes and gives flat lists, and the specs of both are beside it: torch would run the
+    code of those classes again for every transformation of the program."""
     import torch
+    import torch.utils._pytree as pytree
 
     with torch.no_grad(), _quiet(), whole_traces():
-        return torch.export.export(model, examples.args, examples.kwargs, dynamic_shapes=examples.shapes(), strict=False)
+        if examples.plain:
+            shapes = examples.shapes(model, examples.args, examples.kwargs)
+            return torch.export.export(model, examples.args, examples.kwargs, dynamic_shapes=shapes, strict=False), None
+        leaves, spec = pytree.tree_flatten((examples.args, examples.kwargs))
+        given: list[Any] = []
+        flat = _flat(model, spec, given)
+        shapes = examples.shapes(flat, tuple(leaves), {})
+        program = torch.export.export(flat, tuple(leaves), dynamic_shapes=shapes, strict=False)
+        return program, (spec, given[-1])
+
+
+def _flat(model: Any, spec: Any, given: list[Any]) -> Any:
+    """A module that takes the leaves of the arguments, and gives the leaves of what the other gives, the spec of which goes into ``given``."""
+    import torch
+    import torch.utils._pytree as pytree
+
+    class Flat(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *leaves: Any) -> list[Any]:
+            args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+            found, out = pytree.tree_flatten(self.model(*args, **kwargs))
+            given.append(out)
+            return list(found)
+
+    return Flat()
 
 
 def decomposed(program: Any) -> Exported:

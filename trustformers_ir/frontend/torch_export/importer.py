@@ -16,7 +16,7 @@ from trustformers_ir.frontend.torch_export import aten
 from trustformers_ir.frontend.torch_export.problems import Problems
 from trustformers_ir.frontend.torch_export.registry import ATEN, REFUSED, Call, Refused
 from trustformers_ir.frontend.torch_export.sites import NOWHERE, Origin, node_origin
-from trustformers_ir.frontend.torch_export.sizes import NoDim, Sizes
+from trustformers_ir.frontend.torch_export.sizes import NoDim, Sizes, constants_of
 from trustformers_ir.ir.core import Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, DiagnosticError, InternalError
 from trustformers_ir.ir.dims import SymExpr, UndecidedDim, symbols_of
@@ -46,6 +46,7 @@ class Importer:
         self.sizes = sizes
         self.problems = problems
         self.origin: Origin = NOWHERE
+        self.bounds: set[int] = set()  # numbers in the dims about which something could not be decided
 
     # --- types ------------------------------------------------------------------------------------------------------------------
 
@@ -65,6 +66,9 @@ class Importer:
         for name in symbols_of(dim):
             if name not in self.trace.module.facts.symbols:  # torch calls u0, u1, … what only the run knows
                 raise Refused("a size of the result follows from the numbers in a tensor, which only the run knows", UNKNOWN, dynamic=True)
+        if isinstance(dim, SymExpr):  # what can only be one number is that number: broadcasting goes by sizes that are written as 1
+            low, high = self.trace.module.facts.bounds(dim)
+            return int(low) if low == high else dim
         return dim
 
     def types_of(self, node: Any) -> tuple[TensorType | None, ...]:
@@ -119,6 +123,7 @@ class Importer:
         except UndecidedDim as error:
             self.problems.add(Code.UNDECIDED_DIM, f"{self.describe(node)}: {error}", self.origin)
         except CompilerError as error:
+            self._remember(node, env)
             for d in error.diagnostics:
                 self.problems.add(d.code, f"{self.describe(node)}: {d.message}", self.origin, d.help)
         except DiagnosticError:
@@ -130,6 +135,11 @@ class Importer:
 
     def _is_known(self, node: Any) -> bool:
         return any(isinstance(a, Unknown) for a in node.args)
+
+    def _remember(self, node: Any, env: Mapping[Any, Any]) -> None:
+        for value in _flat(env.get(n) for n in node.all_input_nodes):
+            dims = value.shape if isinstance(value, Tensor) else (value,) if isinstance(value, SymExpr) else ()
+            self.bounds.update(n for d in dims for n in constants_of(d) if n > 2)
 
     def _stand_in(self, node: Any) -> Any:
         found = node.meta.get("val")
@@ -171,6 +181,8 @@ class Importer:
         build = ATEN.get(name)
         if build is None:
             raise Refused(*self.problems.missing(target))
+        if name.startswith("as_strided"):
+            _check_rows(node.args[0].meta.get("val"))
         args = [self._read(a, env) for a in node.args]
         kwargs = {k: self._read(v, env) for k, v in node.kwargs.items() if k not in _DROPPED}
         unknown = [a for a in _flat((*args, *kwargs.values())) if isinstance(a, Unknown)]
@@ -264,6 +276,12 @@ class _Number(Unknown):
     """The number in a tensor as Python has it. Only who makes a size or an index of it is at fault."""
 
     origin: Origin
+
+
+def _check_rows(fake: Any) -> None:
+    """``as_strided`` goes by the memory of its operand, which here is always row by row: so it has to be in torch."""
+    if not fake.is_contiguous() or fake.storage_offset() != 0:
+        raise Refused("strides over a tensor that is a view of another", "make it contiguous first: x.contiguous().as_strided(…), or use x.unfold")
 
 
 def _flat(args: Iterable[Any]) -> Iterator[Any]:

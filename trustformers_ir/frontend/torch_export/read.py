@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trustformers_ir.frontend.torch_export.examples import Axis, Examples
-from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export
+from trustformers_ir.frontend.torch_export.examples import Axis, Examples, is_cache
+from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export, narrowed
 from trustformers_ir.frontend.torch_export.importer import Importer, Unknown, dtype_of
 from trustformers_ir.frontend.torch_export.nests import leaf_paths, nest_of
 from trustformers_ir.frontend.torch_export.problems import Problems
@@ -52,7 +52,7 @@ def load_torch(model: Any, example_inputs: Any = None, dynamic: Any = None) -> M
     except _Trained as error:
         exported, trained = error.exported, error
     try:
-        module, more = _imported(exported, _module_name(model))
+        module, exported, more = _with_fewer_dims(model, exported)
     except CompilerError as error:
         raise CompilerError(*(trained.diagnostics if trained else ()), *error.diagnostics) from error
     if trained is not None:
@@ -62,6 +62,27 @@ def load_torch(model: Any, example_inputs: Any = None, dynamic: Any = None) -> M
     return module
 
 
+def _with_fewer_dims(model: Any, exported: Exported) -> tuple[Module, Exported, list[str]]:
+    """The module of a program; one with sequences of the example's length, and then with all sizes of the example, where ours cannot decide what
+    torch could. The first error where none of them does."""
+    name = _module_name(model)
+    try:
+        module, notes = _imported(exported, name)
+        return module, exported, notes
+    except CompilerError as error:
+        if exported.examples is None or not set(error.codes) <= UNPROVEN | {Code.TORCH_DATA_DEPENDENT}:  # of slices by sizes torch thinks so too
+            raise
+        first = error
+    for fewer in narrowed(model, exported.examples):
+        try:
+            module, notes = _imported(fewer, name)
+            return module, fewer, [f"what follows from a size cannot be decided ({first.diagnostics[0].where})", *notes]
+        except CompilerError:
+            continue
+    raise first
+
+
+BOUNDS = 4  # of sizes that are tried
 UNPROVEN = {Code.TRACE_SHAPE, Code.UNDECIDED_DIM}
 
 
@@ -74,6 +95,13 @@ def _imported(exported: Exported, name: str) -> tuple[Module, list[str]]:
         if not set(error.codes) <= UNPROVEN:
             raise
         first = error
+    for most in sorted(getattr(first, "bounds", ()), reverse=True)[:BOUNDS]:
+        try:
+            module = import_program(exported, name, None, most)
+        except CompilerError:
+            continue
+        bounded = [s for s, fact in module.facts.symbols.items() if fact.high == most]
+        return module, [f"'{s}' is at most {most}: the code of the module has a table of that size" for s in bounded if s != "batch"]
     try:
         module = import_program(exported, name, {})
     except CompilerError:
@@ -100,18 +128,24 @@ class _Program(Importer):
         super().__init__(trace, sizes, problems)
         self.weights = weights
         self.lows: Mapping[str, int] | None = None
+        self.most: int | None = None
+        self.prefix: str | None = None  # of the names of parameters, where the module is inside of another
 
     def fact(self, name: str, known: Any) -> SymbolFact:
         """What is known of a dim, from torch's range."""
         least = 1 if self.lows is None else self.lows.get(name, 2)
-        return fact_of(None, None, least) if known is None else fact_of(known.lower, known.upper, least)
+        fact = fact_of(None, None, least) if known is None else fact_of(known.lower, known.upper, least)
+        if self.most is None or name == "batch" or fact.low > self.most or (fact.high is not None and fact.high <= self.most):
+            return fact
+        return SymbolFact(fact.low, self.most, fact.divisor)
 
     def stored(self, name: str, tensor: Any) -> Tensor:
         return self.weights.value(name, tensor)
 
 
-def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None = None) -> Module:
-    """The module of a program. ``lows``: the dims that may be smaller than 2; None: all may be 1. ``CompilerError`` with all that it cannot be."""
+def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None = None, most: int | None = None) -> Module:
+    """The module of a program. ``lows``: the dims that may be smaller than 2; None: all may be 1. ``most``: a bound of all dims but batches.
+    ``CompilerError`` with all that it cannot be."""
     note("reading the program")
     program = exported.program
     module = Module(name)
@@ -119,7 +153,8 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
     running = Trace(module, block)
     sizes, problems = Sizes(), Problems()
     importer = _Program(running, sizes, problems, Weights(running))
-    importer.lows = lows
+    importer.lows, importer.most = lows, most
+    importer.prefix = None if exported.specs is None else "model."
     with tracing(running):
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         leaves = _name_symbols(program, nodes, exported.examples, sizes)
@@ -132,12 +167,17 @@ def import_program(exported: Exported, name: str, lows: Mapping[str, int] | None
         outputs = importer.run(program.graph_module, given)
         results, nests = _results(importer, program, outputs, nodes)
         running.site = None
-        problems.check()
-        names = _output_names(program, nests)
+        try:
+            problems.check()
+        except CompilerError as error:
+            error.bounds = importer.bounds  # type: ignore[attr-defined]
+            raise
+        in_spec, out_spec = exported.specs or (program.call_spec.in_spec, program.call_spec.out_spec)
+        names = _output_names(out_spec, nests)
         values = [_named(running, n, v.value) for n, v in zip(names, results, strict=True)]
         running.builder.create(Return(), *values)
     module.add_function(Function("main", block))
-    module.calling = _calling(program, exported.examples, inputs, nests, names)
+    module.calling = _calling(in_spec, out_spec, exported.examples, inputs, nests, names)
     return module
 
 
@@ -155,6 +195,7 @@ def _name_symbols(program: Any, nodes: Sequence[Any], examples: Examples | None,
     paths = paths if len(paths) == len(user) else user
     values = {n.name: n.meta.get("val") for n in nodes}
     taken: set[str] = set()
+    shared: dict[tuple[str, int], str] = {}  # the length of keys and values is one in all layers
     for position, (node, path) in enumerate(zip(user, paths, strict=True)):
         fake = values.get(node)
         if not isinstance(fake, torch.Tensor):
@@ -166,11 +207,19 @@ def _name_symbols(program: Any, nodes: Sequence[Any], examples: Examples | None,
                     if str(symbol) not in sizes.names:
                         plain = "batch" if axis == 0 else "seq" if axis == 1 else f"{path}_{axis}"
                         role = roles[axis].role if axis in roles else plain
+                        cached = examples is not None and axis == 2 and fake.ndim == 4 and is_cache(path)
+                        length = (role, int(examples.leaves[position].shape[axis])) if examples is not None and cached else None
+                        if length in shared:
+                            sizes.names[str(symbol)] = shared[length]
+                            continue
+                        role = "past" if cached and role == "seq" else role
                         chosen = role if role not in taken else f"{path}_{axis}"
                         while chosen in taken:
                             chosen += "_"
                         taken.add(chosen)
                         sizes.names[str(symbol)] = _NAME.sub("_", chosen)
+                        if length is not None:
+                            shared[length] = sizes.names[str(symbol)]
     return dict(zip(user, paths, strict=True))
 
 
@@ -192,7 +241,7 @@ def _bound(importer: _Program, program: Any, node: Any, spec: Any, leaves: Mappi
     stored = program.state_dict.get(spec.target) if stored is None else stored
     stored = program.constants.get(spec.target) if stored is None else stored
     try:
-        return importer.stored(spec.target, stored)
+        return importer.stored(spec.target if importer.prefix is None else spec.target.removeprefix(importer.prefix), stored)
     except Refused as refused:
         importer.problems.refused(NOWHERE, f"'{spec.target}'", refused)
     return Tensor(importer.trace, Value(TensorType(tuple(stored.shape), dtype_of(_like(stored.dtype)))))
@@ -264,8 +313,7 @@ def _refuse_mutation(importer: _Program, program: Any, spec: Any, nodes: Sequenc
     importer.problems.add(Code.TORCH_MUTATION, f"the module writes into {what} '{spec.target}'", origin, help)
 
 
-def _output_names(program: Any, nests: Sequence[Any]) -> list[str]:
-    spec = program.call_spec.out_spec
+def _output_names(spec: Any, nests: Sequence[Any]) -> list[str]:
     paths = list(leaf_paths(spec)) if spec is not None else []
     if len(paths) != len(nests):
         paths = [str(i) for i in range(len(nests))]
@@ -294,17 +342,18 @@ def _named(trace: Trace, name: str, value: Value) -> Value:
     return value
 
 
-def _calling(program: Any, examples: Examples | None, inputs: Sequence[Any], nests: Sequence[Any], names: Sequence[str]) -> Calling:
-    spec = program.call_spec
+def _calling(
+    in_spec: Any, out_spec: Any, examples: Examples | None, inputs: Sequence[Any], nests: Sequence[Any], names: Sequence[str]
+) -> Calling:
     leaves = iter([Nest("leaf", name=x.value.name) if isinstance(x, Tensor) else Nest("constant", value=x) for x in inputs])
-    tree = nest_of(spec.in_spec, leaves)
+    tree = nest_of(in_spec, leaves)
     args, kwargs = tree.children
     every = (*(_argument(n, i) for i, n in enumerate(args.children)), *kwargs.keys)
     labels = every if examples is None else examples.names
     parameters = tuple(zip(labels, (*args.children, *kwargs.children), strict=True))
     out = iter(names)
     results = iter([Nest("leaf", name=next(out)) if isinstance(x, Tensor) else x for x in nests])
-    return Calling(parameters, nest_of(spec.out_spec, results))
+    return Calling(parameters, nest_of(out_spec, results))
 
 
 def _argument(nest: Nest, position: int) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from trustformers_ir.ir.dims import Dim, SymbolFact, floordiv, maximum, minimum, mod, substitute, symbol
+from trustformers_ir.ir.dims import Atom, Dim, SymbolFact, SymExpr, floordiv, maximum, minimum, mod, substitute, symbol
 from trustformers_ir.ir.functional import tensor
 from trustformers_ir.ir.tensor import Tensor
 
@@ -47,12 +48,14 @@ class Sizes:
             total: Dim = 0
             for a in args:
                 total = total + self.of(a)
-            return total
+            return _rounded_up(total)
         if expr.is_Mul:
             return self._product(args)
         if expr.is_Pow and args[1].is_Integer and int(args[1]) > 0:
             return self._power(self.of(args[0]), int(args[1]))
         kind = type(expr).__name__
+        if kind in ("Mod", "PythonMod"):
+            return _remainder(*map(self.of, args))
         if kind in _CALLS:
             made: Dim = _CALLS[kind](*map(self.of, args))
             return made
@@ -145,6 +148,31 @@ def _plain(expr: Any) -> Any:
     return expr.args[0] if type(expr).__name__ in ("ToFloat", "Identity") else expr
 
 
+def _remainder(a: Dim, by: Dim) -> Dim:
+    """``a % by``; remainders by the same number in a are left out first: ``(3 * (n % 4)) % 4`` is ``(3 * n) % 4``."""
+    if isinstance(a, SymExpr) and isinstance(by, int) and by > 0:
+        for atom, times in _atoms(a, "mod"):
+            if atom.args[1] == by:
+                return _remainder(a - times * mod(*atom.args) + times * atom.args[0], by)
+    return mod(a, by)
+
+
+def _rounded_up(total: Dim) -> Dim:
+    """``n + (-n) % 4``, what is padded to a multiple, as ``4 * ((n + 3) // 4)``."""
+    if isinstance(total, SymExpr):
+        for atom, times in _atoms(total, "mod"):
+            a, by = atom.args
+            rest = total - mod(a, by)
+            if times == 1 and isinstance(by, int) and by > 0 and mod(rest + a, by) == 0:
+                return by * floordiv(rest + by - 1, by)
+    return total
+
+
+def _atoms(dim: SymExpr, kind: str) -> list[tuple[Atom, int]]:
+    """The atoms of a kind that are terms by themselves, with their factors."""
+    return [(m[0][0], times) for m, times in dim.terms if len(m) == 1 and m[0][1] == 1 and m[0][0].kind == kind]
+
+
 def _modular(a: Dim, by: Dim, modulus: Dim) -> Dim:
     return mod(floordiv(a, by), modulus)
 
@@ -152,8 +180,6 @@ def _modular(a: Dim, by: Dim, modulus: Dim) -> Dim:
 _CALLS: dict[str, Any] = {
     "FloorDiv": floordiv,
     "CleanDiv": floordiv,
-    "Mod": mod,
-    "PythonMod": mod,
     "ModularIndexing": _modular,
     "CeilDiv": lambda a, b: -floordiv(-a, b),
     "Identity": lambda a: a,
@@ -161,6 +187,11 @@ _CALLS: dict[str, Any] = {
 }
 _ROUNDED = {"CeilToInt": "ceil", "FloorToInt": "floor", "TruncToInt": "floor"}
 del _CALLS["TruncToInt"]
+
+
+def constants_of(dim: Dim) -> set[int]:
+    """The numbers that a dim is written with, bounds of sizes among them."""
+    return {int(n) for n in re.findall(r"\d+", re.sub(r"[A-Za-z_]\w*", " ", str(dim)))} if not isinstance(dim, int) else set()
 
 
 def fact_of(low: Any, high: Any, least: int = 1) -> SymbolFact:

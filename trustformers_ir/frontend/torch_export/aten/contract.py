@@ -8,9 +8,9 @@ from typing import Any
 from trustformers_ir.frontend.torch_export.aten.reduce import vector_norm
 from trustformers_ir.frontend.torch_export.registry import Call, Refused, aten, constant
 from trustformers_ir.ir import functional as F
-from trustformers_ir.ir import windows
+from trustformers_ir.ir import ops, windows
 from trustformers_ir.ir.diagnostics import Code
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.ops import Window
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.tracing import static, trace_error
@@ -56,12 +56,15 @@ def addmv(c: Call, x: Tensor, a: Tensor, v: Tensor, *, beta: Any = 1, alpha: Any
 
 @aten("addbmm")
 def addbmm(c: Call, x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    return _added(c, x, a.matmul(b).sum(0), beta, alpha)
+    wide = DType.f32 if a.dtype in HALVES else a.dtype
+    return _added(c, x, a.to(wide).matmul(b.to(wide)).sum(0), beta, alpha)
 
 
 def _added(c: Call, x: Tensor, y: Tensor, beta: Any, alpha: Any) -> Tensor:
     """``beta * x + alpha * y``; nothing of x, NaN neither, where beta is 0."""
     y = y.to(c.dtype)
+    if c.dtype is DType.bool:
+        return x.bool().logical_and(bool(beta)).logical_or(y.logical_and(bool(alpha)))
     y = y if alpha == 1 else y * constant(c, alpha, c.dtype)
     if isinstance(beta, (int, float, complex)) and beta == 0:
         return y.expand(*c.shape)
@@ -76,7 +79,7 @@ def einsum(c: Call, equation: str, tensors: Sequence[Tensor], *, path: Any = Non
 
 @aten("outer", "ger")
 def outer(c: Call, a: Tensor, b: Tensor) -> Tensor:
-    return a.to(c.dtype).unsqueeze(1) * b.to(c.dtype).unsqueeze(0)
+    return c.emit(ops.And() if c.dtype is DType.bool else ops.Mul(), a.to(c.dtype).unsqueeze(1), b.to(c.dtype).unsqueeze(0))
 
 
 @aten("_trilinear")

@@ -44,6 +44,8 @@ def scalar_tensor(c: Call, value: Any, **_: Any) -> Tensor:
 def arange(c: Call, *args: Any, **named: Any) -> Tensor:
     """``start + step * i``, in f64 or i64, as torch computes it."""
     start, step = _progression(c, args, named)
+    if c.dtype.is_integer:  # torch makes whole numbers of both first
+        start, step = (int(v) if isinstance(v, float) else v for v in (start, step))
     (n,) = c.shape
     numbers = [start, step]
     if all(isinstance(v, (int, SymExpr)) for v in numbers) and not c.dtype.is_float:

@@ -313,7 +313,7 @@ def masked_fill(c: Call, x: Tensor, mask: Tensor, value: Any) -> Tensor:
 @aten("clamp")
 def clamp(c: Call, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
     y = x.to(c.dtype)
-    if isinstance(min, SymExpr) or isinstance(max, SymExpr):
+    if isinstance(min, SymExpr) or isinstance(max, SymExpr) or c.dtype is DType.bool:
         return clamp_tensor(c, y, *(None if b is None else as_tensor(b, c.dtype) for b in (min, max)))
     low, high = (None if b is None or (isinstance(b, float) and math.isnan(b)) else b for b in (min, max))
     if any(isinstance(b, float) and math.isnan(b) for b in (min, max)):
@@ -331,8 +331,9 @@ def clamp(c: Call, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 @aten("clamp.Tensor")
 def clamp_tensor(c: Call, x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
     y = x.to(c.dtype)
-    y = y if min is None else c.emit(ops.Maximum(), y, min.to(c.dtype))
-    return y if max is None else c.emit(ops.Minimum(), y, max.to(c.dtype))
+    low, high = (ops.Or(), ops.And()) if c.dtype is DType.bool else (ops.Maximum(), ops.Minimum())
+    y = y if min is None else c.emit(low, y, min.to(c.dtype))
+    return y if max is None else c.emit(high, y, max.to(c.dtype))
 
 
 @aten("clamp_min", "clamp_min.Tensor")
@@ -455,6 +456,13 @@ def xlogy(c: Call, a: Any, b: Any) -> Tensor:
     x, y = c.alike(a, b)
     zero = constant(c, 0, c.dtype)
     return F.where(y.isnan(), y, F.where(x.eq(zero), zero, x * y.log()))
+
+
+@aten("hypot")
+def hypot(c: Call, a: Tensor, b: Tensor) -> Tensor:
+    """The root of the sum of squares, in f64: no square overflows or vanishes that f32 could hold."""
+    x, y = (t.to(DType.f64) for t in c.alike(a, b))
+    return (x.square() + y.square()).sqrt().to(c.dtype)
 
 
 @aten("erfc", "special_erfc")

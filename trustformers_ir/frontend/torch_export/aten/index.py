@@ -32,6 +32,8 @@ def gather(c: Call, x: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = F
     if x.ndim == 0 or index.ndim == 0:
         flat = x.flatten().index_select(0, index.flatten())
         return flat.reshape(*c.shape)
+    if any(isinstance(d, int) and d == 0 for d in index.shape):
+        return F.zeros(*c.shape, dtype=c.dtype)
     return c.emit(ops.GatherElements(dim % x.ndim), x, index)
 
 

@@ -53,7 +53,7 @@ def t(c: Call, x: Tensor) -> Tensor:
     return x.transpose(-1, -2) if x.ndim > 1 else x
 
 
-@aten("alias", "alias_copy", "clone", "contiguous", "detach", "detach_", "lift_fresh_copy", "lift_fresh", "lift", "positive")
+@aten("alias", "alias_copy", "clone", "contiguous", "detach", "detach_", "positive")
 @aten("resolve_conj", "resolve_neg")
 def same(c: Call, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x

@@ -166,12 +166,22 @@ def std(c: Call, x: Tensor, dim: Any = None, *, correction: Any = None, keepdim:
     return _spread(c, x, dim, correction, keepdim, True)
 
 
-@aten("var", "var.dim")
+@aten("var")
+def var_all(c: Call, x: Tensor, unbiased: bool = True) -> Tensor:
+    return _spread(c, x, None, int(unbiased), False, False)
+
+
+@aten("std")
+def std_all(c: Call, x: Tensor, unbiased: bool = True) -> Tensor:
+    return _spread(c, x, None, int(unbiased), False, True)
+
+
+@aten("var.dim")
 def var_dim(c: Call, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     return _spread(c, x, dim, int(unbiased), keepdim, False)
 
 
-@aten("std", "std.dim")
+@aten("std.dim")
 def std_dim(c: Call, x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     return _spread(c, x, dim, int(unbiased), keepdim, True)
 
