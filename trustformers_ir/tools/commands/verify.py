@@ -1,8 +1,8 @@
 """``tfc verify``: do these files compute the same function?
 
 Every file is fed the same made-up inputs. An artifact is executed; a source (a checkpoint, a ``.tfir`` file) is evaluated with the
-reference semantics, unless ``--compiled`` asks for it to be compiled first. With ``--quantize`` there is one file, and the question is how far it
-lies from itself when it is quantized.
+reference semantics, unless ``--compiled`` asks for it to be compiled first; a Core ML package in numpy. With ``--quantize`` there is one file, and
+the question is how far it lies from itself when it is quantized.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 import typer
 
 import trustformers_ir as tfir
+from trustformers_ir.codegen.export.coreml.evaluate import evaluate_package, read_program
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Collector, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names, result_names
+from trustformers_ir.ir.probes import draw_dims, draw_inputs, tolerance_of
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Calibrate, Json
-from trustformers_ir.tools.probes import draw_dims, draw_inputs, tolerance_of
 from trustformers_ir.tools.quantized import error_of, show
+
+PACKAGE = ".mlpackage"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def verify(
     if len(files) < 2:
         raise console.usage("verify compares at least two files", "tfc verify A B")
     with console.progress("verifying"):
-        subjects = [_subject(path, compiled) for path in files]
+        subjects: list[Subject] = []
+        for path in files:
+            subjects.append(_package(path, subjects) if path.endswith(PACKAGE) else _subject(path, compiled))
         _same_signature(subjects)
         differences = _compare(subjects, probe, tolerance, seed)
     if json:
@@ -102,6 +107,23 @@ def _subject(path: str, compiled: bool) -> Subject:
         return Subject(path, executable.module, lambda arrays: executable(**arrays))
     module = tfir.api.to_module(path)
     return Subject(path, module, lambda arrays: tfir.evaluate(module, *(arrays[name] for name in argument_names(module.main))))
+
+
+def _package(path: str, before: Sequence[Subject]) -> Subject:
+    """A Core ML package, which says nothing of a graph: its inputs are those of the first file. Evaluated in numpy; Apple's runtime is not here."""
+    if not before:
+        raise console.usage(f"'{path}' cannot be the first", "name the model before it: tfc verify MODEL m.mlpackage --tolerance 1e-2")
+    read_program(path)
+    module = before[0].module
+
+    def compute(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        made = tuple(evaluate_package(path, arrays).values())
+        if len(made) != len(module.main.outputs):
+            message = f"'{path}' has {len(made)} outputs, and '{before[0].path}' has {len(module.main.outputs)}"
+            raise CompilerError.of(Code.INPUT_COUNT, message, Where(file=path), "only models with the same outputs can be compared")
+        return tuple(m if o.type.rank else m.reshape(()) for m, o in zip(made, module.main.outputs, strict=True))
+
+    return Subject(path, module, compute)
 
 
 def _same_signature(subjects: Sequence[Subject]) -> None:
