@@ -17,6 +17,7 @@ from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.workers import thread_count
 
 if TYPE_CHECKING:
+    from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
     from trustformers_ir.codegen.export.gguf.write import Written
     from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
     from trustformers_ir.ir.core import Module
@@ -154,12 +155,16 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
 
 def export(
     model: Any, path: str, *, quantize: str | None = None, dtype: Any = None, example_inputs: Any = None, opset: int | None = None
-) -> Written | WrittenOnnx:
-    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, or ``.onnx``.
+) -> Written | WrittenOnnx | WrittenCoreml:
+    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, or ``.mlpackage``.
 
     ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
     are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
-    (docs/onnx.md).
+    (docs/onnx_export.md).
+
+    Core ML packages: ``model`` as for ONNX; ``dtype`` is what floats are computed in, ``f16`` (if not said) or ``f32``; ``quantize`` None or
+    ``int8``, weights of matrices in 8 bits. Dims that are dynamic stay so. In f16, tensors that overflow on seeded inputs stay in f32 and are in
+    ``wide`` of what is returned, by name (docs/coreml.md).
 
     GGUF: ``model`` is a checkpoint folder or a ``random:<model_type>`` of a family that GGUF has an architecture for, or a ``.gguf`` file.
     ``quantize`` is the type of matrices: ``f32``, ``f16``, ``bf16``, ``q8_0``, ``q4_0``, …, ``q4_k_m``, …; None leaves them as they are stored.

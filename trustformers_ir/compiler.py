@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.codegen import build as building
+from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
+from trustformers_ir.codegen.export.coreml.write import write_coreml
 from trustformers_ir.codegen.export.gguf.write import Written
 from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
 from trustformers_ir.codegen.export.onnx.write import canonical, write_onnx
@@ -220,13 +222,20 @@ def _opened(model: Any, example_inputs: Any = None) -> tuple[Any, Any]:
     return (open_gguf(model) if given else model), example_inputs
 
 
+def _is_checkpoint(model: Any) -> bool:
+    """Something whose numbers are read in a dtype that one chooses."""
+    if isinstance(model, GgufFile):
+        return True
+    return isinstance(model, (str, Path)) and (str(model).startswith(PREFIX) or Path(model).is_dir() or Path(model).suffix == ".gguf")
+
+
 def _from_path(
     name: str, dtype: DType | None, generation: CacheForm | None, example_inputs: Any = None, dynamic: Sequence[str] | None = None
 ) -> Module:
     if name.startswith(PREFIX):
         return random_model(name, dtype, generation)
     path = Path(name)
-    if dtype is not None and not path.is_dir() and path.suffix != ".gguf":
+    if dtype is not None and not _is_checkpoint(name):
         raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint", help="leave it out")
     if not path.exists():
         raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{name}' does not exist", Where(file=name), "look at the path")
@@ -590,17 +599,39 @@ def _tune_gpu(model: Any, inputs: Mapping[str, np.ndarray], request: Request, ta
 # --- exporting ---------------------------------------------------------------------------------------------------------------------
 
 
-def export(model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any = None, opset: int | None = None) -> Written | WrittenOnnx:
+def export(
+    model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any = None, opset: int | None = None
+) -> Written | WrittenOnnx | WrittenCoreml:
     """See :func:`trustformers_ir.export`."""
-    if Path(path).suffix != ".onnx":
-        if opset is not None or example_inputs is not None:
-            raise CompilerError.of(Code.USAGE, "opset and example_inputs are for ONNX files", help="leave them out")
+    suffix = Path(path).suffix
+    if opset is not None and suffix != ".onnx":
+        raise CompilerError.of(Code.USAGE, "opset is for ONNX files", help="leave it out")
+    if suffix == ".mlpackage":
+        return _export_coreml(model, path, quantize, dtype, example_inputs)
+    if suffix != ".onnx":
+        if example_inputs is not None:
+            raise CompilerError.of(Code.USAGE, "example_inputs are for ONNX files and Core ML packages", help="leave them out")
         return write_export(model, path, quantize, dtype)
     if quantize is not None:
         raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
+    return write_onnx(path, _to_export(model, example_inputs, dtype), opset=opset)
+
+
+def _export_coreml(model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any) -> WrittenCoreml:
+    """In f16 unless f32 is asked for: what it is rounded from is f32, also where a checkpoint is stored in 16 bits."""
+    found = _dtype(dtype) or DType.f16
+    if found not in (DType.f16, DType.f32):
+        raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
+    if quantize not in (None, "int8"):
+        raise CompilerError.of(Code.USAGE, f"'{quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
+    return write_coreml(path, _to_export(model, example_inputs, DType.f32 if _is_checkpoint(model) else None), dtype=found, quantize=quantize)
+
+
+def _to_export(model: Any, example_inputs: Any, dtype: Any) -> Module:
+    """The graph as exporters take it: of the front end, canonicalized, its weights looked at."""
     module = to_module(model, example_inputs, dtype)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
-    return write_onnx(path, canonical(clone_module(module) if module is model else module), opset=opset)
+    return canonical(clone_module(module) if module is model else module)
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------

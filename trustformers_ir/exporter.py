@@ -14,7 +14,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.progress import note
 
 GGUF = ".gguf"
-LATER = (".mlpackage", ".mlir")
+LATER = (".mlir",)
 
 
 def export(model: Any, path: str | os.PathLike[str], quantize: Any, dtype: Any) -> Written:
@@ -24,7 +24,7 @@ def export(model: Any, path: str | os.PathLike[str], quantize: Any, dtype: Any) 
     if suffix in LATER:
         raise CompilerError.of(Code.NOT_BUILT, f"exporting to {suffix} is not built yet", help="CHANGELOG.md lists what each version does")
     if suffix != GGUF:
-        help = f"the formats are .onnx, {', '.join((GGUF, *LATER))}"
+        help = f"the formats are .onnx, .mlpackage, {', '.join((GGUF, *LATER))}"
         raise CompilerError.of(Code.USAGE, f"'{name}' is of no format that can be exported", help=help)
     asked, numbers = find_file_type(quantize), find_numbers(dtype)
     if not isinstance(model, (str, os.PathLike)):

@@ -17,11 +17,11 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.probes import draw_dims, draw_inputs
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.decompose import Decompose
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.runtime.executable import Executable
-from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 f32 = tfir.f32
 SIZES = {"b": "b", "h": 3, "i": "i", "j": 4, "k": 5, "l": 2}

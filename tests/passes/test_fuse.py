@@ -19,12 +19,12 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops.data import Literal
 from trustformers_ir.ir.ops.region import RegionKind
+from trustformers_ir.ir.probes import draw_dims, draw_inputs
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.verifier import check_module
 from trustformers_ir.passes.fuse import Fuse
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.passes.pack_weights import PackWeights
-from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 f32 = DType.f32
 

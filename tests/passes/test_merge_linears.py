@@ -13,9 +13,9 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.interpreter import evaluate
+from trustformers_ir.ir.probes import draw_dims, draw_inputs
 from trustformers_ir.passes.manager import PassLog, PassManager
 from trustformers_ir.passes.merge_linears import MergeLinears
-from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 RNG = np.random.default_rng(0)
 f32 = tfir.f32

@@ -12,8 +12,8 @@ pytest.importorskip("triton", reason="pip install triton")
 import tokenizers
 
 import trustformers_ir as tfir
+from trustformers_ir.ir.probes import draw_inputs
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
-from trustformers_ir.tools.probes import draw_inputs
 
 TEXT = "A graph compiler fuses what belongs together."
 INTERPRETER = "triton:interpreter"

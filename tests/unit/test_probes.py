@@ -11,7 +11,7 @@ from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import evaluate
 from trustformers_ir.ir.ops import Embedding, Reshape, Return
-from trustformers_ir.tools.probes import draw_dims, draw_inputs, make_probes
+from trustformers_ir.ir.probes import draw_dims, draw_inputs, make_probes
 
 
 def lookup(rows: int) -> Module:

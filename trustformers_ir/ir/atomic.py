@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +52,42 @@ def atomic_output(path: str | os.PathLike[str], durable: bool = True) -> Iterato
         raise
     if durable:
         _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+    """An empty folder that becomes ``path`` when the block ends without an exception; ``TFC6004`` when that cannot be.
+
+    A folder that is there already is replaced if it holds a file ``marker``, so that nothing but an older output is. It is put aside for that:
+    between two renames, ``path`` is not there.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_dir() and (target / marker).is_file()):
+        raise _unwritable(path, "something else is there" if target.is_dir() else "it is a file")
+    if not target.parent.is_dir():
+        raise _unwritable(path, f"the folder '{target.parent}' does not exist")
+    if not os.access(target.parent, os.W_OK):
+        raise _unwritable(path, "permission denied")
+    stem = f".{target.name[:200]}.{secrets.token_hex(6)}"
+    made, old = target.with_name(f"{stem}.tmp"), target.with_name(f"{stem}.old")
+    with _reporting(path, everything=True):
+        made.mkdir()
+    try:
+        with _reporting(path):
+            yield made
+        with _reporting(path, everything=True):
+            if target.exists():
+                target.rename(old)
+            try:
+                made.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync_folder(target.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str, durable: bool = True) -> None:

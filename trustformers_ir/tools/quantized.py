@@ -9,11 +9,11 @@ import numpy as np
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import CheckFailed, Code, Diagnostic, Where
+from trustformers_ir.ir.probes import draw_dims, draw_inputs
 from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.runtime.manifest import recipe_name
 from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import files
-from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 _HOW = {"int8": "in 8-bit integers", **{name: f"by weights in {name}" for name in ("bf16", "f16", "q8_0", "q4_0", "q4_1", "int4")}}
 ALLOWED = 0.1  # of the relative error of a result of the model, unless the user says otherwise

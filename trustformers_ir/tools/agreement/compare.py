@@ -14,13 +14,13 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import result_names
+from trustformers_ir.ir.probes import Probe, make_probes
 from trustformers_ir.ir.progress import note
 from trustformers_ir.tools.agreement.blame import Culprit, blame
 from trustformers_ir.tools.agreement.metrics import INFINITE, Distance, distance
 from trustformers_ir.tools.agreement.readers import Run, Subject, signature, true_outputs
 from trustformers_ir.tools.agreement.tolerance import UNITS, tolerances
 from trustformers_ir.tools.agreement.values import result_ids
-from trustformers_ir.tools.probes import Probe, make_probes
 
 SHOWN = 5  # culprits of a file
 LEAST_SHARE = 1e-3  # below which an operation is none

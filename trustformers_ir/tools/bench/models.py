@@ -14,10 +14,10 @@ import trustformers_ir as tfir
 from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.dims import evaluate
+from trustformers_ir.ir.probes import draw_dims, draw_inputs
 from trustformers_ir.models.registry import find_family
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.fetch import fetch
-from trustformers_ir.tools.probes import draw_dims, draw_inputs
 
 FOLDER = Path(".cache/models")  # where `make model` puts the real one
 RANDOM: Mapping[str, str] = {"bert-base": "bert", "vit-base": "vit"}

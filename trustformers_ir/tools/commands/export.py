@@ -16,11 +16,11 @@ FORMATS = (".onnx", ".gguf", ".mlpackage", ".mlir")
 
 def export(
     model: Model,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf or *.onnx; later *.mlpackage or *.mlir.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="*.gguf, *.onnx or *.mlpackage; later *.mlir.")],
     quantize: Annotated[
-        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, q4_0, …, q4_k_m, …, q6_k.", show_default="as stored")
+        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, …, q4_k_m, …; or int8.", show_default="as stored")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of matrices that are not quantized: f32, f16 or bf16.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of what is not quantized: f32, f16 or bf16; Core ML: f16, f32.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
     json: Json = False,
 ) -> None:
@@ -33,5 +33,11 @@ def export(
     seconds = time.perf_counter() - started
     tensors = ", ".join(f"{count} {kind}" for kind, count in made.kinds.items())
     console.say(f"{output}: {console.quantity(made.bytes)}, tensors: {tensors}, in {seconds:.2f} s")
+    wide = [{"name": w.name, "largest": w.largest, "place": w.place} for w in getattr(made, "wide", ())]
+    if wide:
+        console.say(f"{len(wide)} tensors are beyond what f16 holds, and stay in f32:")
+        for w in wide:
+            console.say(f"  {w['name']}: {w['largest']:.3g}" + (f" ({w['place']})" if w["place"] else ""))
     if json:
-        console.print_json({"model": model, "output": output, "bytes": made.bytes, "tensors": made.kinds, "seconds": seconds})
+        found = {"model": model, "output": output, "bytes": made.bytes, "tensors": made.kinds, "seconds": seconds}
+        console.print_json(found | ({"wide": wide} if output.endswith(".mlpackage") else {}))

@@ -13,9 +13,9 @@ import numpy as np
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.dims import evaluate
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.probes import draw_inputs
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.bench.bars import Bar, Figure
-from trustformers_ir.tools.probes import draw_inputs
 
 COPY, MATRIX = "copy", "matrix"  # limits of a machine
 OURS = "ours"

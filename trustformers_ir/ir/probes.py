@@ -1,4 +1,4 @@
-"""Inputs made up for a model: what ``verify`` and ``bench`` feed it.
+"""Inputs made up for a model: what ``verify`` and ``bench`` feed it, and what an exporter looks at ranges with.
 
 Dims are drawn within the facts of their symbols. An integer input that indexes a table stays below its size; other integers are 0 or 1
 (masks, token types); floats are normal.

@@ -1,0 +1,277 @@
+"""Core ML packages, read back from the disk and executed in numpy: every op on its samples, whole models, f16 and its range, weights in 8 bits."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("coremltools", reason="pip install coremltools")
+
+import trustformers_ir as tfir
+from trustformers_ir.codegen.export.coreml.emitter import RULES
+from trustformers_ir.codegen.export.coreml.evaluate import evaluate_package, read_program
+from trustformers_ir.codegen.export.coreml.write import write_coreml
+from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.conformance import Case, cases
+from trustformers_ir.ir.diagnostics import Code, CompilerError
+from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.ir.schema import OPS
+from trustformers_ir.tools.cli import main
+
+#: relative to the largest magnitude of a result
+BOUNDS = {DType.f32: 3e-6, DType.f16: 3e-3, DType.bf16: 3e-2}
+#: forms of ops that a package cannot say, and why
+REFUSED = {
+    "and": "no ops on bits", "or": "no ops on bits", "xor": "no ops on bits", "pow": "powers of integers", "conv1d": "convolves floats",
+    "linear": "packed", "expand": "no input", "slice": "no input", "top_k": "not known before", "div": "divides floats",
+}  # fmt: skip
+EVERYWHERE = ("computes in no", "no empty arrays")
+FEW = 4  # samples of an op that are run by default; `-m long` runs all
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """coremltools collects garbage whenever it converts: what is there already need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    gc.unfreeze()
+
+
+def compare(case: Case, path: Path) -> str:
+    """Empty, or why the op of the case cannot be written."""
+    module = case.module()
+    try:
+        write_coreml(str(path), module, dtype=DType.f32)
+    except CompilerError as error:
+        first = error.diagnostics[0]
+        return f"{first.code.name}: {first.message}"
+    got = evaluate_package(path, dict(zip(argument_names(module.main), case.inputs, strict=True)))
+    for g, w, t in zip(got.values(), case.expected(), case.results, strict=True):
+        assert g.shape == (w.shape or (1,))
+        g = g.reshape(w.shape)
+        if not t.dtype.is_float:
+            np.testing.assert_array_equal(g.astype(np.int64), w.astype(np.int64))
+            continue
+        a, b = g.astype(np.float64), w.astype(np.float64)
+        with np.errstate(all="ignore"):
+            scale = max([float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), 1e-30])
+            same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= BOUNDS[t.dtype] * scale)
+        assert same.all(), f"{t.dtype}: {np.abs(a - b).max() / scale}"
+    return ""
+
+
+MNEMONICS = sorted(kind.mnemonic for kind in RULES if next(kind.samples(), None) is not None)
+
+
+def samples(mnemonic: str, path: Path, most: int | None) -> None:
+    written = 0
+    with np.errstate(all="ignore"):
+        for case in cases([OPS[mnemonic]]):
+            if most is not None and written >= most:
+                break
+            why = compare(case, path)
+            if why:
+                known = (*EVERYWHERE, REFUSED.get(mnemonic, EVERYWHERE[0]))
+                assert why.startswith("CANNOT_EXPORT") and any(w in why for w in known), f"{case}: {why}"
+            written += not why
+    assert written
+
+
+@pytest.mark.parametrize("mnemonic", MNEMONICS)
+def test_samples(mnemonic: str, tmp_path: Path) -> None:
+    samples(mnemonic, tmp_path / "m.mlpackage", FEW if mnemonic in ("attention", "rope", "rms_norm", "linear", "matmul") else 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mnemonic", MNEMONICS)
+def test_all_samples(mnemonic: str, tmp_path: Path) -> None:
+    samples(mnemonic, tmp_path / "m.mlpackage", None)
+
+
+SIZES = "num_hidden_layers=1&hidden_size=32&intermediate_size=48&num_attention_heads=4&vocab_size=99"
+MODELS = {
+    "bert": f"random:bert?{SIZES}",
+    "llama": f"random:llama?{SIZES}&num_key_value_heads=2&architecture=LlamaForCausalLM",
+    "mistral": f"random:mistral?{SIZES}&num_key_value_heads=2&architecture=MistralForCausalLM&sliding_window=5",
+    "gemma2": f"random:gemma2?{SIZES}&num_key_value_heads=2&head_dim=8&architecture=Gemma2ForCausalLM&sliding_window=5",
+    "phi3": f"random:phi3?{SIZES}&num_key_value_heads=2&architecture=Phi3ForCausalLM",
+    "mixtral": f"random:mixtral?{SIZES}&num_key_value_heads=2&architecture=MixtralForCausalLM&num_local_experts=4",
+    "falcon": "random:falcon?num_hidden_layers=1&hidden_size=32&num_attention_heads=4&vocab_size=99&alibi=true&architecture=FalconForCausalLM",
+    "gpt_neox": f"random:gpt_neox?{SIZES}&architecture=GPTNeoXForCausalLM",
+    "cohere": f"random:cohere?{SIZES}&num_key_value_heads=2&architecture=CohereForCausalLM",
+    "gpt2": "random:gpt2?n_layer=1&n_embd=32&n_head=4&vocab_size=99&architecture=GPT2LMHeadModel",
+}
+
+
+def agrees(spec: str, path: Path, bound: float, sizes: tuple[tuple[int, int], ...] = ((1, 1), (3, 11))) -> None:
+    """Batches and lengths of any size, padding among them, of the package against the reference semantics."""
+    module, random = tfir.api.to_module(spec), np.random.default_rng(0)
+    for batch, length in sizes:
+        ids = random.integers(0, 99, (batch, length))
+        mask = np.ones_like(ids)
+        mask[-1, length // 2 :] = 0 if batch > 1 else 1
+        named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+        feed = {k: named[k] for k in argument_names(module.main)}
+        want = tfir.evaluate(module, **feed)
+        want = want if isinstance(want, (tuple, list)) else [want]
+        for g, w in zip(evaluate_package(path, feed).values(), want, strict=True):
+            assert g.shape == w.shape
+            assert np.abs(g - w).max() <= bound * np.abs(w).max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_models(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.mlpackage"
+    tfir.export(MODELS[name], str(path), dtype="f32")
+    agrees(MODELS[name], path, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_f16_models(name: str, tmp_path: Path) -> None:
+    """Half the bytes, f16 nearly everywhere; f32 at the ports and where angles are made."""
+    path, whole = tmp_path / "m.mlpackage", tmp_path / "whole.mlpackage"
+    made = tfir.export(MODELS[name], str(path))
+    assert made.kinds["f16"] >= 15 and "f32" not in made.kinds and not made.wide  # type: ignore[union-attr]
+    agrees(MODELS[name], path, 1e-2)
+    weights = "Data/com.apple.CoreML/weights/weight.bin"
+    tfir.export(MODELS[name], str(whole), dtype="f32")
+    assert (path / weights).stat().st_size < 0.6 * (whole / weights).stat().st_size
+    for op in read_program(path).functions["main"].operations:
+        if op.op_type in ("sin", "cos"):
+            assert op.x.is_tensor_or_scalar_of(dtype="fp32")
+        if op.op_type in ("linear", "layer_norm", "softmax"):
+            assert op.x.is_tensor_or_scalar_of(dtype="fp16")
+
+
+def test_a_vision_model(tmp_path: Path) -> None:
+    spec = "random:vit?num_hidden_layers=1&hidden_size=32&intermediate_size=48&num_attention_heads=2&image_size=16&patch_size=4"
+    tfir.export(spec, str(tmp_path / "m.mlpackage"), dtype="f32")
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    want = tfir.evaluate(tfir.api.to_module(spec), x)
+    got = evaluate_package(tmp_path / "m.mlpackage", {"pixel_values": x})
+    for g, w in zip(got.values(), want if isinstance(want, (tuple, list)) else [want], strict=True):
+        assert np.abs(g - w).max() <= 1e-5 * np.abs(w).max()
+
+
+@pytest.mark.long
+def test_the_real_model(minilm: Path, tmp_path: Path) -> None:
+    path, exe, ids = tmp_path / "m.mlpackage", tfir.compile(str(minilm)), np.random.default_rng(0).integers(1000, 20000, (3, 40))
+    mask = np.ones_like(ids)
+    mask[1, 20:] = 0
+    feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+    for options, bound in (({"dtype": "f32"}, 1e-5), ({}, 2e-2), ({"quantize": "int8"}, 0.15)):
+        tfir.export(str(minilm), str(path), **options)
+        for g, w in zip(evaluate_package(path, feed).values(), exe(**feed), strict=True):
+            assert np.abs(g - w).max() <= bound * np.abs(w).max()
+
+
+def test_what_overflows_stays_in_f32(tmp_path: Path) -> None:
+    """The square of 300 x is beyond f16; without the analysis the result would be infinite."""
+    path = tmp_path / "m.mlpackage"
+
+    def f(x: Any) -> Any:
+        wide = x * 300.0
+        return (wide * wide).mean(-1).sqrt() + F.tanh(x).sum(-1)
+
+    made = tfir.export(f, str(path), example_inputs=[tfir.f32["n", 16]])
+    (tensor, *_) = made.wide  # type: ignore[union-attr]
+    assert tensor.name.startswith("mul") and tensor.largest > 65504 and Path(__file__).name in tensor.place
+    x = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+    (got,) = evaluate_package(path, {"x": x}).values()
+    want = tfir.evaluate(tfir.trace(f, tfir.f32["n", 16]), x)
+    assert np.abs(got - want).max() <= 2e-3 * np.abs(want).max()
+    words = {op.op_type: op.outputs[0].is_tensor_or_scalar_of(dtype="fp16") for op in read_program(path).functions["main"].operations}
+    assert words["tanh"] and not words["sqrt"]
+
+
+def test_weights_in_8_bits(tmp_path: Path) -> None:
+    path, spec = tmp_path / "m.mlpackage", MODELS["bert"].replace("hidden_size=32", "hidden_size=64")
+    made = tfir.export(spec, str(path), dtype="f32", quantize="int8")
+    assert made.kinds["int8"] >= 6
+    kinds = [op.op_type for op in read_program(path).functions["main"].operations]
+    assert kinds.count("constexpr_affine_dequantize") == made.kinds["int8"]
+    agrees(spec, path, 0.05)
+    with pytest.raises(AssertionError):  # they are not the weights of before
+        agrees(spec, path, 1e-6)
+
+
+def test_ports(tmp_path: Path) -> None:
+    """Sizes that are computed, bool as numbers, numbers as arrays of one, outputs that are inputs or handed out twice."""
+    path = tmp_path / "m.mlpackage"
+
+    def f(x: Any, y: Any, flag: Any, number: Any) -> Any:
+        n, m = x.shape[0], y.shape[0]
+        z = F.concat([x, x], 0).reshape(2, n, 4)
+        return {"z": z, "twice": z, "x": x, "n": F.tensor(n * 2 + m), "row": F.arange((n + m) // 2), "no": ~flag, "more": number + 1.0}
+
+    module = tfir.trace(f, tfir.f32["n", 4], tfir.f32["3 * s + 2", 2], DType.bool["n"], tfir.f32[()])
+    write_coreml(str(path), module, dtype=DType.f32)
+    x, y, flag = np.arange(20, dtype=np.float32).reshape(5, 4), np.zeros((11, 2), np.float32), np.arange(5) % 2 == 0
+    names = argument_names(module.main)
+    got = list(evaluate_package(path, dict(zip(names, (x, y, flag, np.float32(2)), strict=True))).values())
+    np.testing.assert_array_equal(got[0], got[1])
+    np.testing.assert_array_equal(got[2], x)
+    assert got[3].tolist() == [21] and got[4].tolist() == list(range(8)) and got[5].tolist() == [0, 1, 0, 1, 0] and got[6].tolist() == [3]
+    for feed, code in (({names[0]: x}, Code.INPUT_COUNT), (dict(zip(names, (x[0], y, flag, np.float32(2)), strict=True)), Code.INPUT_SHAPE)):
+        with pytest.raises(CompilerError) as caught:
+            evaluate_package(path, feed)
+        assert caught.value.diagnostics[0].code is code
+
+
+def test_all_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.mlpackage"
+    path.mkdir()
+    (path / "Manifest.json").write_text("before")
+
+    def f(x: Any) -> Any:
+        whole = x.to(DType.i32)
+        return x.cumprod(0), whole**whole, x.to(DType.f64)
+
+    with pytest.raises(CompilerError) as caught:
+        tfir.export(f, str(path), example_inputs=[tfir.f32[3, 2]])
+    problems = caught.value.diagnostics
+    assert [p.where.op for p in problems] == ["cumprod", "pow", "cast"]
+    assert all(p.code is Code.CANNOT_EXPORT and Path(str(p.where.file)).name == Path(__file__).name and p.where.line for p in problems)
+    assert (path / "Manifest.json").read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    for options in ({"dtype": "bf16"}, {"quantize": "q4_0"}, {"opset": 20}):
+        with pytest.raises(CompilerError):
+            tfir.export(MODELS["bert"], str(path), **options)  # type: ignore[arg-type]
+
+
+def test_verify_compares_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the model that they were made of; one of other weights differs."""
+    path, other = str(tmp_path / "m.mlpackage"), str(tmp_path / "other.mlpackage")
+    for name, spec in ((path, MODELS["gpt2"]), (other, MODELS["gpt2"] + "&layer_norm_epsilon=0.5")):
+        assert main(["export", spec, "-o", name, "--dtype", "f32"]) == 0
+    assert main(["verify", MODELS["gpt2"], path, "--probe", "1"]) == 0
+    assert main(["verify", MODELS["gpt2"], other, "--probe", "1"]) == 1
+    assert main(["verify", path, MODELS["gpt2"]]) == 2
+    assert "cannot be the first" in capsys.readouterr().err
+
+
+def test_a_package_appears_whole(tmp_path: Path) -> None:
+    """An older package is replaced; anything else that is there is left alone."""
+    path = tmp_path / "m.mlpackage"
+    for factor in (2.0, 3.0):
+        tfir.export(lambda x, k=factor: x * k, str(path), example_inputs=[tfir.f32[2]], dtype="f32")
+        assert next(iter(evaluate_package(path, {"x": np.ones(2)}).values())).tolist() == [factor] * 2
+        assert list(tmp_path.iterdir()) == [path]
+    other = tmp_path / "notes.mlpackage"
+    other.mkdir()
+    (other / "diary.txt").write_text("mine")
+    with pytest.raises(CompilerError) as caught:
+        tfir.export(lambda x: x, str(other), example_inputs=[tfir.f32[2]])
+    assert caught.value.diagnostics[0].code is Code.UNWRITABLE and (other / "diary.txt").read_text() == "mine"
+    with pytest.raises(CompilerError) as caught:
+        evaluate_package(other, {"x": np.ones(2)})
+    assert caught.value.diagnostics[0].code is Code.UNREADABLE
