@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.export.coreml.evaluate import evaluate_package, read_program
+from trustformers_ir.codegen.export.coreml.evaluate import computes_in_f16, evaluate_package, read_program
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -164,14 +164,13 @@ def _gguf(path: str, source: Module) -> Subject:
 def _coreml(path: str, source: Module) -> Subject:
     """A package in numpy, for Apple's runtime is not here: it says nothing of a graph, so its inputs are those of the source."""
     program = read_program(path)
-    names = {v.name for f in program.functions.values() for o in f.operations for v in o.outputs if "fp16" in str(v.dtype)}
     shapes = [a.type.rank for a in source.main.outputs]
 
     def compute(arrays: Arrays) -> list[np.ndarray]:
         made = list(evaluate_package(path, arrays).values())
         return [m if n >= len(shapes) or shapes[n] else m.reshape(()) for n, m in enumerate(made)]
 
-    run = Run("numpy", compute, importlib.metadata.version("coremltools"), least=UNITS[DType.f16] if names else 0.0)
+    run = Run("numpy", compute, importlib.metadata.version("coremltools"), least=UNITS[DType.f16] if computes_in_f16(program) else 0.0)
     return Subject(path, "Core ML package", signature(source), len(program.functions["main"].outputs), (run,))
 
 

@@ -51,6 +51,11 @@ def read_program(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, .
     return _read(path, *_opened(path), shapes or {})
 
 
+def computes_in_f16(program: Any) -> bool:
+    """Whether something in a program has 16 bits."""
+    return any(_numpy(v) == np.float16 for f in program.functions.values() for o in f.operations for v in o.outputs if hasattr(v, "dtype"))
+
+
 def _opened(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     """A package and its specification."""
     ct = coremltools_module()
