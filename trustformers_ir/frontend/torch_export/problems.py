@@ -34,7 +34,7 @@ class Problems:
     @staticmethod
     def missing(target: Any) -> tuple[str, str]:
         """Why an op without a function cannot be compiled, and what is nearest to it."""
-        name = str(target).removeprefix("aten.")
+        name = str(target).removeprefix("aten.").removeprefix("prims.")
         namespace = getattr(target, "namespace", "")
         if namespace not in ("aten", "prims", ""):
             return "an op of another library", "write it with functions of torch, which can be compiled"
