@@ -44,7 +44,7 @@ class Problems:
             return f"the form '{name}' is not compiled", f"the forms {', '.join(others)} are"
         near = get_close_matches(base, {n.partition(".")[0] for n in ATEN}, 3, 0.7)
         nearest = f"near to it are {', '.join(near)}; " if near else ""
-        return "the op is not compiled", f"{nearest}docs/torch.md lists the ops that are"
+        return "the op is not compiled", f"{nearest}docs/torch_ops.md lists the ops that are"
 
     def check(self) -> None:
         """Raises when anything was gathered."""
