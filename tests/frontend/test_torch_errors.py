@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from pathlib import Path
@@ -47,6 +48,11 @@ def expected(wrong: torch_wrong.Wrong) -> set[tuple[str, int | None]]:
     return out
 
 
+@functools.cache
+def verdict_of(name: str) -> dict[str, Any]:
+    return verdict(next(w for w in torch_wrong.PROGRAMS if w.name == name))
+
+
 def verdict(wrong: torch_wrong.Wrong) -> dict[str, Any]:
     """What was said of a program, and whether it is right."""
     found = problems(wrong)
@@ -67,13 +73,13 @@ def verdict(wrong: torch_wrong.Wrong) -> dict[str, Any]:
 
 @pytest.mark.parametrize("wrong", torch_wrong.PROGRAMS, ids=lambda w: w.name)
 def test_a_wrong_program_gets_a_code_and_help(wrong: torch_wrong.Wrong) -> None:
-    found = verdict(wrong)
+    found = verdict_of(wrong.name)
     assert found["codes"], found
     assert found["help"], found
 
 
 def test_nearly_all_wrong_programs_are_told_at_the_right_line() -> None:
-    verdicts = [verdict(w) for w in torch_wrong.PROGRAMS]
+    verdicts = [verdict_of(w.name) for w in torch_wrong.PROGRAMS]
     right = [v for v in verdicts if v["lines"]]
     assert len(verdicts) >= 50
     assert len(right) >= RIGHT * len(verdicts), [(v["name"], v["said"], v["wanted"]) for v in verdicts if not v["lines"]]

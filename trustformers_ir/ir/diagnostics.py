@@ -283,7 +283,7 @@ ADVICE = {
     Code.TRACE_SPEC: 'specs look like f32["n", 4], one for each parameter',
     Code.TRACE_FOREIGN: "make the tensor inside of the function that is traced",
     Code.TRACE_FAILED: "the traceback of --debug shows the line",
-    Code.TORCH_OP: "docs/torch.md lists the ops that are compiled",
+    Code.TORCH_OP: "docs/torch_ops.md lists the ops that are compiled",
     Code.TORCH_DATA_DEPENDENT: "keep sizes fixed, and choose by elements: torch.where(condition, a, b)",
     Code.TORCH_EXPORT: "torch.export.export(model, args, strict=False) shows what torch says",
     Code.TORCH_INPUTS: "give what forward takes: a tuple in its order, or a dict by name",

@@ -34,7 +34,7 @@ class Problems:
     @staticmethod
     def missing(target: Any) -> tuple[str, str]:
         """Why an op without a function cannot be compiled, and what is nearest to it."""
-        name = str(target).removeprefix("aten.")
+        name = str(target).removeprefix("aten.").removeprefix("prims.")
         namespace = getattr(target, "namespace", "")
         if namespace not in ("aten", "prims", ""):
             return "an op of another library", "write it with functions of torch, which can be compiled"
@@ -44,7 +44,7 @@ class Problems:
             return f"the form '{name}' is not compiled", f"the forms {', '.join(others)} are"
         near = get_close_matches(base, {n.partition(".")[0] for n in ATEN}, 3, 0.7)
         nearest = f"near to it are {', '.join(near)}; " if near else ""
-        return "the op is not compiled", f"{nearest}docs/torch.md lists the ops that are"
+        return "the op is not compiled", f"{nearest}docs/torch_ops.md lists the ops that are"
 
     def check(self) -> None:
         """Raises when anything was gathered."""
