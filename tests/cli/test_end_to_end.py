@@ -200,8 +200,9 @@ def test_verify_finds_a_changed_weight(capsys: pytest.CaptureFixture[str]) -> No
     done(capsys, "compile", "other", "-o", "other.tfc")
     code, out, err = tfc(capsys, "verify", "m", "m.tfc", "other.tfc")
     assert code == 1
-    assert "error[TFC6100]: output 'pooler_output' of 'other.tfc' is" in err and "  --> other.tfc\n" in err and "  help: " in err
+    assert "error[TFC6100]: output 'pooler_output' of 'other.tfc' is" in err and "  --> other.tfc (op linear)\n" in err and "  help: " in err
     assert err.count("error[") == 1, "the other output is the same"
+    assert "100% of the error come in at 'linear'" in err
     assert [line.split()[0] for line in out.splitlines() if line.endswith("DIFFERS")] == ["other.tfc"]
     code, out, _ = tfc(capsys, "verify", "m", "other.tfc", "--json")
     assert code == 1 and json.loads(out)["holds"] is False

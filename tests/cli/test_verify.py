@@ -107,6 +107,12 @@ def test_a_file_that_cannot_be_executed_is_red(made: Path, capsys: pytest.Captur
     assert "ONNX Runtime cannot execute 'bad.onnx'" in told["files"][1]["failure"] and "bad.onnx" in capsys.readouterr().err
 
 
+def test_an_onnx_file_as_the_source(made: Path) -> None:
+    """Our own reading of it, next to the runtimes."""
+    code, told = verified(str(made / "b.onnx"), str(made / "b.onnx"), "--probe", "1", "--by", "onnxruntime")
+    assert code == 0 and all(0 < d["relative"] < d["tolerance"] for d in told["differences"])
+
+
 def test_files_that_say_nothing_of_their_operations(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(str(made / "b.onnx"))
     for node in model.graph.node:
@@ -136,7 +142,6 @@ def test_a_runner_that_is_missing_is_an_error(name: str, made: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["b.onnx", "b.tfc"], "an ONNX file is no source"),
         ([BERT, "b.tfc", "--by", "abacus"], "nothing is executed by 'abacus'"),
         ([BERT, "b.tfc", "--by", "llama.cpp"], "nothing of --by llama.cpp executes"),
         ([BERT, "l.onnx"], "are not those of"),

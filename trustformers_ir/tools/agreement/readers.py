@@ -76,9 +76,6 @@ def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -
 def open_source(path: str) -> Module:
     """The graph of the first file, of which a float64 run is the truth."""
     note(f"reading {path}")
-    if path.endswith(".onnx"):
-        message = f"'{path}' is the first file, and an ONNX file is no source: its graph cannot be read yet"
-        raise CompilerError.of(Code.USAGE, message, Where(file=path), "name the checkpoint, the GGUF file or the graph that it was made from first")
     return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
 
 
