@@ -79,6 +79,9 @@ def open_source(path: str) -> Module:
     if path.endswith(".onnx"):
         message = f"'{path}' is the first file, and an ONNX file is no source: its graph cannot be read yet"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), "name the checkpoint, the GGUF file or the graph that it was made from first")
+    if path.endswith(".mlpackage"):  # it says nothing of a graph
+        message, help = f"'{path}' cannot be the first", "name the model before it: tfc verify MODEL m.mlpackage"
+        raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
     return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
 
 
