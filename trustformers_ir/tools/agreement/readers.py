@@ -76,6 +76,9 @@ def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -
 def open_source(path: str) -> Module:
     """The graph of the first file, of which a float64 run is the truth."""
     note(f"reading {path}")
+    if path.endswith(".mlpackage"):  # it says nothing of a graph
+        message, help = f"'{path}' cannot be the first", "name the model before it: tfc verify MODEL m.mlpackage"
+        raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
     return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
 
 
