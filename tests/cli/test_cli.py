@@ -92,7 +92,7 @@ class Api:
 def toy_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(vars(tfir), "api", Api())
-    monkeypatch.setitem(vars(tfir), "compile", lambda model, **options: Toy())
+    monkeypatch.setitem(vars(tfir), "compile", lambda model, example_inputs=None, **options: Toy())
     monkeypatch.setitem(vars(tfir), "load", lambda path, threads=None, target=None: Toy(error=0.5 if "wrong" in path else 0.0))
     monkeypatch.setitem(vars(tfir), "evaluate", evaluate)
     monkeypatch.setattr(artifact, "inspect", lambda path: Toy())
@@ -185,7 +185,7 @@ def test_opt(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "gone.tfc"], Code.FILE_NOT_FOUND),
         (["opt", "gone.tfir"], Code.FILE_NOT_FOUND),
         (["opt"], Code.USAGE),
-        (["export", "m.tfir", "-o", "m.onnx"], Code.NOT_BUILT),
+        (["export", "m.tfir", "-o", "m.mlir"], Code.NOT_BUILT),
         (["export", "m.tfir", "-o", "m.pdf"], Code.USAGE),
         (["bench", "m.tfir", "--against", "llama.cpp"], Code.NOT_BUILT),
         (["bench", "m.tfir", "--against", "abacus"], Code.USAGE),
