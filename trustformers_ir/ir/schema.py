@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, evaluate, product
+from trustformers_ir.ir.dims import Dim, Facts, SymbolFact, as_symbol, evaluate, product
 from trustformers_ir.ir.dtypes import ANY, DType
 from trustformers_ir.ir.types import ROW_MAJOR, TensorType
 
@@ -224,9 +224,29 @@ def check_operands(op: Op, types: Sequence[TensorType | None]) -> None:
 
 
 def infer_types(op: Op, types: Sequence[TensorType | None], ctx: InferContext) -> tuple[TensorType, ...]:
-    """Checked type inference: operand declarations first, then the op's own ``infer``."""
+    """Checked type inference: operand declarations first, then the op's own ``infer``. A dim that can be one number alone is written as that
+    number: what is broadcast is decided by reading a 1."""
     check_operands(op, types)
-    return op.infer(ctx, *types)
+    return tuple(settled(t, ctx.facts) for t in op.infer(ctx, *types))
+
+
+def settled(type: TensorType, facts: Facts) -> TensorType:
+    """The type with every dim that can be one number alone written as that number."""
+    if all(isinstance(d, int) for d in type.shape):
+        return type
+    shape = tuple(_number(d, facts) for d in type.shape)
+    return type if shape == type.shape else TensorType(shape, type.dtype, type.layout)
+
+
+def _number(dim: Dim, facts: Facts) -> Dim:
+    if isinstance(dim, int):
+        return dim
+    name = as_symbol(dim)
+    if name is not None:
+        fact = facts.symbols.get(name)
+        return fact.low if fact is not None and fact.low == fact.high else dim
+    low, high = facts.bounds(dim)
+    return int(low) if low == high else dim
 
 
 Reference = Callable[..., Any]

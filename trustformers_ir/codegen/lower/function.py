@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from trustformers_ir.codegen.kernel_ir.kernel import For, walk_statements
 from trustformers_ir.codegen.kernel_ir.nodes import PARALLEL
@@ -20,6 +20,7 @@ from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.ops.nonzero import most
 from trustformers_ir.ir.ops.region import RegionKind
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey
+from trustformers_ir.ir.schema import settled
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.fuse import outline
 
@@ -53,6 +54,8 @@ class _FunctionLowering:
 
     def run(self, names: tuple[str, ...]) -> Program:
         function = self.function
+        for value in _values(function):  # what is broadcast is decided by reading a 1
+            value.type = settled(value.type, self.module.facts)
         for i, a in enumerate(function.args):
             self.refs[a] = BufferRef(Storage.INPUT, i, a.type)
         for operation in function.body.operations:
@@ -184,6 +187,17 @@ class _FunctionLowering:
         for lowered in lower_region(region, self.ctx):
             self.call(lowered, region, {})
         region.drop_operands()
+
+
+def _values(function: Function) -> Iterator[Value]:
+    """Every value of a function and of its regions."""
+    yield from function.args
+    for o in function.body:
+        yield from o.results
+        if o.body is not None:
+            yield from o.body.args
+            for inner in o.body:
+                yield from inner.results
 
 
 def _require_write(region: Operation, function: Function) -> None:
