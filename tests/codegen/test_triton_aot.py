@@ -22,6 +22,7 @@ from trustformers_ir.frontend.random_model import random_model
 from trustformers_ir.ir.block_formats import Format
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.schedule_table import BlockChoice
+from trustformers_ir.models.cached import CONTIGUOUS
 from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.manager import Pass, PassManager
 from trustformers_ir.passes.quantize_blocks import QuantizeBlocks
@@ -111,7 +112,7 @@ def test_kernels_that_keep_what_was_read_compile(pytestconfig: pytest.Config) ->
     """A piece of text and a token, after others: writes into caches, and attention to them."""
     found: dict[str, Any] = {}
     for target in NAMES:
-        module = to_module(f"{LLAMA}&architecture=LlamaForCausalLM", None, "bf16", True)
+        module = to_module(f"{LLAMA}&architecture=LlamaForCausalLM", None, "bf16", CONTIGUOUS)
         facts = module.facts.symbols
         facts.update({s: replace(facts[s], low=128) for s in ("seq", "capacity")})
         PassManager(pipelines.gpu()).run(module)

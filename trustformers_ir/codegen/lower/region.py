@@ -422,7 +422,7 @@ def _is_product(kernel: Kernel, products: int = 1) -> bool:
     """Whether the axes of so many products are the only ones of their names: something behind one may read it at other places (codes of its rows), or
     be a sum over letters that are called the same."""
     names = [a.name for a in axes_of(kernel)]
-    return names.count("m") <= 1 and names.count("n") <= 1 and names.count("k") <= products
+    return all(names.count(name) <= most for name, most in (("m", 1), ("n", 1), ("k", products), ("j", products)))
 
 
 LONG = 16  # operations behind a sum from which on they run in a loop of their own

@@ -43,6 +43,10 @@ def integers(e: Expr) -> tuple[int, int] | None:
         return (a[0] + b[0], a[1] + b[1]) if e.op == "add" else (a[0] - b[1], a[1] - b[0])
     if isinstance(e, Binary) and isinstance(e.b, Const) and e.dtype is DType.u8 and e.op in ("and", "shr"):
         return 0, int(e.b.value) if e.op == "and" else 255 >> int(e.b.value)
+    if isinstance(e, Binary) and e.dtype is DType.u8 and e.op in ("or", "shl"):
+        a, b = integers(e.a), integers(e.b)
+        if a is not None and b is not None:
+            return 0, min(255, (a[1] << b[1]) if e.op == "shl" else (1 << max(a[1], b[1]).bit_length()) - 1)
     return (e.dtype.min, e.dtype.max) if e.dtype in (DType.u8, DType.i8) else None
 
 

@@ -3,15 +3,15 @@
     y = sum over groups g of  scale[g] * sum over j of x[g, j] * (code[g, j] - zero)  +  low[g] * sum over j of x[g, j]
 
 Codes of 4 bits lie in pairs: byte j of a group has the codes of elements j and j + group / 2. So the inner sum is two, one with the low and one with
-the high bits of the same bytes, over runs of x that lie side by side; both have one axis, hence one loop. The bits above four that codes of 5 or 6
-have lie in four bytes for a group: byte e mod 4 has those of element e, behind those of e - 4.
+the high bits of the same bytes, over runs of x that lie side by side; both have one axis, hence one loop. (Groups of 16 are one sum.) The bits above
+four that codes of 5 or 6 have lie in four bytes for a group: byte e mod 4 has those of element e, behind those of e - 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trustformers_ir.codegen.kernel_ir.nodes import SEQ, VECTOR, Axis, Expr, Reduce, cast
+from trustformers_ir.codegen.kernel_ir.nodes import LANES, SEQ, VECTOR, Axis, Expr, Reduce, cast
 from trustformers_ir.codegen.lower.definer import Definer, define
 from trustformers_ir.codegen.lower.indexing import Index, broadcast_index
 from trustformers_ir.ir import ops
@@ -122,9 +122,14 @@ def _sum(d: Definer, o: Operation, lead: Index, place: Index) -> Expr:
     assert isinstance(terms, int)
     rows = Rows(d, o.op, o.operands[1:-1], place, terms)
     g = Axis("g", terms // size, SEQ)
-    run = size // 2 if rows.row.paired else size  # elements whose codes lie in neighbouring bytes
+    halves = rows.row.paired and size // 2 >= LANES  # shorter runs fill no vector, and no side of a product of matrices: the group is one
+    run = size // 2 if halves else size
     j = Axis("j", run, VECTOR)
-    weights = rows.signed((rows.pair(g, j, 0), rows.pair(g, j, 1)) if rows.row.paired else (d.at(codes, (*place, g * run + j)),), g)
+    if halves:
+        coded = [rows.pair(g, j, 0), rows.pair(g, j, 1)]
+    else:
+        coded = [rows.pair(g, j % (size // 2), j // (size // 2)) if rows.row.paired else d.at(codes, (*place, g * run + j))]
+    weights = rows.signed(coded, g)
     parts = [d.lifted(x, (*lead, g * size + (j + i * run))) for i in range(len(weights))]
     products = _added([Reduce("sum", (j,), part * w) for part, w in zip(parts, weights, strict=True)])
     plain = _added([Reduce("sum", (j,), part) for part in parts]) if rows.moves else None

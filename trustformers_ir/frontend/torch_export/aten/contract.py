@@ -74,6 +74,9 @@ def _added(c: Call, x: Tensor, y: Tensor, beta: Any, alpha: Any) -> Tensor:
 
 @aten("einsum")
 def einsum(c: Call, equation: str, tensors: Sequence[Tensor], *, path: Any = None) -> Tensor:
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if arrow and "..." in left and "..." not in right:
+        raise Refused("einsum that adds up the axes of an ellipsis", "name the axes, or keep the ellipsis in the result and add them up behind it")
     return F.einsum(equation, *tensors)
 
 

@@ -118,6 +118,8 @@ def index_put(c: Call, x: Tensor, indices: Sequence[Tensor | None], values: Tens
 
 def _masked_put(c: Call, x: Tensor, mask: Tensor, values: Tensor, accumulate: bool) -> Tensor:
     """``x[mask] = value``: one value for all, or one row for each row that the mask chooses, in their order."""
+    if x.dtype is DType.bool and accumulate:
+        raise Refused("bools added to those that a mask chooses", "use logical_or")
     rest = x.ndim - mask.ndim
     spread = mask.reshape(*mask.shape, *([1] * rest))
     if values.ndim <= rest or (values.ndim == rest + 1 and c.is_one(values.shape[0])):
