@@ -12,16 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trustformers_ir.codegen import build as building
-from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
-from trustformers_ir.codegen.export.coreml.write import write_coreml
 from trustformers_ir.codegen.export.gguf.write import Written
-from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
-from trustformers_ir.codegen.export.onnx.write import canonical, write_onnx
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
@@ -39,11 +35,9 @@ from trustformers_ir.frontend.generation import end_tokens
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
-from trustformers_ir.frontend.onnx.model import load_onnx_model
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
 from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
-from trustformers_ir.frontend.torch_export.read import is_torch, load_torch
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import (
@@ -90,6 +84,10 @@ from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, 
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tuner import Search, Tuned, neighbours
+
+if TYPE_CHECKING:
+    from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
+    from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER_TARGETS = ("metal", "vulkan")
@@ -187,15 +185,24 @@ def to_module(
         raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
     if isinstance(model, Module):
         return model
-    if is_torch(model):
+    if _is_torch(model):
+        from trustformers_ir.frontend.torch_export.read import load_torch
+
         return load_torch(model, example_inputs, dynamic)
     if type(model).__name__ == "ModelProto":
+        from trustformers_ir.frontend.onnx.model import load_onnx_model
+
         return load_onnx_model(model, None if example_inputs is None else _examples(example_inputs), dynamic)
     if callable(model):
         specs = _examples(example_inputs)
         return trace(model, **specs) if isinstance(specs, Mapping) else trace(model, *specs)
     message = f"{type(model).__name__} is not something that can be compiled"
     raise CompilerError.of(Code.USAGE, message, help="a checkpoint folder, a .tfir file, a module or a function")
+
+
+def _is_torch(model: Any) -> bool:
+    """Whether it is a module or a program of torch, which is not imported to find out."""
+    return any(c.__module__.partition(".")[0] == "torch" for c in type(model).__mro__)
 
 
 def _examples(given: Any) -> Mapping[str, Any] | Sequence[Any]:
@@ -251,6 +258,8 @@ def _from_path(
         return parse_module(found.graph, file=name, resolve=found.resolve)
     if path.suffix == ".onnx":
         note("reading the model")
+        from trustformers_ir.frontend.onnx.model import load_onnx_model
+
         return load_onnx_model(path, None if example_inputs is None else _examples(example_inputs), dynamic)
     help = "a checkpoint folder, a .gguf, .onnx, .tfir or .tfc file"
     raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
@@ -448,7 +457,7 @@ def _own_module(model: Any, example_inputs: Any, request: Request, generation: C
     module = to_module(model, example_inputs, request.dtype, generation, request.dynamic)
     if module is model:
         module = clone_module(module)
-    if not is_torch(model):
+    if not _is_torch(model):
         _specialise(module, request.dynamic, example_inputs)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     return module
@@ -614,6 +623,8 @@ def export(
         return write_export(model, path, quantize, dtype)
     if quantize is not None:
         raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
+    from trustformers_ir.codegen.export.onnx.write import write_onnx
+
     return write_onnx(path, _to_export(model, example_inputs, dtype), opset=opset)
 
 
@@ -624,6 +635,8 @@ def _export_coreml(model: Any, path: str, quantize: Any, dtype: Any, example_inp
         raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
     if quantize not in (None, "int8"):
         raise CompilerError.of(Code.USAGE, f"'{quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
+    from trustformers_ir.codegen.export.coreml.write import write_coreml
+
     return write_coreml(path, _to_export(model, example_inputs, DType.f32 if _is_checkpoint(model) else None), dtype=found, quantize=quantize)
 
 
@@ -631,6 +644,8 @@ def _to_export(model: Any, example_inputs: Any, dtype: Any) -> Module:
     """The graph as exporters take it: of the front end, canonicalized, its weights looked at."""
     module = to_module(model, example_inputs, dtype)
     _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    from trustformers_ir.codegen.export.onnx.write import canonical
+
     return canonical(clone_module(module) if module is model else module)
 
 

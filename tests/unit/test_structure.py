@@ -64,6 +64,13 @@ HEAVY = {
 # Other imports inside functions, each with its reason.
 LAZY = {
     ("trustformers_ir.api", "trustformers_ir.compiler"): "`compiler.py` brings all compiler folders; running an artifact needs none of them",
+    **dict.fromkeys(
+        [
+            ("trustformers_ir.compiler", f"trustformers_ir.{name}")
+            for name in ("codegen.export.coreml.write", "codegen.export.onnx.write", "frontend.onnx.model", "frontend.torch_export.read")
+        ],
+        "most models need none of these, which are megabytes of rules",
+    ),
     ("trustformers_ir.api", "trustformers_ir.ir.interpreter"): "running an artifact needs no op declarations",
     ("trustformers_ir.api", "trustformers_ir.ir.text"): "running an artifact needs no op declarations",
     ("trustformers_ir.runtime.executable", "trustformers_ir.runtime.library"): "whoever only runs a model needs no C compiler, nor what calls one",

@@ -54,6 +54,7 @@ class _FunctionLowering:
 
     def run(self, names: tuple[str, ...]) -> Program:
         function = self.function
+        declared = [a.type for a in function.args]
         for value in _values(function):  # what is broadcast is decided by reading a 1
             value.type = settled(value.type, self.module.facts)
         for i, a in enumerate(function.args):
@@ -71,7 +72,7 @@ class _FunctionLowering:
         for i, value in enumerate(outputs):
             if i not in self.taken:
                 self.copy(value, BufferRef(Storage.OUTPUT, i, value.type))
-        inputs = tuple(Port(a.name or f"input{i}", a.type) for i, a in enumerate(function.args))
+        inputs = tuple(Port(a.name or f"input{i}", type) for i, (a, type) in enumerate(zip(function.args, declared, strict=True)))
         ports = tuple(Port(names[i] if i < len(names) else (v.name or f"output{i}"), v.type) for i, v in enumerate(outputs))
         for port in ports:
             for size in port.type.shape:
