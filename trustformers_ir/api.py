@@ -17,9 +17,7 @@ from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.workers import thread_count
 
 if TYPE_CHECKING:
-    from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
-    from trustformers_ir.codegen.export.gguf.write import Written
-    from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
+    from trustformers_ir.codegen.export.written import Written
     from trustformers_ir.ir.core import Module
     from trustformers_ir.passes.int8_error import ErrorReport
     from trustformers_ir.passes.manager import Report
@@ -141,9 +139,9 @@ def load(path: str, threads: int | None = None, target: str | None = None) -> Ru
 
 def trace(fn: Any, *specs: Any, **named: Any) -> Module:
     """The module of a function over symbolic tensors: ``trace(lambda x: x + 1, f32["n"])``. Errors point at the user's own line."""
-    from trustformers_ir import compiler
+    from trustformers_ir import reader
 
-    return compiler.trace(fn, *specs, **named)
+    return reader.trace(fn, *specs, **named)
 
 
 def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
@@ -155,7 +153,7 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
 
 def export(
     model: Any, path: str, *, quantize: str | None = None, dtype: Any = None, example_inputs: Any = None, opset: int | None = None
-) -> Written | WrittenOnnx | WrittenCoreml:
+) -> Written:
     """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, or ``.mlpackage``.
 
     ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
@@ -171,9 +169,9 @@ def export(
     ``dtype``, ``f32``, ``f16`` or ``bf16``, is the type of matrices that are not quantized. What was written is returned: tensors of each type, and
     bytes. The file is there whole or not at all. Raises ``CompilerError`` with everything that such a file cannot say of the model (docs/gguf.md).
     """
-    from trustformers_ir import compiler
+    from trustformers_ir import exporter
 
-    return compiler.export(model, path, quantize, dtype, example_inputs, opset)
+    return exporter.export(model, path, exporter.Options(quantize, dtype, example_inputs, opset))
 
 
 def parse(text: str) -> Module:
@@ -191,9 +189,9 @@ def _parse(text: str, resolve: Any) -> Module:
 
 def to_module(model: Any) -> Module:
     """The graph of anything that :func:`compile` takes, before any pass."""
-    from trustformers_ir import compiler
+    from trustformers_ir import reader
 
-    return compiler.to_module(model)
+    return reader.to_module(model)
 
 
 def run_passes(module: Module, pipeline: str) -> Report:

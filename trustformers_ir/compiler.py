@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trustformers_ir.codegen import build as building
-from trustformers_ir.codegen.export.gguf.write import Written
 from trustformers_ir.codegen.kernel_ir.printer import print_kernel
 from trustformers_ir.codegen.llvm.compile import compile_assembly
 from trustformers_ir.codegen.llvm.target import Target
@@ -27,18 +26,9 @@ from trustformers_ir.codegen.triton import build as gpu
 from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.aot import Workers
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
-from trustformers_ir.exporter import export as write_export
-from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.examples import Batch, read_examples
-from trustformers_ir.frontend.factory import call_factory, is_factory
 from trustformers_ir.frontend.generation import end_tokens
-from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
-from trustformers_ir.frontend.gguf.model import load_gguf
-from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
-from trustformers_ir.frontend.random_model import PREFIX, random_model
-from trustformers_ir.frontend.safetensors import open_safetensors
-from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
-from trustformers_ir.frontend.trace import trace as trace_function
+from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer
 from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import (
     CALLING_KEY,
@@ -53,16 +43,15 @@ from trustformers_ir.ir.abi import (
 )
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
-from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.machine import memory
 from trustformers_ir.ir.mapped import let_go
-from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey, ScheduleTable, Tables
-from trustformers_ir.ir.text import parse_module, read_module
+from trustformers_ir.ir.text import parse_module
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.models.cached import CONTIGUOUS, CacheForm
 from trustformers_ir.passes import pipelines
@@ -74,20 +63,17 @@ from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe, find_recipe
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.passes.weights import mapped_files
 from trustformers_ir.quantizer import calibrate, check_quantized, measure
+from trustformers_ir.reader import check_weights, dtype_of, examples_of, is_torch, opened, to_module, tokenizer_of
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.gpu import code as device_code
 from trustformers_ir.runtime.gpu.devices import KINDS, check_measurable, this_gpu
 from trustformers_ir.runtime.gpu.executable import GpuExecutable
 from trustformers_ir.runtime.gpu.lane import Block
-from trustformers_ir.runtime.memory import Weights, materialise, section_bytes, typed_view
+from trustformers_ir.runtime.memory import Weights, materialise, section_bytes
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.runtime.targets import choose_target
 from trustformers_ir.tuner import Search, Tuned, neighbours
-
-if TYPE_CHECKING:
-    from trustformers_ir.codegen.export.coreml.write import Written as WrittenCoreml
-    from trustformers_ir.codegen.export.onnx.write import Written as WrittenOnnx
 
 LAID_OUT_AT_ONCE = 0.25  # the part of the memory that weights may fill before anybody calls the executable
 _LATER_TARGETS = ("metal", "vulkan")
@@ -122,7 +108,7 @@ class Request:
             raise CompilerError.of(Code.USAGE, f"dynamic is {self.dynamic!r}, which is no list of names", help='dynamic=("batch", "seq")')
         if self.verify not in (None, True, False):
             raise CompilerError.of(Code.USAGE, f"verify is {self.verify!r}", help="True, False or None")
-        _dtype(self.dtype)
+        dtype_of(self.dtype)
         if self.cache is not None:
             self._check_cache(self.cache)
 
@@ -153,136 +139,6 @@ class Request:
         return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables(), cache)
 
 
-def trace(fn: Callable[..., Any], *specs: Any, **named: Any) -> Module:
-    """The module of a function; arrays stand for their types."""
-    return trace_function(fn, *map(_spec, specs), **{k: _spec(v) for k, v in named.items()})
-
-
-def _spec(spec: Any) -> Any:
-    return TensorType(spec.shape, DType.from_numpy(spec.dtype)) if isinstance(spec, np.ndarray) else spec
-
-
-# --- what the model is -------------------------------------------------------------------------------------------------------------
-
-
-def to_module(
-    model: Any,
-    example_inputs: Any = None,
-    dtype: DType | str | None = None,
-    generation: CacheForm | None = None,
-    dynamic: Sequence[str] | None = None,
-) -> Module:
-    """The graph of a model by its front end alone. A given ``Module`` is returned as it is. ``generation``: a language model can also write text, and
-    keeps what it has read so. ``dynamic``: the dims that stay symbolic, for front ends that have to know (ONNX), or the axes
-    that stay open (torch)."""
-    if isinstance(model, (str, Path)):
-        return _from_path(str(model), _dtype(dtype), generation, example_inputs, dynamic)
-    if isinstance(model, GgufFile):
-        note("reading the model")
-        return load_gguf(model, dtype=_dtype(dtype), generation=generation)
-    if dtype is not None:
-        message = f"dtype chooses what a checkpoint computes in; {type(model).__name__} says that itself"
-        raise CompilerError.of(Code.USAGE, message, help="leave it out, and write the casts into the model")
-    if isinstance(model, Module):
-        return model
-    if _is_torch(model):
-        from trustformers_ir.frontend.torch_export.read import load_torch
-
-        return load_torch(model, example_inputs, dynamic)
-    if type(model).__name__ == "ModelProto":
-        from trustformers_ir.frontend.onnx.model import load_onnx_model
-
-        return load_onnx_model(model, None if example_inputs is None else _examples(example_inputs), dynamic)
-    if callable(model):
-        specs = _examples(example_inputs)
-        return trace(model, **specs) if isinstance(specs, Mapping) else trace(model, *specs)
-    message = f"{type(model).__name__} is not something that can be compiled"
-    raise CompilerError.of(Code.USAGE, message, help="a checkpoint folder, a .tfir file, a module or a function")
-
-
-def _is_torch(model: Any) -> bool:
-    """Whether it is a module or a program of torch, which is not imported to find out."""
-    return any(c.__module__.partition(".")[0] == "torch" for c in type(model).__mro__)
-
-
-def _examples(given: Any) -> Mapping[str, Any] | Sequence[Any]:
-    """Example inputs by name, or in order; a single one counts as a list of one."""
-    if given is None:
-        return ()
-    return given if isinstance(given, (Mapping, tuple, list)) else (given,)
-
-
-def _dtype(dtype: DType | str | None) -> DType | None:
-    if dtype is None or isinstance(dtype, DType):
-        return dtype
-    try:
-        return DType.parse(dtype)
-    except KeyError as error:
-        raise CompilerError.of(Code.USAGE, f"there is no dtype {dtype!r}", help="f32, f64, bf16 or f16") from error
-
-
-def _opened(model: Any, example_inputs: Any = None) -> tuple[Any, Any]:
-    """The model and its examples: a GGUF file opened, which is read for its graph and for its tokenizer; what a factory makes."""
-    if isinstance(model, str) and is_factory(model):
-        return call_factory(model, example_inputs)
-    given = isinstance(model, (str, Path)) and Path(model).suffix == ".gguf" and Path(model).is_file()
-    return (open_gguf(model) if given else model), example_inputs
-
-
-def _is_checkpoint(model: Any) -> bool:
-    """Something whose numbers are read in a dtype that one chooses."""
-    if isinstance(model, GgufFile):
-        return True
-    return isinstance(model, (str, Path)) and (str(model).startswith(PREFIX) or Path(model).is_dir() or Path(model).suffix == ".gguf")
-
-
-def _from_path(
-    name: str, dtype: DType | None, generation: CacheForm | None, example_inputs: Any = None, dynamic: Sequence[str] | None = None
-) -> Module:
-    if name.startswith(PREFIX):
-        return random_model(name, dtype, generation)
-    path = Path(name)
-    if dtype is not None and not _is_checkpoint(name):
-        raise CompilerError.of(Code.USAGE, f"dtype chooses what a checkpoint computes in, and '{name}' is no checkpoint", help="leave it out")
-    if not path.exists():
-        raise CompilerError.of(Code.FILE_NOT_FOUND, f"'{name}' does not exist", Where(file=name), "look at the path")
-    if path.is_dir():
-        note("reading the checkpoint")
-        return load_checkpoint(path, dtype=dtype, generation=generation)
-    if path.suffix == ".gguf":
-        return to_module(open_gguf(path), dtype=dtype, generation=generation)
-    if path.suffix == ".tfir":
-        return read_module(path, resolve=_beside(path))
-    if path.suffix == ".tfc":
-        found = artifact.inspect(path)
-        return parse_module(found.graph, file=name, resolve=found.resolve)
-    if path.suffix == ".onnx":
-        note("reading the model")
-        from trustformers_ir.frontend.onnx.model import load_onnx_model
-
-        return load_onnx_model(path, None if example_inputs is None else _examples(example_inputs), dynamic)
-    help = "a checkpoint folder, a .gguf, .onnx, .tfir or .tfc file"
-    raise CompilerError.of(Code.UNKNOWN_FORMAT, f"'{name}' is of no format that can be read", Where(file=name), help)
-
-
-def _beside(path: Path) -> Callable[[str, TensorType], np.ndarray | None] | None:
-    """Weights of ``m.tfir`` are looked for in ``m.safetensors``, by digest."""
-    beside = path.with_suffix(".safetensors")
-    if not beside.is_file():
-        return None
-    found: dict[str, np.ndarray] = {}
-
-    def resolve(digest: str, type: TensorType) -> np.ndarray | None:
-        if not found:
-            file = open_safetensors(beside)
-            for name in file:
-                array = file.array(name)
-                found[Weight(name, file[name].type, array).digest] = array
-        return typed_view(found[digest], type) if digest in found else None
-
-    return resolve
-
-
 # --- compiling ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +157,7 @@ class _Source:
     @classmethod
     def read(cls, model: Any, example_inputs: Any, request: Request, threads: int | None, generation: CacheForm | None = None) -> _Source:
         started = time.perf_counter()
-        model, example_inputs = _opened(model, example_inputs)
+        model, example_inputs = opened(model, example_inputs)
         module = _own_module(model, example_inputs, request, generation)
         if request.cache is not None and PREFILL not in module.functions:
             message = f"'{module.name}' writes no text, so it keeps nothing of what it has read"
@@ -323,7 +179,7 @@ class _Source:
         ends = end_tokens(self.model) if len(self.module.functions) > 1 else []
         calling = self.module.calling
         told |= {} if calling is None else {CALLING_KEY: calling.text}
-        return _tokenizer(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
+        return tokenizer_of(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
 
 
 def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Runnable:
@@ -457,9 +313,9 @@ def _own_module(model: Any, example_inputs: Any, request: Request, generation: C
     module = to_module(model, example_inputs, request.dtype, generation, request.dynamic)
     if module is model:
         module = clone_module(module)
-    if not _is_torch(model):
+    if not is_torch(model):
         _specialise(module, request.dynamic, example_inputs)
-    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     return module
 
 
@@ -476,7 +332,7 @@ def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: A
     if not fixed:
         return
     args = module.main.args
-    examples = _examples(example_inputs)
+    examples = examples_of(example_inputs)
     given = examples if isinstance(examples, Mapping) else dict(zip((a.name for a in args), examples, strict=False))
     arrays = [a for a in args if hasattr(given.get(a.name), "shape") and not isinstance(given[a.name], TensorType)]
     sizes = bind_dims([Shaped(a.name, a.type.shape, tuple(given[a.name].shape)) for a in arrays], Facts(dict(symbols))) if arrays else {}
@@ -487,25 +343,6 @@ def _specialise(module: Module, dynamic: Sequence[str] | None, example_inputs: A
         symbols[name] = SymbolFact(sizes[name], sizes[name])
 
 
-def _check_weights(module: Module, file: str | None) -> None:
-    missing = [w for w in module.weights.values() if not w.has_data]
-    if missing:
-        names = ", ".join(w.name for w in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        message = f"the bytes of {len(missing)} weights are not there: {names}"
-        help = "put the tensors into a .safetensors file of the same name beside the .tfir file"
-        raise CompilerError.of(Code.WEIGHT_MISSING, message, Where(file=file, tensor=missing[0].name), help)
-
-
-def _tokenizer(model: Any) -> dict[str, str]:
-    if isinstance(model, (str, Path)) and Path(model).is_dir():
-        text = tokenizer_text(model)
-    elif isinstance(model, GgufFile):
-        text = tokenizer_json(model)
-    else:
-        text = None
-    return {} if text is None else {TOKENIZER_KEY: text}
-
-
 # --- quantizing --------------------------------------------------------------------------------------------------------------------
 
 
@@ -514,7 +351,7 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
     recipe = request.quantize
     if recipe is None:
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
-    model, _ = _opened(model)
+    model, _ = opened(model)
     module = _own_module(model, example_inputs, request)
     return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
 
@@ -535,7 +372,7 @@ def _batches(examples: Any, module: Module, model: Any) -> list[Batch]:
     high = module.facts.bounds(ids.shape[-1])[1] if ids is not None and ids.rank else float("inf")
 
     def tokenizer() -> TextTokenizer | None:
-        text = _tokenizer(model)
+        text = tokenizer_of(model)
         return load_tokenizer(text[TOKENIZER_KEY].encode(), str(model)) if text else None
 
     return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)
@@ -603,50 +440,6 @@ def _tune_gpu(model: Any, inputs: Mapping[str, np.ndarray], request: Request, ta
 
         around = functools.partial(block_choices.neighbours, gpu.machine_of(target))
         return Search(build, around, target.chip, inputs, budget, usable).run()
-
-
-# --- exporting ---------------------------------------------------------------------------------------------------------------------
-
-
-def export(
-    model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any = None, opset: int | None = None
-) -> Written | WrittenOnnx | WrittenCoreml:
-    """See :func:`trustformers_ir.export`."""
-    suffix = Path(path).suffix
-    if opset is not None and suffix != ".onnx":
-        raise CompilerError.of(Code.USAGE, "opset is for ONNX files", help="leave it out")
-    if suffix == ".mlpackage":
-        return _export_coreml(model, path, quantize, dtype, example_inputs)
-    if suffix != ".onnx":
-        if example_inputs is not None:
-            raise CompilerError.of(Code.USAGE, "example_inputs are for ONNX files and Core ML packages", help="leave them out")
-        return write_export(model, path, quantize, dtype)
-    if quantize is not None:
-        raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
-    from trustformers_ir.codegen.export.onnx.write import write_onnx
-
-    return write_onnx(path, _to_export(model, example_inputs, dtype), opset=opset)
-
-
-def _export_coreml(model: Any, path: str, quantize: Any, dtype: Any, example_inputs: Any) -> WrittenCoreml:
-    """In f16 unless f32 is asked for: what it is rounded from is f32, also where a checkpoint is stored in 16 bits."""
-    found = _dtype(dtype) or DType.f16
-    if found not in (DType.f16, DType.f32):
-        raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
-    if quantize not in (None, "int8"):
-        raise CompilerError.of(Code.USAGE, f"'{quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
-    from trustformers_ir.codegen.export.coreml.write import write_coreml
-
-    return write_coreml(path, _to_export(model, example_inputs, DType.f32 if _is_checkpoint(model) else None), dtype=found, quantize=quantize)
-
-
-def _to_export(model: Any, example_inputs: Any, dtype: Any) -> Module:
-    """The graph as exporters take it: of the front end, canonicalized, its weights looked at."""
-    module = to_module(model, example_inputs, dtype)
-    _check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
-    from trustformers_ir.codegen.export.onnx.write import canonical
-
-    return canonical(clone_module(module) if module is model else module)
 
 
 # --- looking inside ----------------------------------------------------------------------------------------------------------------

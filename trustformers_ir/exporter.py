@@ -1,37 +1,107 @@
-"""Models to files of other systems: joins front ends, which know what a model is, and the writers of ``codegen/export/``. Behind ``compiler.py``."""
+"""Models to files of other systems: joins front ends, which know what a model is, and the writers of ``codegen/export/``. Behind ``api.py``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trustformers_ir.codegen.export.gguf.kinds import find_file_type, find_numbers
-from trustformers_ir.codegen.export.gguf.write import Written, write_gguf
-from trustformers_ir.frontend.gguf.outward import content_of
+from trustformers_ir.codegen.export.emitting import canonical
+from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import check_writable
+from trustformers_ir.ir.clone import clone_module
+from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
-
-GGUF = ".gguf"
-LATER = (".mlir",)
+from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, to_module
 
 
-def export(model: Any, path: str | os.PathLike[str], quantize: Any, dtype: Any) -> Written:
+@dataclass(frozen=True)
+class Options:
+    """What one may ask of a file besides the model; None where nothing is asked."""
+
+    quantize: Any = None
+    dtype: Any = None
+    example_inputs: Any = None
+    opset: int | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: who writes it, and which options say something there."""
+
+    name: str
+    write: Callable[[Any, str, Options], Written]
+    options: frozenset[str]
+
+
+def export(model: Any, path: str | os.PathLike[str], options: Options) -> Written:
     """See :func:`trustformers_ir.export`."""
     name = os.fspath(path)
     suffix = Path(name).suffix
     if suffix in LATER:
         raise CompilerError.of(Code.NOT_BUILT, f"exporting to {suffix} is not built yet", help="CHANGELOG.md lists what each version does")
-    if suffix != GGUF:
-        help = f"the formats are .onnx, .mlpackage, {', '.join((GGUF, *LATER))}"
+    if suffix not in FORMATS:
+        help = f"the formats are {', '.join((*FORMATS, *LATER))}"
         raise CompilerError.of(Code.USAGE, f"'{name}' is of no format that can be exported", help=help)
-    asked, numbers = find_file_type(quantize), find_numbers(dtype)
+    format = FORMATS[suffix]
+    for field in fields(options):
+        if getattr(options, field.name) is not None and field.name not in format.options:
+            takers = " and ".join(f.name for f in FORMATS.values() if field.name in f.options)
+            raise CompilerError.of(Code.USAGE, f"{field.name} says nothing of {format.name}: it is for {takers}", help="leave it out")
+    check_writable(name)
+    if isinstance(model, (str, os.PathLike)) and os.path.exists(name) and os.path.exists(model) and os.path.samefile(name, model):
+        raise CompilerError.of(Code.USAGE, f"'{name}' is what is read", Where(file=name), "give the output another name")
+    return format.write(model, name, options)
+
+
+def _gguf(model: Any, path: str, options: Options) -> Written:
+    from trustformers_ir.codegen.export.gguf.kinds import find_file_type, find_numbers
+    from trustformers_ir.codegen.export.gguf.write import write_gguf
+    from trustformers_ir.frontend.gguf.outward import content_of
+
+    asked, numbers = find_file_type(options.quantize), find_numbers(options.dtype)
     if not isinstance(model, (str, os.PathLike)):
         message = f"{type(model).__name__} cannot be written as a GGUF file"
         raise CompilerError.of(Code.CANNOT_EXPORT, message, help="give a checkpoint folder, random:<model_type>, or a .gguf file")
-    check_writable(name)
-    if os.path.exists(name) and os.path.exists(model) and os.path.samefile(name, model):
-        raise CompilerError.of(Code.USAGE, f"'{name}' is what is read", Where(file=name), "give the output another name")
     note("reading the model")
-    return write_gguf(name, content_of(os.fspath(model)), asked, numbers)
+    return write_gguf(path, content_of(os.fspath(model)), asked, numbers)
+
+
+def _onnx(model: Any, path: str, options: Options) -> Written:
+    from trustformers_ir.codegen.export.onnx.write import write_onnx
+
+    if options.quantize is not None:
+        raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
+    return write_onnx(path, _graph(model, options.example_inputs, options.dtype), opset=options.opset)
+
+
+def _coreml(model: Any, path: str, options: Options) -> Written:
+    """In f16 unless f32 is asked for: what it is rounded from is f32, also where a checkpoint is stored in 16 bits."""
+    from trustformers_ir.codegen.export.coreml.write import write_coreml
+
+    found = dtype_of(options.dtype) or DType.f16
+    if found not in (DType.f16, DType.f32):
+        raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
+    if options.quantize not in (None, "int8"):
+        raise CompilerError.of(Code.USAGE, f"'{options.quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
+    module = _graph(model, options.example_inputs, DType.f32 if is_checkpoint(model) else None)
+    return write_coreml(path, module, dtype=found, quantize=options.quantize)
+
+
+def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
+    """The graph as writers take it: of the front end, canonicalized, its weights looked at."""
+    module = to_module(model, example_inputs, dtype)
+    check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    return canonical(clone_module(module) if module is model else module)
+
+
+FORMATS: Mapping[str, Format] = {
+    ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset"})),
+    ".gguf": Format("GGUF files", _gguf, frozenset({"quantize", "dtype"})),
+    ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs"})),
+}
+LATER = (".mlir",)

@@ -33,31 +33,20 @@ from trustformers_ir.codegen.kernel_ir.nodes import (
 )
 from trustformers_ir.codegen.kernel_ir.optable import SUPPORTED
 from trustformers_ir.codegen.lower.indexing import Flattening, Index, broadcast_index, dim_expr, expr_dim
+from trustformers_ir.codegen.op_rules import OpRules
 from trustformers_ir.ir.abi import Site
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic, Where
 from trustformers_ir.ir.dims import Dim, Facts, product
 from trustformers_ir.ir.dtypes import EIGHTHS, HALVES, DType
-from trustformers_ir.ir.schema import Op
 from trustformers_ir.ir.types import Panels
 
 #: Steps of 16 lanes (last dimension) or of one element (others) that an f32 sum takes before it is added to a sum in f64.
 FOLD_STEPS = 256
 
 Rule = Callable[["Definer", Operation, Index, int], Expr]
-RULES: dict[type[Op], Rule] = {}
-
-
-def define(*kinds: type[Op]) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the pointwise definition of these ops."""
-
-    def register(rule: Rule) -> Rule:
-        for kind in kinds:
-            assert kind not in RULES, f"{kind.__name__} is defined twice"
-            RULES[kind] = rule
-        return rule
-
-    return register
+RULES: OpRules[Rule] = OpRules()
+define = RULES.register
 
 
 def compute_dtype(dtype: DType) -> DType:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.onnx.write import canonical
+from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where

@@ -7,8 +7,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from trustformers_ir.codegen.export.onnx.emitter import operation_id
-from trustformers_ir.codegen.export.onnx.write import canonical
+from trustformers_ir.codegen.export.emitting import canonical, operation_id
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Block, Module, Operation, Value
 from trustformers_ir.ir.dtypes import DType

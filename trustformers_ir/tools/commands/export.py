@@ -33,7 +33,7 @@ def export(
     seconds = time.perf_counter() - started
     tensors = ", ".join(f"{count} {kind}" for kind, count in made.kinds.items())
     console.say(f"{output}: {console.quantity(made.bytes)}, tensors: {tensors}, in {seconds:.2f} s")
-    wide = [{"name": w.name, "largest": w.largest, "place": w.place} for w in getattr(made, "wide", ())]
+    wide = [{"name": w.name, "largest": w.largest, "place": w.place} for w in made.wide]
     if wide:
         console.say(f"{len(wide)} tensors are beyond what f16 holds, and stay in f32:")
         for w in wide:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, Unsupported, rule
+from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, rule
+from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType

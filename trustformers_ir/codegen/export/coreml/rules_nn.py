@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import Emitter, Unsupported, rule
+from trustformers_ir.codegen.export.coreml.emitter import Emitter, rule
 from trustformers_ir.codegen.export.coreml.rules_shape import part, row
+from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType

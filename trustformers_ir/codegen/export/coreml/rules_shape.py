@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, Unsupported, rule
+from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, rule
 from trustformers_ir.codegen.export.coreml.rules_elementwise import whole
+from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType

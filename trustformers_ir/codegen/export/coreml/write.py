@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, r
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
 from trustformers_ir.codegen.export.coreml.evaluate import run_function
 from trustformers_ir.codegen.export.coreml.package import coremltools_module
+from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
 from trustformers_ir.ir.core import Function, Module
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
@@ -42,25 +42,6 @@ MOST = 1 << 20  # a dim without a bound: the format wants one
 _CLEANUP = ("const_elimination", "noop_elimination", "dead_code_elimination", "dedup_op_and_var_names")
 _NARROW = ("add_fp16_cast", "const_elimination", "cast_optimization", "dead_code_elimination")
 _LAST = ("const_deduplication", "dead_code_elimination")
-
-
-@dataclass(frozen=True)
-class Wide:
-    """A tensor that stays in f32: its name, the largest magnitude that was seen, and where in the source it comes from."""
-
-    name: str
-    largest: float
-    place: str
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written: bytes of all files, how many weights there are of each dtype, how many ops, and tensors beyond f16."""
-
-    bytes: int
-    kinds: Mapping[str, int]
-    nodes: int
-    wide: tuple[Wide, ...] = ()
 
 
 def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantize: str | None = None, seed: int = 0) -> Written:
@@ -91,7 +72,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantiz
                 entry.rename(folder / entry.name)
         function = model._mil_program.functions["main"]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        return Written(size, _kinds(function), sum(o.op_type != "const" for o in function.operations), wide)
+        return Written((path,), size, _kinds(function), sum(o.op_type != "const" for o in function.operations), wide)
 
 
 def _program(ct: Any, module: Module) -> tuple[Any, list[Any], dict[str, str]]:

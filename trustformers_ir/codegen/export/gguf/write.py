@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trustformers_ir.codegen.export.gguf.kinds import FileType, kind_of
+from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.block_formats import Format, quantize
 from trustformers_ir.ir.block_layouts import join
@@ -23,15 +23,6 @@ from trustformers_ir.ir.progress import note
 LARGEST = 65504.0  # of f16, which scales of blocks are
 QUANTIZATION_VERSION = 2
 PIECE = 1 << 16  # elements that are quantized at once
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written: how many tensors of each type, and the bytes of the file."""
-
-    path: Path
-    kinds: dict[str, int]
-    bytes: int
 
 
 def write_gguf(path: str | os.PathLike[str], content: Content, asked: FileType | None = None, numbers: str | None = None) -> Written:
@@ -57,8 +48,7 @@ def write_gguf(path: str | os.PathLike[str], content: Content, asked: FileType |
             note("writing tensors", n, len(kinds))
             writer.write_tensor_data(_bytes(tensor, kind, gguf))
         size = stream.tell()
-    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds), key=kinds.count, reverse=True)}
-    return Written(Path(path), counts, size)
+    return Written((os.fspath(path),), size, dict(Counter(kinds).most_common()))
 
 
 def _searched(format: Format, values: np.ndarray) -> np.ndarray:

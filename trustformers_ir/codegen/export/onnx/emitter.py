@@ -7,8 +7,6 @@ calling the emitter with the name of an ONNX op::
     def _rsqrt(e: Emitter, o: Operation) -> str:
         return e("Reciprocal", e("Sqrt", e.operand(o, 0)))
 
-Sizes come from the inputs: a symbol is the size of an axis of an input (``Shape``), an expression is arithmetic on those.
-
 Not every ONNX op takes every dtype. What each takes is in the schemas of the package ``onnx``: where a node's dtype is missing there, it is computed
 in the next one that is there and wider, between two casts.
 """
@@ -21,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.emitting import GraphEmitter, Unsupported, operation_id
+from trustformers_ir.codegen.op_rules import OpRules
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value, Weight
-from trustformers_ir.ir.diagnostics import Code, Collector, Where
-from trustformers_ir.ir.dims import Atom, Dim, SymExpr, as_symbol, evaluate, symbol, symbols_of
+from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.schema import Op
 
 Rule = Callable[["Emitter", Operation], "str | Sequence[str]"]
-RULES: dict[type[Op], Rule] = {}
+RULES: OpRules[Rule] = OpRules()
+rule = RULES.register
 #: what ONNX calls a dtype (``TensorProto.DataType``)
 ELEMENTS: Mapping[DType, int] = {
     DType.f32: 1, DType.u8: 2, DType.i8: 3, DType.u16: 4, DType.i16: 5, DType.i32: 6, DType.i64: 7, DType.bool: 9, DType.f16: 10, DType.f64: 11,
@@ -54,22 +53,6 @@ _WIDER: Mapping[DType, tuple[DType, ...]] = {
 }  # fmt: skip
 
 
-class Unsupported(Exception):
-    """An op, or a form of it, that no rule writes; the text says which."""
-
-
-def rule(*kinds: type[Op]) -> Callable[[Rule], Rule]:
-    """Register the decorated function as what writes these ops."""
-
-    def register(function: Rule) -> Rule:
-        for kind in kinds:
-            assert kind not in RULES, f"{kind.__name__} has two rules"
-            RULES[kind] = function
-        return function
-
-    return register
-
-
 @dataclass(frozen=True)
 class Node:
     """A node as it will be written. ``place``: where in the source it comes from. ``operation``: the operation of the graph that it is a part of,
@@ -82,11 +65,6 @@ class Node:
     name: str = ""
     place: str = ""
     operation: str = ""
-
-
-def operation_id(number: int, o: Operation) -> str:
-    """``12:linear``: the operation that stands at that place of the function that is written; files say so of each node."""
-    return f"{number}:{o.op.mnemonic}"
 
 
 @dataclass(frozen=True)
@@ -103,22 +81,20 @@ class Stored:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-class Emitter:
-    """Nodes and initializers of a function, in order."""
+class Emitter(GraphEmitter[str]):
+    """Nodes and initializers of a function, in order. A value is the name of a tensor; sizes are ``i64[1]``."""
+
+    system, page = "as ONNX", "docs/onnx_export.md"
 
     def __init__(self, onnx: Any, module: Module, function: Function, opset: int) -> None:
-        self.onnx, self.module, self.function, self.opset, self.facts = onnx, module, function, opset, module.facts
+        super().__init__(module, function)
+        self.onnx, self.opset = onnx, opset
         self.nodes: list[Node] = []
         self.stored: dict[str, Stored] = {}
-        self.problems = Collector()
-        self._names: dict[Value, str] = {}
         self._dtypes: dict[str, DType] = {}
         self._schemas: dict[str, Any] = {}
-        self._taken: set[str] = set()
         self._constants: dict[tuple[object, ...], str] = {}
-        self._dims: dict[Dim, str] = {}
         self._weights: dict[tuple[str, bool], str] = {}
-        self._now: Operation | None = None
         self._id = ""
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
 
@@ -138,19 +114,13 @@ class Emitter:
                     raise Unsupported("there is no rule for it")
                 made = found(self, o)
             except Unsupported as problem:
-                self._refuse(o, str(problem))
+                self.refuse(o, str(problem))
                 made = [self.fresh(o.op.mnemonic) for _ in o.results]
             for result, name in zip(o.results, [made] if isinstance(made, str) else made, strict=True):
-                self._names[result] = name
+                self._values[result] = name
         self._now, self._id = None, ""
         self.problems.check()
         return self._outputs()
-
-    def _refuse(self, o: Operation, why: str) -> None:
-        types = ", ".join(str(t) for t in o.operand_types)
-        where = Where(file=o.loc.file if o.loc else None, line=o.loc.line if o.loc else None, op=o.op.mnemonic)
-        message = f"'{o.op.mnemonic}' of {types} cannot be written as ONNX: {why}"
-        self.problems.add(Code.CANNOT_EXPORT, message, where, "docs/onnx.md lists what can be")
 
     def _outputs(self) -> list[str]:
         """The outputs under their own names: of nodes, or of copies where a value is an input, a weight, or handed out twice."""
@@ -169,7 +139,7 @@ class Emitter:
             return tuple(renamed.get(x, x) for x in given)
 
         self.nodes[:] = [replace(node, inputs=new(node.inputs), outputs=new(node.outputs)) for node in self.nodes]
-        self._names = {v: renamed.get(name, name) for v, name in self._names.items()}
+        self._values = {v: renamed.get(name, name) for v, name in self._values.items()}
         return names
 
     def results(self) -> dict[str, list[str]]:
@@ -177,37 +147,16 @@ class Emitter:
         found: dict[str, list[str]] = {}
         for number, o in enumerate(self.function.body):
             for n, v in enumerate(o.results):
-                if v in self._names:
-                    found.setdefault(self._names[v], []).append(f"{operation_id(number, o)}.{n}")
+                if v in self._values:
+                    found.setdefault(self._values[v], []).append(f"{operation_id(number, o)}.{n}")
         return found
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
-    def fresh(self, like: str) -> str:
-        """A name that nothing has."""
-        name, n = like, 0
-        while name in self._taken:
-            n += 1
-            name = f"{like}_{n}"
-        self._taken.add(name)
-        return name
-
     def _named(self, value: Value, like: str) -> str:
-        name = self._names[value] = self.fresh(like)
+        name = self._values[value] = self.fresh(like)
         self._dtypes[name] = value.type.dtype
         return name
-
-    def value(self, v: Value) -> str:
-        """The name of a value."""
-        if v not in self._names and v.producer is not None and isinstance(v.producer.op, ops.WeightOp):
-            self._names[v] = self.weight(v.producer.op.name)
-        return self._names[v]
-
-    def operand(self, o: Operation, number: int) -> str:
-        """The name of an operand that is there."""
-        v = o.operands[number]
-        assert v is not None
-        return self.value(v)
 
     # -- nodes -------------------------------------------------------------------------------------------------------------
 
@@ -310,56 +259,17 @@ class Emitter:
 
     # -- sizes -------------------------------------------------------------------------------------------------------------
 
-    def dim(self, d: Dim) -> str:
-        """``i64[1]``: the value of a dim."""
-        if isinstance(d, int):
-            return self.constant([d], DType.i64)
-        if d not in self._dims:
-            self._dims[d] = self._symbol(d) if as_symbol(d) is not None else self._expression(d)
-        return self._dims[d]
+    def size(self, v: Value, axis: int) -> str:
+        return self("Shape", self._values[v], start=axis, end=axis + 1)
 
-    def _symbol(self, d: SymExpr) -> str:
-        name = as_symbol(d)
-        assert name is not None
-        for v, given in zip(self.function.args, self.inputs, strict=True):
-            for axis, size in enumerate(v.type.shape):
-                if size == d:
-                    return self("Shape", given, start=axis, end=axis + 1)
-        for v, given in zip(self.function.args, self.inputs, strict=True):  # s of 3 s + 2, say
-            for axis, size in enumerate(v.type.shape):
-                if symbols_of(size) == {name}:
-                    at = [evaluate(size, {name: n}) for n in (0, 1, 2)]
-                    step = at[1] - at[0]
-                    if step > 0 and at[2] - at[1] == step and size == d * step + at[0]:
-                        found = self("Shape", given, start=axis, end=axis + 1)
-                        found = self("Sub", found, self.constant([at[0]], DType.i64)) if at[0] else found
-                        return self("Div", found, self.constant([step], DType.i64)) if step > 1 else found
-        raise Unsupported(f"'{name}' is the size of no input")
+    def number(self, value: int) -> str:
+        return self.constant([value], DType.i64)
 
-    def _expression(self, d: SymExpr) -> str:
-        total: str | None = None
-        for monomial, factor in d.terms:
-            term: str | None = None
-            for atom, power in monomial:
-                for _ in range(power):
-                    part = self._atom(atom)
-                    term = part if term is None else self("Mul", term, part)
-            if term is None:
-                term = self.constant([factor], DType.i64)
-            elif factor != 1:
-                term = self("Mul", term, self.constant([factor], DType.i64))
-            total = term if total is None else self("Add", total, term)
-        assert total is not None
-        return total
-
-    def _atom(self, atom: Atom) -> str:
-        if atom.kind == "sym":
-            return self.dim(symbol(atom.name))
-        a, b = (self.dim(x) for x in atom.args)
-        if atom.kind in ("min", "max"):
-            return self(atom.kind.capitalize(), a, b)
+    def arithmetic(self, kind: str, a: str, b: str) -> str:
+        if kind not in ("floordiv", "mod"):
+            return self(kind.capitalize(), a, b)
         rest = self("Mod", a, b)  # of the sign of b
-        return rest if atom.kind == "mod" else self("Div", self("Sub", a, rest), b)
+        return rest if kind == "mod" else self("Div", self("Sub", a, rest), b)
 
     def shape(self, dims: Sequence[Dim]) -> str:
         """``i64[rank]``: a shape."""

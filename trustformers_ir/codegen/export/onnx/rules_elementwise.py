@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, Emitter, Unsupported, rule
+from trustformers_ir.codegen.export.emitting import Unsupported
+from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, Emitter, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from trustformers_ir.codegen.export.onnx.emitter import Emitter, Unsupported, rule
+from trustformers_ir.codegen.export.emitting import Unsupported
+from trustformers_ir.codegen.export.onnx.emitter import Emitter, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import DType

@@ -11,24 +11,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
 from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node, Stored
+from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.core import Module, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
-from trustformers_ir.passes.canonicalize import Canonicalize
-from trustformers_ir.passes.constant_fold import ConstantFold
-from trustformers_ir.passes.cse import Cse
-from trustformers_ir.passes.dce import Dce
-from trustformers_ir.passes.manager import PassManager
 
 assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
 EXTERNAL_ABOVE = 1 << 30  # bytes of all weights from which on they lie in a file beside the model
@@ -40,16 +35,6 @@ IR_VERSION = 10
 SOURCE, OPERATION, RESULTS = "source", "operation", "results"
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written: bytes of all files, how many initializers there are of each dtype, how many nodes, and the files."""
-
-    bytes: int
-    kinds: Mapping[str, int]
-    nodes: int
-    files: tuple[str, ...]
-
-
 def onnx_module() -> Any:
     """The package ``onnx``. ``MISSING_DEPENDENCY``"""
     try:
@@ -58,12 +43,6 @@ def onnx_module() -> Any:
         message = "writing ONNX files needs the package onnx"
         raise CompilerError.of(Code.MISSING_DEPENDENCY, message, help="pip install 'trustformers_ir[onnx]'") from error
     return onnx
-
-
-def canonical(module: Module) -> Module:
-    """The module as it is written, whose operations nodes name by their places; changes the module."""
-    PassManager([Canonicalize(), ConstantFold(), Cse(), Dce()]).run(module)
-    return module
 
 
 def write_onnx(path: str, module: Module, *, opset: int | None = None, external_above: int = EXTERNAL_ABOVE) -> Written:
@@ -100,7 +79,7 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
     with atomic_output(path) as file:
         _write_model(onnx, file, model, graph, tensors, places, beside)
     kinds = Counter(str(s.dtype) for s in tensors)
-    return Written(sum(os.stat(f).st_size for f in files), dict(kinds), len(emitter.nodes), tuple(files))
+    return Written(tuple(files), sum(os.stat(f).st_size for f in files), dict(kinds.most_common()), len(emitter.nodes))
 
 
 def _places(tensors: Sequence[Stored]) -> dict[str, int]:
