@@ -89,12 +89,12 @@ class Request:
     verify: bool | None = None
     quantize: Recipe | None = None
     schedules: Tables = field(default_factory=Tables)
-    cache: str | None = None
+    cache: CacheForm | None = None
 
     @property
     def generation(self) -> CacheForm | None:
         """How a language model keeps what it has read, for it to write text: where all of its dims are dynamic."""
-        return None if self.dynamic is not None else CONTIGUOUS if self.cache is None else CacheForm.parse(self.cache)
+        return None if self.dynamic is not None else CONTIGUOUS if self.cache is None else self.cache
 
     @property
     def activations(self) -> bool:
@@ -112,11 +112,7 @@ class Request:
         if self.cache is not None:
             self._check_cache(self.cache)
 
-    def _check_cache(self, cache: str) -> None:
-        try:
-            form = CacheForm.parse(cache)
-        except ValueError as error:
-            raise CompilerError.of(Code.USAGE, f"cache is {cache!r}", help=str(error)) from error
+    def _check_cache(self, form: CacheForm) -> None:
         if form.paged and any(is_gpu(name) for name in self.target.split(",")):
             raise CompilerError.of(Code.NOT_BUILT, "caches in pages are not built for GPUs yet", help='cache="f16", or a CPU')
         if self.dynamic is not None:
@@ -135,8 +131,15 @@ class Request:
         schedules: Tables | None = None,
         cache: str | None = None,
     ) -> Request:
-        """The request whose recipe is an object or a text; ``calibration`` goes into one that is given as text."""
-        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables(), cache)
+        """The request whose recipe is an object or a text; ``calibration`` goes into one that is given as text. ``cache``: as a text."""
+        return cls(target, dtype, dynamic, verify, find_recipe(quantize, calibration), schedules or Tables(), _cache_form(cache))
+
+
+def _cache_form(text: str | None) -> CacheForm | None:
+    try:
+        return None if text is None else CacheForm.parse(text)
+    except ValueError as error:
+        raise CompilerError.of(Code.USAGE, f"cache is {text!r}", help=str(error)) from error
 
 
 # --- compiling ---------------------------------------------------------------------------------------------------------------------

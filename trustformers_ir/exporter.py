@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from trustformers_ir.codegen.export.coreml.package import MARKER
 from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import check_writable
@@ -36,6 +37,7 @@ class Format:
     name: str
     write: Callable[[Any, str, Options], Written]
     options: frozenset[str]
+    marker: str | None = None  # of a file that is a folder: what is in each
 
 
 def export(model: Any, path: str | os.PathLike[str], options: Options) -> Written:
@@ -52,7 +54,7 @@ def export(model: Any, path: str | os.PathLike[str], options: Options) -> Writte
         if getattr(options, field.name) is not None and field.name not in format.options:
             takers = " and ".join(f.name for f in FORMATS.values() if field.name in f.options)
             raise CompilerError.of(Code.USAGE, f"{field.name} says nothing of {format.name}: it is for {takers}", help="leave it out")
-    check_writable(name)
+    check_writable(name, format.marker)
     if isinstance(model, (str, os.PathLike)) and os.path.exists(name) and os.path.exists(model) and os.path.samefile(name, model):
         raise CompilerError.of(Code.USAGE, f"'{name}' is what is read", Where(file=name), "give the output another name")
     return format.write(model, name, options)
@@ -102,6 +104,6 @@ def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
 FORMATS: Mapping[str, Format] = {
     ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset"})),
     ".gguf": Format("GGUF files", _gguf, frozenset({"quantize", "dtype"})),
-    ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs"})),
+    ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs"}), MARKER),
 }
 LATER = (".mlir",)

@@ -20,14 +20,14 @@ from trustformers_ir.frontend.folder import Folder
 from trustformers_ir.frontend.gguf.container import GgufFile
 from trustformers_ir.frontend.trace import trace_into
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.abi import DECODE, PREFILL
+from trustformers_ir.ir.abi import DECODE, PAGES, POOL, PREFILL
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
 from trustformers_ir.ir.types import TensorType
-from trustformers_ir.models.cached import PAGE, CachedText, CacheForm, pool_name, table_name
+from trustformers_ir.models.cached import PAGE, CachedText, CacheForm
 from trustformers_ir.models.decoder import LanguageModel
 
 
@@ -43,11 +43,11 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
         for name, kept in zip(("key", "value"), o.inputs[1:3], strict=True):
             caches |= {f"{part}_{layer}": type for part, type in form.states(name, kept.type, o.op.window).items()}
     tables = form.tables(windows, symbol("batch"))
-    named = {table_name(window): type for window, type in tables.items()}
+    named = {PAGES.of(window): type for window, type in tables.items()}
     ids, one, many = DType.i64["batch", "seq"], DType.i64["batch", 1], DType.i64["batch"]
 
     def read(input_ids: Tensor, start: Tensor, last: Tensor | None, whole: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-        pages = {window: kept.pop(table_name(window)) for window in tables}
+        pages = {window: kept.pop(PAGES.of(window)) for window in tables}
         text = CachedText(input_ids.shape[1], start, whole, list(kept.values()), form, pages)
         scores = model.read_on(input_ids, text, last)
         return {"logits": scores, **{f"{name}_next": cache for name, cache in zip(kept, text.caches, strict=True)}}
@@ -63,7 +63,7 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
     facts = {"capacity": SymbolFact(1, model.longest)}
     if form.paged:
         longest = None if model.longest is None else -(-model.longest // PAGE)
-        facts = {"table": SymbolFact(1, longest), **{pool_name(window): SymbolFact(1) for window in tables}}
+        facts = {"table": SymbolFact(1, longest), **{POOL.of(window): SymbolFact(1) for window in tables}}
     for name, function, specs in ((PREFILL, prefill, texts), (DECODE, decode, tokens)):
         trace_into(module, name, function, facts=facts, weights=weights, states=len(caches), **specs)
 

@@ -41,6 +41,31 @@ TOKENIZER_KEY = "tokenizer.json"  # of the manifest's metadata: the text of the 
 
 
 @dataclass(frozen=True)
+class LayerName:
+    """What something is called that layers have in common which see equally many tokens: ``pages``, or ``pages_512`` of those that see 512."""
+
+    stem: str
+
+    def of(self, window: int | None) -> str:
+        """The name for layers of a window; None: they see all tokens."""
+        return self.stem if window is None else f"{self.stem}_{window}"
+
+    def matches(self, name: str) -> bool:
+        """Whether it is such a name."""
+        stem, line, window = name.partition("_")
+        return stem == self.stem and (window.isdecimal() or not line)
+
+    def window(self, name: str) -> int | None:
+        """The window in such a name."""
+        window = name.removeprefix(self.stem).removeprefix("_")
+        return int(window) if window else None
+
+
+PAGES = LayerName("pages")  # the input that says which pages texts have
+POOL = LayerName("pool")  # the symbol of how many pages there are
+
+
+@dataclass(frozen=True)
 class Port:
     """One input or output of an entry point."""
 

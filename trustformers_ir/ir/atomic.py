@@ -61,13 +61,8 @@ def atomic_folder(path: str | os.PathLike[str], marker: str) -> Iterator[Path]:
     A folder that is there already is replaced if it holds a file ``marker``, so that nothing but an older output is. It is put aside for that:
     between two renames, ``path`` is not there.
     """
+    check_writable(path, marker)
     target = Path(os.path.realpath(path))
-    if target.exists() and not (target.is_dir() and (target / marker).is_file()):
-        raise _unwritable(path, "something else is there" if target.is_dir() else "it is a file")
-    if not target.parent.is_dir():
-        raise _unwritable(path, f"the folder '{target.parent}' does not exist")
-    if not os.access(target.parent, os.W_OK):
-        raise _unwritable(path, "permission denied")
     stem = f".{target.name[:200]}.{secrets.token_hex(6)}"
     made, old = target.with_name(f"{stem}.tmp"), target.with_name(f"{stem}.old")
     with _reporting(path, everything=True):
@@ -96,14 +91,17 @@ def write_text(path: str | os.PathLike[str], text: str, durable: bool = True) ->
         stream.write(text.encode("utf-8", "surrogatepass"))
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ``TFC6004`` when ``path`` can be seen to be unwritable already, before the work whose result goes there begins."""
+def check_writable(path: str | os.PathLike[str], marker: str | None = None) -> None:
+    """Raises ``TFC6004`` when ``path`` can be seen to be unwritable already, before the work whose result goes there begins. ``marker``: it will be a
+    folder, and may replace one that has a file of this name."""
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if marker is not None and target.exists() and not (target / marker).is_file():
+        raise _unwritable(path, "something else is there" if target.is_dir() else "it is a file")
+    if marker is None and target.is_dir():
         raise _unwritable(path, "it is a folder")
     if not target.parent.is_dir():
         raise _unwritable(path, f"the folder '{target.parent}' does not exist")
-    if not os.access(target if target.exists() and not target.is_file() else target.parent, os.W_OK):
+    if not os.access(target if target.exists() and not target.is_file() and marker is None else target.parent, os.W_OK):
         raise _unwritable(path, "permission denied")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trustformers_ir.ir import functional as F
+from trustformers_ir.ir.abi import POOL
 from trustformers_ir.ir.dims import Dim, symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
@@ -42,7 +43,7 @@ class CacheForm:
     def states(self, name: str, kept: TensorType, window: int | None) -> dict[str, TensorType]:
         """What keeps ``kept[batch, heads, length, features]`` of a layer that sees so many tokens: the types by name."""
         batch, heads, _, features = kept.shape
-        lead = (symbol(pool_name(window)), heads, PAGE) if self.paged else (batch, heads, symbol("capacity"))
+        lead = (symbol(POOL.of(window)), heads, PAGE) if self.paged else (batch, heads, symbol("capacity"))
         if self.storage is not DType.i8:
             return {name: TensorType((*lead, features), self.storage or kept.dtype)}
         assert isinstance(features, int)
@@ -68,16 +69,6 @@ class CacheForm:
 
 
 CONTIGUOUS = CacheForm()
-
-
-def table_name(window: int | None) -> str:
-    """The input that says which pages the texts have in layers that see so many tokens."""
-    return "pages" if window is None else f"pages_{window}"
-
-
-def pool_name(window: int | None) -> str:
-    """The symbol of how many pages those layers have."""
-    return "pool" if window is None else f"pool_{window}"
 
 
 def group_of(features: int) -> int:

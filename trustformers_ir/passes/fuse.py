@@ -36,14 +36,14 @@ itself through the outside. Each refusal is recorded with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trustformers_ir.ir import ops, rewriting
 from trustformers_ir.ir.core import Block, Function, Module, Operation, Value
 from trustformers_ir.ir.ops.nn import normalised_axes
 from trustformers_ir.ir.ops.region import RegionKind
-from trustformers_ir.ir.schema import FusionKind
+from trustformers_ir.ir.schema import FusionKind, Op
 from trustformers_ir.ir.types import Panels, TensorType
 from trustformers_ir.passes.manager import Pass, PassLog
 
@@ -285,11 +285,7 @@ class _Fusion:
 
     def cache_before(self, group: _Group) -> None:
         """Takes in what makes the keys and the values of what is kept."""
-        waiting = list(group.anchor.inputs[1:3])
-        while waiting:
-            o = waiting.pop().producer
-            if o is not None and isinstance(o.op, KEPT) and self.only_here(o, group) and self.add(group, o):
-                waiting += o.inputs
+        self.all_before(group, group.anchor.inputs[1:3], KEPT)
 
     def scores_before(self, group: _Group) -> None:
         """Takes in the rotary embedding of the queries, and what the mask and the bias are computed by."""
@@ -297,10 +293,15 @@ class _Fusion:
         rope = attention.inputs[0].producer
         if rope is not None and isinstance(rope.op, ops.Rope) and self.only_here(rope, group) and self.add(group, rope):
             self.views_before(group, rope)
-        waiting = [v for v in attention.operands[3:5] if v is not None] if isinstance(attention.op, ops.Attention) else []
+        if isinstance(attention.op, ops.Attention):
+            self.all_before(group, [v for v in attention.operands[3:5] if v is not None], (*CHEAP, *VIEWS, ops.Expand))
+
+    def all_before(self, group: _Group, values: Sequence[Value], kinds: tuple[type[Op], ...]) -> None:
+        """Takes in what makes these values, and what makes that, as far as it is of these kinds."""
+        waiting = list(values)
         while waiting:
             o = waiting.pop().producer
-            if o is not None and isinstance(o.op, (*CHEAP, *VIEWS, ops.Expand)) and self.only_here(o, group) and self.add(group, o):
+            if o is not None and isinstance(o.op, kinds) and self.only_here(o, group) and self.add(group, o):
                 waiting += o.inputs
 
     def grow_up(self, group: _Group) -> None:

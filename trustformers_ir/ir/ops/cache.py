@@ -16,6 +16,12 @@ from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op,
 from trustformers_ir.ir.types import TensorType
 
 
+def check_places(op: Op, first: int, count: int, size: int) -> None:
+    """``IndexError`` unless ``count`` places from ``first`` on lie within ``size``."""
+    if count and not 0 <= first <= size - count:
+        raise IndexError(f"{op.mnemonic}: place {first if first < 0 else first + count - 1} is out of range for size {size}")
+
+
 @dataclass(frozen=True)
 class CacheWrite(Op):
     """Rows written into a cache: a copy of ``cache`` with ``y[b, h, start[b] + i] = rows[b, h, i]``.
@@ -46,9 +52,7 @@ class CacheWrite(Op):
     def reference(self, ctx: EvalContext, cache: np.ndarray, rows: np.ndarray, start: np.ndarray) -> Any:
         out, count = np.array(cache), rows.shape[2]
         for b, first in enumerate(start.tolist()):
-            if count and not 0 <= first <= cache.shape[2] - count:
-                wrong = first if first < 0 else first + count - 1
-                raise IndexError(f"{self.mnemonic}: place {wrong} is out of range for size {cache.shape[2]}")
+            check_places(self, first, count, cache.shape[2])
             out[b, :, first : first + count] = rows[b]
         return out
 

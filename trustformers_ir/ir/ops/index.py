@@ -19,11 +19,11 @@ from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op,
 from trustformers_ir.ir.types import TensorType
 
 
-def resolve_indices(op: Op, indices: np.ndarray, size: int) -> np.ndarray:
-    """Indices as int64 counted from 0; ``IndexError`` naming the op, the offending index and the size."""
+def resolve_indices(op: Op, indices: np.ndarray, size: int, what: str = "index") -> np.ndarray:
+    """Indices as int64 counted from 0; ``IndexError`` naming the op, the offending index and the size. ``what``: an index is called so."""
     outside = (indices >= size) | ((indices < 0) & (indices.astype(np.int64) < -size))
     if outside.any():
-        raise IndexError(f"{op.mnemonic}: index {indices[outside].reshape(-1)[0]} is out of range for size {size}")
+        raise IndexError(f"{op.mnemonic}: {what} {indices[outside].reshape(-1)[0]} is out of range for size {size}")
     wide = indices.astype(np.int64)
     return np.where(wide < 0, wide + size, wide)
 

@@ -16,17 +16,11 @@ import numpy as np
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.ops.broadcast import require_equal, require_same_dtype
+from trustformers_ir.ir.ops.cache import check_places
+from trustformers_ir.ir.ops.index import resolve_indices
 from trustformers_ir.ir.ops.nn import STARTS
 from trustformers_ir.ir.schema import EvalContext, FusionKind, InferContext, Op, Operand, Sample
 from trustformers_ir.ir.types import TensorType
-
-
-def page_of(op: Op, pages: np.ndarray, bound: int) -> np.ndarray:
-    """The entries of a table, counted from the front; ``IndexError`` for one that is no page."""
-    wrong = (pages < -bound) | (pages >= bound)
-    if wrong.any():
-        raise IndexError(f"{op.mnemonic}: page {pages[wrong][0]} is out of range for size {bound}")
-    return np.where(pages < 0, pages + bound, pages)
 
 
 @dataclass(frozen=True)
@@ -63,11 +57,9 @@ class PagedWrite(Op):
         out, length, count = np.array(pool), pool.shape[2], rows.shape[2]
         places = pages.shape[1] * length
         for b, first in enumerate(start.tolist()):
-            if count and not 0 <= first <= places - count:
-                wrong = first if first < 0 else first + count - 1
-                raise IndexError(f"{self.mnemonic}: place {wrong} is out of range for size {places}")
+            check_places(self, first, count, places)
             at = first + np.arange(count)
-            out[page_of(self, pages[b, at // length], pool.shape[0]), :, at % length] = rows[b].transpose(1, 0, 2)
+            out[resolve_indices(self, pages[b, at // length], pool.shape[0], "page"), :, at % length] = rows[b].transpose(1, 0, 2)
         return out
 
     def flops(self, types: Sequence[TensorType | None], results: Sequence[TensorType]) -> Dim:
@@ -104,7 +96,7 @@ class PagedRead(Op):
         return (TensorType((pages.shape[0], heads, pages.shape[1] * length, features), pool.dtype),)
 
     def reference(self, ctx: EvalContext, pool: np.ndarray, pages: np.ndarray) -> Any:
-        taken = pool[page_of(self, pages, pool.shape[0])]  # [B, T, H, L, D]
+        taken = pool[resolve_indices(self, pages, pool.shape[0], "page")]  # [B, T, H, L, D]
         b, t, h, length, d = taken.shape
         return taken.transpose(0, 2, 1, 3, 4).reshape(b, h, t * length, d)
 

@@ -11,22 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trustformers_ir.ir.abi import Port
+from trustformers_ir.ir.abi import PAGES, POOL, Port
 from trustformers_ir.ir.dims import symbols_of
 from trustformers_ir.runtime import memory
 
-TABLES = "pages"  # an input of this name, or of this name with a window behind it, is a table
-
-
-def table_window(port: Port) -> int | None:
-    """How many tokens the layers of a table see; None: all."""
-    _, _, window = port.name.partition("_")
-    return int(window) if window else None
-
 
 def is_table(port: Port) -> bool:
-    head, _, window = port.name.partition("_")
-    return head == TABLES and (not window or window.isdecimal()) and port.type.rank == 2
+    """Whether an input says which pages texts have."""
+    return PAGES.matches(port.name) and port.type.rank == 2
 
 
 class Pool:
@@ -52,7 +44,7 @@ class Pool:
         wanted = self.used + pages - len(self.free)
         if wanted <= len(self.owners):
             return
-        count = max(wanted, 2 * len(self.owners) if len(self.owners) > 1 else 0)
+        count = max(wanted, 2 * len(self.owners))
         memory.check_size(sum(a.nbytes // len(a) for a in self.arrays) * count, "the cache")
         grown = [self._empty(p, count) for p in self.ports]
         for new, old in zip(grown, self.arrays, strict=True):
@@ -121,10 +113,20 @@ class Table:
     def repeated(self, rows: np.ndarray) -> Table:
         """Text b has what text ``rows[b]`` has here."""
         other = Table(self.pool, self.window, len(rows))
-        other.entries, other.first, other.count = self.entries[rows], self.first[rows], self.count[rows]
-        for page in self._pages(other.entries):
-            self.pool.owners[page] += 1
+        other.entries, other.first, other.count = self._taken(rows)
         return other
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """The same in this table, whose entries stay where a call looks for them."""
+        entries, first, count = self._taken(rows)
+        self.close()
+        self.entries[:], self.first, self.count = entries, first, count
+
+    def _taken(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        entries = self.entries[rows]
+        for page in self._pages(entries):
+            self.pool.owners[page] += 1
+        return entries, self.first[rows], self.count[rows]
 
     def close(self) -> None:
         for page in self._pages(self.entries):
@@ -144,9 +146,9 @@ class PagedCaches:
         self.ports = ports
         self.table_ports = [p for p in ports if is_table(p)]
         self.states = ports[len(self.table_ports) :]
-        windows = [table_window(p) for p in self.table_ports]
+        windows = [PAGES.window(p.name) for p in self.table_ports]
         #: for each state, the table of its layer
-        self.kinds = [windows.index(_pool_window(p)) for p in self.states]
+        self.kinds = [windows.index(POOL.window(*symbols_of(p.type.shape[0]))) for p in self.states]
         self.tables = list(tables) or [
             Table(Pool([p for p, kind in zip(self.states, self.kinds, strict=True) if kind == n]), w, 0) for n, w in enumerate(windows)
         ]
@@ -190,21 +192,10 @@ class PagedCaches:
         return PagedCaches(self.ports, [t.repeated(rows) for t in self.tables])
 
     def reorder(self, rows: np.ndarray, used: int) -> None:
-        for n, t in enumerate(self.tables):
-            other = t.repeated(rows)
-            t.close()
-            t.entries[:] = other.entries  # where a call looks for it
-            t.first, t.count = other.first, other.count
-            self.tables[n] = t
+        for t in self.tables:
+            t.reorder(rows)
         self.covered[:] = 0  # pages may have several owners now
 
     def __del__(self) -> None:
         for t in getattr(self, "tables", ()):
             t.close()
-
-
-def _pool_window(port: Port) -> int | None:
-    """The window of the layers whose pages a state has, by the symbol that counts them."""
-    (symbol,) = symbols_of(port.type.shape[0])
-    _, _, window = symbol.partition("_")
-    return int(window) if window else None

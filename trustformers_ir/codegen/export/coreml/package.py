@@ -7,6 +7,8 @@ from typing import Any
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
+MARKER = "Manifest.json"  # a file that every package has
+
 
 def coremltools_module() -> Any:
     """``coremltools``. ``MISSING_DEPENDENCY``"""

@@ -22,7 +22,7 @@ import numpy as np
 from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
 from trustformers_ir.codegen.export.coreml.evaluate import run_function
-from trustformers_ir.codegen.export.coreml.package import coremltools_module
+from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module
 from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
 from trustformers_ir.ir.core import Function, Module
@@ -51,7 +51,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantiz
     ``seed``: of the inputs on which ranges are looked at.
     """
     ct = coremltools_module()
-    with atomic_folder(path, marker="Manifest.json") as folder:
+    with atomic_folder(path, marker=MARKER) as folder:
         program, inputs, places = _program(ct, module)
         wide: tuple[Wide, ...] = ()
         narrow = None

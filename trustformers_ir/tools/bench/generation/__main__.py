@@ -11,7 +11,6 @@ held then. Both are Python, and the compile cache and the bytecode of the packag
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,8 +31,8 @@ class Reader:
 
     def __init__(self, name: str, libraries: str, model: str, threads: int) -> None:
         command = [sys.executable, "-m", "trustformers_ir.tools.bench.generation.reader", name, libraries, model, str(threads)]
-        kept = os.environ | {"TFIR_CACHE": "1", "PYTHONDONTWRITEBYTECODE": ""}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=kept)
+        command[:0] = ["env", "TFIR_CACHE=1", "PYTHONDONTWRITEBYTECODE="]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.ready = self._answer()
 
     def ask(self, prompt: int, new: int) -> dict[str, Any]:
