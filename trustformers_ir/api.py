@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -151,10 +152,32 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
     return interpreter.evaluate(module, *inputs, **named)
 
 
+@overload
 def export(
-    model: Any, path: str, *, quantize: str | None = None, dtype: Any = None, example_inputs: Any = None, opset: int | None = None
-) -> Written:
+    model: Any, path: str | os.PathLike[str], *, quantize: str | None = ..., dtype: Any = ..., example_inputs: Any = ..., opset: int | None = ...
+) -> Written: ...
+@overload
+def export(
+    model: Any,
+    path: Sequence[str | os.PathLike[str]],
+    *,
+    quantize: str | None = ...,
+    dtype: Any = ...,
+    example_inputs: Any = ...,
+    opset: int | None = ...,
+) -> list[Written]: ...
+def export(
+    model: Any,
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    quantize: str | None = None,
+    dtype: Any = None,
+    example_inputs: Any = None,
+    opset: int | None = None,
+) -> Written | list[Written]:
     """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, or ``.mlpackage``.
+    Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other from being
+    written, and ``CompilerError`` has the problems of all.
 
     ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
     are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
@@ -171,7 +194,10 @@ def export(
     """
     from trustformers_ir import exporter
 
-    return exporter.export(model, path, exporter.Options(quantize, dtype, example_inputs, opset))
+    options = exporter.Options(quantize, dtype, example_inputs, opset)
+    if isinstance(path, (str, os.PathLike)):
+        return exporter.export(model, [path], options)[0]
+    return exporter.export(model, path, options)
 
 
 def parse(text: str) -> Module:

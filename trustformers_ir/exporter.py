@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import check_writable
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module
-from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, to_module
@@ -40,24 +40,52 @@ class Format:
     marker: str | None = None  # of a file that is a folder: what is in each
 
 
-def export(model: Any, path: str | os.PathLike[str], options: Options) -> Written:
-    """See :func:`trustformers_ir.export`."""
-    name = os.fspath(path)
+def export(model: Any, paths: Sequence[str | os.PathLike[str]], options: Options) -> list[Written]:
+    """See :func:`trustformers_ir.export`; what was written of each path."""
+    with Collector() as problems:
+        found = [_find(os.fspath(path), model, problems) for path in paths]
+        _check_options([f for f in found if f is not None], options, problems)
+        for twice in {os.path.realpath(p) for p in paths if [os.path.realpath(q) for q in paths].count(os.path.realpath(p)) > 1}:
+            problems.add(Code.USAGE, f"'{twice}' is named twice", Where(file=twice), "give each output its own name")
+    written: list[Written] = []
+    with Collector() as problems:
+        for path, format in zip([os.fspath(p) for p in paths], found, strict=True):
+            assert format is not None
+            own = Options(**{f.name: getattr(options, f.name) for f in fields(Options) if f.name in format.options})
+            try:
+                written.append(format.write(model, path, own))
+            except CompilerError as error:
+                problems.extend(error.diagnostics)
+    return written
+
+
+def _find(name: str, model: Any, problems: Collector) -> Format | None:
+    """What writes a file of this name, if that can be seen to be possible."""
     suffix = Path(name).suffix
     if suffix in LATER:
-        raise CompilerError.of(Code.NOT_BUILT, f"exporting to {suffix} is not built yet", help="CHANGELOG.md lists what each version does")
+        problems.add(Code.NOT_BUILT, f"exporting to {suffix} is not built yet", help="CHANGELOG.md lists what each version does")
+        return None
     if suffix not in FORMATS:
-        help = f"the formats are {', '.join((*FORMATS, *LATER))}"
-        raise CompilerError.of(Code.USAGE, f"'{name}' is of no format that can be exported", help=help)
-    format = FORMATS[suffix]
-    for field in fields(options):
-        if getattr(options, field.name) is not None and field.name not in format.options:
-            takers = " and ".join(f.name for f in FORMATS.values() if field.name in f.options)
-            raise CompilerError.of(Code.USAGE, f"{field.name} says nothing of {format.name}: it is for {takers}", help="leave it out")
-    check_writable(name, format.marker)
+        problems.add(Code.USAGE, f"'{name}' is of no format that can be exported", help=f"the formats are {', '.join((*FORMATS, *LATER))}")
+        return None
+    try:
+        check_writable(name, FORMATS[suffix].marker)
+    except CompilerError as error:
+        problems.extend(error.diagnostics)
     if isinstance(model, (str, os.PathLike)) and os.path.exists(name) and os.path.exists(model) and os.path.samefile(name, model):
-        raise CompilerError.of(Code.USAGE, f"'{name}' is what is read", Where(file=name), "give the output another name")
-    return format.write(model, name, options)
+        problems.add(Code.USAGE, f"'{name}' is what is read", Where(file=name), "give the output another name")
+    return FORMATS[suffix]
+
+
+def _check_options(formats: Sequence[Format], options: Options, problems: Collector) -> None:
+    for field in fields(options):
+        if formats and getattr(options, field.name) is not None and not any(field.name in f.options for f in formats):
+            what, takers = (" and ".join(sorted({f.name for f in group})) for group in (formats, _takers(field.name)))
+            problems.add(Code.USAGE, f"{field.name} says nothing of {what}: it is for {takers}", help="leave it out")
+
+
+def _takers(option: str) -> list[Format]:
+    return [f for f in FORMATS.values() if option in f.options]
 
 
 def _gguf(model: Any, path: str, options: Options) -> Written:

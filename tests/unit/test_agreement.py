@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.export.onnx.write import canonical
+from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.ir import functional as F
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.dtypes import DType

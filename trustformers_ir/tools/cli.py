@@ -36,7 +36,7 @@ COMMANDS = {
     "inspect": "Show what a file holds: inputs, outputs, weights, ops, kernels.",
     "opt": "Run passes over FILE and print the result.",
     "targets": "List what this machine can compile for and execute.",
-    "export": "Write MODEL for another system.",
+    "export": "Write MODEL for other systems.",
     "bench": "Time MODEL.",
     "tune": "Find faster schedules for MODEL on this machine.",
     "cache": "Show or clear the compiled checkpoints and kernels that are kept.",
