@@ -18,6 +18,7 @@ from typing import Any, Union
 
 import numpy as np
 
+from trustformers_ir.frontend.names import unique_names
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Block, Function, Module, Value, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
@@ -68,7 +69,7 @@ def trace_into(
     leaves = [leaf for key, spec in (*positional.items(), *named_specs.items()) for leaf in _leaves(spec, key)]
     types = {path: _spec_type(path, spec) for path, spec in leaves if _is_tensor_spec(spec)}
     _declare(module, types, facts or {})
-    names = _unique([_identifier(path) for path in types])
+    names = list(unique_names(_identifier(path) for path in types))
     block = Block(list(types.values()), names)
     running = Trace(module, block, _as_weights(weights or {}))
     inputs = {path: Tensor(running, value) for path, value in zip(types, block.args, strict=True)}
@@ -251,7 +252,7 @@ def _outputs(results: Any) -> Iterator[tuple[str, Value, bool]]:
     single = not isinstance(results, (tuple, list, Mapping))
     leaves = [(path.removeprefix("."), leaf) for path, leaf in _leaves(results, "") if leaf is not None]
     names = ["output" if single else _identifier(f"output_{path}" if path[:1].isdigit() else path) for path, _ in leaves]
-    for name, (path, leaf) in zip(_unique(names), leaves, strict=True):
+    for name, (path, leaf) in zip(unique_names(names), leaves, strict=True):
         if not (isinstance(leaf, (Tensor, Parameter, np.ndarray, np.generic, bool, int, float, complex))):
             place = f"the result '{path}' of the traced function" if path else "the result of the traced function"
             message = f"{place} is {type(leaf).__name__} {leaf!r:.60}, which is no tensor"
@@ -264,14 +265,3 @@ def _outputs(results: Any) -> Iterator[tuple[str, Value, bool]]:
 def _identifier(path: str) -> str:
     name = _NAME.sub("_", path)
     return f"_{name}" if not name or name[0].isdigit() else name
-
-
-def _unique(names: list[str]) -> list[str]:
-    out: list[str] = []
-    for name in names:
-        chosen, count = name, 1
-        while chosen in out:
-            count += 1
-            chosen = f"{name}_{count}"
-        out.append(chosen)
-    return out

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.frontend.names import unique_name
 from trustformers_ir.frontend.onnx import rules
 from trustformers_ir.frontend.onnx.arithmetic import folded
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, STRING, Element, held
@@ -230,7 +231,7 @@ class Reader:
         if len(dims) > 32:
             raise Refused(f"the input '{name}' has {len(dims)} axes", broken=True)
         given = {a.name for a in self.block.args}
-        chosen = _unique(port_name(name), given)
+        chosen = unique_name(port_name(name), given)
         value = self.block.add_arg(TensorType(tuple(dims), element.dtype), chosen)
         self.inputs[value] = name
         if example is not None:
@@ -557,8 +558,7 @@ class Reader:
         taken = {a.name for a in self.block.args}
         out: list[Value] = []
         for (name, _), value in zip(results, values, strict=True):
-            chosen = _unique(port_name(name), taken)
-            taken.add(chosen)
+            chosen = unique_name(port_name(name), taken)
             if value.producer is None or value.name or value in out or isinstance(value.producer.op, ops.WeightOp):
                 value = self.trace.emit(ops.Reshape(value.type.shape), value)
             value.name = chosen
@@ -612,11 +612,3 @@ def port_name(name: str) -> str:
     """How an input or output is called in the module."""
     found = _NAME.sub("_", name)[:200]
     return f"_{found}" if not found or found[0].isdigit() else found
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    chosen, count = name, 1
-    while chosen in taken:
-        count += 1
-        chosen = f"{name}_{count}"
-    return chosen

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trustformers_ir.frontend.names import unique_names
 from trustformers_ir.frontend.torch_export.examples import Axis, Examples, is_cache
 from trustformers_ir.frontend.torch_export.export import Exported, _Trained, decomposed, export, narrowed
 from trustformers_ir.frontend.torch_export.importer import Importer, Unknown, dtype_of
@@ -320,18 +321,7 @@ def _output_names(spec: Any, nests: Sequence[Any]) -> list[str]:
     named = [p for p, leaf in zip(paths, nests, strict=True) if isinstance(leaf, Tensor)]
     if len(named) == 1 and not named[0]:
         return ["output"]
-    return list(_unique(f"output_{p}" if not p or p[0].isdigit() else p for p in named))
-
-
-def _unique(names: Iterator[str]) -> Iterator[str]:
-    taken: set[str] = set()
-    for name in names:
-        chosen, n = name, 1
-        while chosen in taken:
-            n += 1
-            chosen = f"{name}_{n}"
-        taken.add(chosen)
-        yield chosen
+    return list(unique_names(f"output_{p}" if not p or p[0].isdigit() else p for p in named))
 
 
 def _named(trace: Trace, name: str, value: Value) -> Value:

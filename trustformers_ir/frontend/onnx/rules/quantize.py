@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, F32, U8, Element
 from trustformers_ir.frontend.onnx.narrow import convert, fixed, rounded
 from trustformers_ir.frontend.onnx.node import Node, onnx_op
@@ -13,19 +15,25 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.tensor import Tensor
 
 
-def _spread(n: Node, t: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
-    """A scale or zero point: one, one for each index of an axis, or one for each block along it."""
-    if t.numel() == 1 and t.ndim <= 1:
-        return t.reshape()
-    if block:
-        size = x.shape[axis]
-        y = t.repeat_interleave(block, axis)
-        return y if n.same(y.shape[axis], size) else y.narrow(axis, 0, size)
-    if t.ndim == 1:
-        shape: list[Dim] = [1] * x.ndim
-        shape[axis] = t.shape[0]
-        return t.reshape(*shape)
-    return t
+def _spreading(n: Node, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """What brings the scales and zero points of ``x`` to its shape: one, one for each index of an axis, or one for each block along it."""
+    axis = n.axis(x.ndim, 1) if x.ndim > 1 else 0
+    block = int(n.attr("block_size", 0))
+
+    def spread(t: Tensor) -> Tensor:
+        if t.numel() == 1 and t.ndim <= 1:
+            return t.reshape()
+        if block:
+            size = x.shape[axis]
+            y = t.repeat_interleave(block, axis)
+            return y if n.same(y.shape[axis], size) else y.narrow(axis, 0, size)
+        if t.ndim == 1:
+            shape: list[Dim] = [1] * x.ndim
+            shape[axis] = t.shape[0]
+            return t.reshape(*shape)
+        return t
+
+    return spread
 
 
 def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, target: Element, saturate: bool) -> Tensor:
@@ -42,16 +50,15 @@ def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, target: Element, sa
 @onnx_op("QuantizeLinear")
 def _quantize(n: Node) -> Item:
     x, scale = n.t(0), n.t(1)
-    axis = n.axis(x.ndim, 1) if x.ndim > 1 else 0
-    block = int(n.attr("block_size", 0))
+    spread = _spreading(n, x)
     code = int(n.attr("output_dtype", 0))
     target = n.element(2) if n.has(2) else ELEMENTS.get(code, U8) if code else U8
     precision = int(n.attr("precision", 0))
     wide = ELEMENTS[precision].dtype if precision in ELEMENTS else x.dtype if x.dtype is DType.f64 else DType.f32
-    scale_ = _spread(n, scale.to(wide), x, axis, block)
-    zero = _spread(n, n.t(2), x, axis, block) if n.has(2) else None
+    scale_ = spread(scale.to(wide))
+    zero = spread(n.t(2)) if n.has(2) else None
     if scale.dtype in (DType.f16,) and x.dtype is DType.f16 and not precision:
-        ratio = (x.to(DType.f32) / _spread(n, scale.to(DType.f32), x, axis, block)).to(DType.f16)  # the division is one of f16
+        ratio = (x.to(DType.f32) / spread(scale.to(DType.f32))).to(DType.f16)  # the division is one of f16
         return Item.of(quantized(ratio.to(DType.f32), fixed(1.0, DType.f32), zero, target, bool(n.attr("saturate", 1))), target)
     return Item.of(quantized(x.to(wide), scale_, zero, target, bool(n.attr("saturate", 1))), target)
 
@@ -59,18 +66,17 @@ def _quantize(n: Node) -> Item:
 @onnx_op("DequantizeLinear")
 def _dequantize(n: Node) -> Item:
     x, scale = n.t(0), n.t(1)
-    axis = n.axis(x.ndim, 1) if x.ndim > 1 else 0
-    block = int(n.attr("block_size", 0))
+    spread = _spreading(n, x)
     code = int(n.attr("output_dtype", 0))
     target = ELEMENTS[code] if code in ELEMENTS else n.element(1)
     wide = DType.f32 if scale.dtype in (DType.f16, DType.bf16) else scale.dtype
     whole = x
     if n.has(2) and not x.dtype.is_float:
         room = DType.i64 if x.dtype.bits >= 32 else DType.i32
-        whole = x.to(room) - _spread(n, n.t(2), x, axis, block).to(room)
+        whole = x.to(room) - spread(n.t(2)).to(room)
     elif n.has(2):
-        whole = x - _spread(n, n.t(2), x, axis, block)
-    y = whole.to(wide) * _spread(n, scale.to(wide), x, axis, block)
+        whole = x - spread(n.t(2))
+    y = whole.to(wide) * spread(scale.to(wide))
     return Item.of(convert(y, F32, target) if target.small else y.to(target.dtype), target)
 
 
