@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def smollm2() -> Path:
     if not (folder / ".complete").is_file():
         pytest.skip("the model is not there: run `make models`")
     return next(folder.glob("*.gguf"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported for the tests, torch among it, is millions of objects that stay: no collection is to look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -57,23 +57,23 @@ def unchanged(seed: int, dims: Mapping[str, int], plain: Sequence[np.ndarray], t
     assert naive or all(same), f"seed {seed}, {dims}: regions change output {same.index(False)}\n{text}"
 
 
-@pytest.mark.parametrize("start", range(0, 100, BATCH))
+@pytest.mark.parametrize("start", range(0, 50, BATCH))
 def test_random_graphs(start: int) -> None:
     run_batch(range(start, start + BATCH))
 
 
-@pytest.mark.parametrize("start", range(0, 60, BATCH))
+@pytest.mark.parametrize("start", range(0, 30, BATCH))
 def test_random_graphs_of_special_values(start: int) -> None:
     run_batch(range(start, start + BATCH), wild=True)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("start", range(100, 2000, BATCH))
+@pytest.mark.parametrize("start", range(50, 2000, BATCH))
 def test_many_random_graphs(start: int) -> None:
     run_batch(range(start, start + BATCH))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("start", range(60, 1000, BATCH))
+@pytest.mark.parametrize("start", range(30, 1000, BATCH))
 def test_many_random_graphs_of_special_values(start: int) -> None:
     run_batch(range(start, start + BATCH), wild=True)

@@ -12,8 +12,11 @@ from accuracy import check_case
 from native_cases import INDEXED, NATIVE, native, with_a_wrong_index
 from triton_harness import interpret_modules
 
+#: cases that take long in the interpreter, of kernels that other ops have too
+SLOW = ("conv", "expert_blocks_int8", "linear_blocks_int8")
 
-@pytest.mark.parametrize("mnemonic", NATIVE)
+
+@pytest.mark.parametrize("mnemonic", [pytest.param(m, marks=[pytest.mark.long] * (m in SLOW)) for m in NATIVE])
 def test_cases_agree_with_the_reference(mnemonic: str, pytestconfig: pytest.Config) -> None:
     wanted = str(pytestconfig.getoption("--case") or "")
     mine = [c for c in native(mnemonic) if wanted in ("", c.name)]

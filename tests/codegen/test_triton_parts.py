@@ -75,7 +75,7 @@ def called(program: Program, rows: int) -> list[int]:
 SIDES = st.sampled_from([16, 32, 64])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(1, 300), st.sampled_from([1, 16, 32, 64]), SIDES, SIDES, st.integers(2, 9), st.integers(1, 70))
 def test_any_number_of_parts_gives_the_same_product(kind: str, k: int, height: int, width: int, terms: int, parts: int, rows: int) -> None:
     reference, module = traced(kind, k), in_one_region(traced(kind, k))
@@ -91,7 +91,7 @@ def test_any_number_of_parts_gives_the_same_product(kind: str, k: int, height: i
     assert not differs(got, want, allowed).any()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(1, 400), SIDES, SIDES, st.sampled_from([32, 64, 128]), st.integers(2, 9), st.integers(2, 70))
 def test_parts_of_bytes_are_exact(k: int, height: int, width: int, terms: int, parts: int, rows: int) -> None:
     """Not one bit tells how the sums were cut."""

@@ -134,7 +134,7 @@ def test_tiles_fit_the_chip(target: str, template: str, dtype: DType, n: int | N
     assert choice.rows * choice.columns <= choice.warps * 32 * 128  # a thread holds at most 128 sums
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_any_tile_gives_the_same_product(data: st.DataObject) -> None:
     """A table may choose whatever it likes."""
@@ -220,7 +220,7 @@ def test_each_program_takes_its_share_of_the_turns(turns: int, programs: int, kn
 WALKED = ("linear gelu bf16", "matmul f32", "linear_int8 u8")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.sampled_from(WALKED), st.sampled_from([1, 16, 32]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 150))
 def test_few_programs_give_the_very_bits_of_many(kind: str, height: int, group: int, programs: int, m: int) -> None:
     results = []

@@ -44,7 +44,7 @@ def fused(module: Module) -> Module:
     return module
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     lead=st.sampled_from([(1,), (5,), (33,), (70,), (2, 3), (3, 37), (2, 1, 9)]),
@@ -70,7 +70,7 @@ COLUMNS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     kind=st.sampled_from(sorted(COLUMNS)),
     batch=st.sampled_from([1, 3]),

@@ -54,7 +54,7 @@ def scores(exe: Runnable, pieces: tuple[int, ...], prompts: list[np.ndarray], st
     return out + [session.step([n, 2 * n]).copy() for n in range(steps)]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[pytest.mark.long] * (m != "gemma3")) for m in MODELS])
 def test_pages_change_no_bit(model: str) -> None:
     prompts = texts(150, 101)
     plain, paged = compiled(model), compiled(model, "paged")

@@ -45,7 +45,7 @@ def theirs(model: Any, prompt: np.ndarray, new: int, **options: Any) -> list[int
 
 
 #: over the same parts as others: their tests are long ones
-ALIKE = frozenset({"cohere", "gemma", "gpt_neo", "gptj", "mistral", "phi3", "qwen2", "stablelm"})
+ALIKE = frozenset({"cohere", "gemma", "gemma2", "gpt2", "gpt_neo", "gptj", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "stablelm"})
 
 
 @pytest.mark.parametrize("model_type", [pytest.param(n, marks=[pytest.mark.long] * (n in ALIKE)) for n in CONFIGS])

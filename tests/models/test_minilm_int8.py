@@ -30,7 +30,7 @@ def texts(minilm: Path) -> list[str]:
 BOUNDS = {"int8": (0.024, 0.075, 0.9975), "int8{activations=static}": (0.044, 0.125, 0.9947)}
 
 
-@pytest.mark.parametrize("recipe", BOUNDS)
+@pytest.mark.parametrize("recipe", ["int8", pytest.param("int8{activations=static}", marks=pytest.mark.long)])
 def test_errors(minilm: Path, texts: list[str], recipe: str) -> None:
     own, hidden, cosine = BOUNDS[recipe]
     report = tfir.quantization_error(str(minilm), texts, recipe, calibration=texts if "static" in recipe else None)

@@ -104,7 +104,7 @@ def test_what_stays_as_it_is_and_why(case: str) -> None:
     assert str(module) == before, "a refusal leaves nothing behind"
 
 
-@pytest.mark.parametrize("recipe", ["q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("recipe", ["q4_k", "q6_k", pytest.param("q5_k", marks=pytest.mark.long)])
 def test_k_quants_of_compiled_models(recipe: str) -> None:
     """Products of whole blocks alone."""
     source = SMALL.replace("hidden_size=64", "hidden_size=256").replace("num_hidden_layers=2", "num_hidden_layers=1")
@@ -119,7 +119,7 @@ def test_k_quants_of_compiled_models(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("dtype", [None, "bf16"])
+@pytest.mark.parametrize("dtype", [None, pytest.param("bf16", marks=pytest.mark.long)])
 def test_compiled_models_are_what_the_interpreter_says(recipe: str, dtype: str | None) -> None:
     exe = tfir.compile(SMALL, quantize=recipe, dtype=dtype)
     told: Any = exe.report()["quantization"]

@@ -41,7 +41,7 @@ def compiled(source: str, **options: Any) -> tuple[GpuExecutable, Any]:
     return exe, tfir.compile(source, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.long] * (f in ("falcon", "gpt2"))) for f in FAMILIES])
 def test_tokens_are_those_of_the_cpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of different lengths, caches that grow on the way, pieces of a prompt."""
     monkeypatch.setattr(sessions, "STEP", 8)
@@ -65,11 +65,13 @@ def test_scores_after_growing_are_those_of_one_pass(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(scores, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.long
 def test_beams_take_states_from_each_other() -> None:
     exe, cpu = compiled(LLAMA)
     assert exe.generate(PROMPTS[1], max_new_tokens=5, num_beams=3).tolist() == cpu.generate(PROMPTS[1], max_new_tokens=5, num_beams=3).tolist()
 
 
+@pytest.mark.long
 def test_16_bits_and_blocks_of_weights() -> None:
     exe, cpu = compiled(LLAMA, dtype="bf16", quantize="q4_0")
     got, want = Session(exe, 2), Session(cpu, 2)

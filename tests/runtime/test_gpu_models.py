@@ -27,6 +27,7 @@ def close(got: object, want: object, bound: float) -> None:
         assert np.abs(g.astype(np.float64) - w.astype(np.float64)).max() <= bound * max(1.0, float(np.abs(w).max()))
 
 
+@pytest.mark.long
 def test_minilm_on_a_real_sentence(minilm: Path, tmp_path: Path) -> None:
     """From the checkpoint to a file, from the file to hidden states: those of the CPU but for roundings."""
     path = tmp_path / "minilm.tfc"
@@ -57,7 +58,15 @@ def test_small_models_of_every_family(name: str) -> None:
         close(exe(**given), cpu(**given), 1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), [("bf16", None), (None, "int8"), ("bf16", "q4_0"), ("f16", "int4{group=32,zeros=true}")])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [
+        ("bf16", None),
+        (None, "int8"),
+        pytest.param("bf16", "q4_0", marks=pytest.mark.long),
+        pytest.param("f16", "int4{group=32,zeros=true}", marks=pytest.mark.long),
+    ],
+)
 def test_narrow_numbers(dtype: str | None, quantize: str | None) -> None:
     """16 bits, products of bytes, weights in blocks: the roundings are the same, what they are applied to differs in the last bits."""
     model = SMALL["bert"].replace("num_hidden_layers=2", "num_hidden_layers=1")

@@ -109,7 +109,7 @@ def test_executables_come_and_go() -> None:
         life()
     gc.collect()
     memory, tasks, maps = resident(), len(os.listdir("/proc/self/task")), mappings()
-    for _ in range(200):
+    for _ in range(100):
         life()
     assert resident() - memory < 2 << 20
     assert len(os.listdir("/proc/self/task")) == tasks
