@@ -1,4 +1,4 @@
-"""What the writers of graphs (ONNX, Core ML) share: a rule for each op, names, refusals, and sizes that are known only when the model runs.
+"""What the writers of graphs (ONNX, Core ML, StableHLO) share: a rule for each op, names, refusals, and sizes that only the run knows.
 
 Sizes come from the inputs: a symbol is the size of an axis of an input, an expression is arithmetic on those.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
 
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
@@ -36,6 +38,14 @@ def operation_id(number: int, o: Operation) -> str:
     return f"{number}:{o.op.mnemonic}"
 
 
+def pieces(array: np.ndarray) -> list[np.ndarray]:
+    """Rows of an array, as many at a time as are a few megabytes: a transposed view is copied piece by piece on its way to a file."""
+    if array.ndim == 0 or array.nbytes <= 4 << 20:
+        return [array]
+    count = max(1, (4 << 20) // max(1, array.nbytes // len(array)))
+    return [array[n : n + count] for n in range(0, len(array), count)]
+
+
 class GraphEmitter(ABC, Generic[X]):
     """The values of a function as a file has them. ``system``: whose file it is, as a refusal says it; ``page``: where what can be written stands."""
 
@@ -46,7 +56,7 @@ class GraphEmitter(ABC, Generic[X]):
         self.module, self.function, self.facts = module, function, module.facts
         self.problems = Collector()
         self._values: dict[Value, X] = {}
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}  # and how many numbers have been put behind each
         self._dims: dict[Dim, X] = {}
         self._now: Operation | None = None  # that is being written
 
@@ -85,12 +95,11 @@ class GraphEmitter(ABC, Generic[X]):
 
     def fresh(self, like: str) -> str:
         """A name that nothing has."""
-        stem = self.stem(like)
-        name, n = stem, 0
+        name = stem = self.stem(like)
         while name in self._taken:
-            n += 1
-            name = f"{stem}_{n}"
-        self._taken.add(name)
+            self._taken[stem] += 1
+            name = f"{stem}_{self._taken[stem]}"
+        self._taken[name] = 0
         return name
 
     def value(self, v: Value) -> X:
