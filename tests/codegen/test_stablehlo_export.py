@@ -38,7 +38,7 @@ BOUNDS = {DType.f64: 5e-14, DType.f32: 2e-6, DType.f16: 1e-3, DType.bf16: 1e-2, 
 #: forms of ops that a file cannot say
 KNOWN = ("is the size of no input", "is packed")
 FEW = 2  # samples of an op that are run by default; `-m long` runs all
-MODELS = text_models(2)
+MODELS = text_models(1)
 
 
 def opened(path: Path) -> StableHloFile:

@@ -166,7 +166,7 @@ class Emitter(GraphEmitter[X]):
         tail = f" : ({', '.join(x.type for x in given)}) -> {types if len(results) == 1 else f'({types})'}"
         if not given or (short and len({*(x.type for x in given), types}) == 1):
             tail = f" : {types}"
-        head = f"{op}({listed}){more}" if op.startswith('"') else f"{op} {listed}{more}"
+        head = f"{op}({listed}){more}" if op.startswith('"') else f"{op}{'' if listed.startswith('(') else ' '}{listed}{more}"
         place = (o.loc.file, o.loc.line) if o is not None and o.loc is not None else ("", 0)
         self._lines.append(Line(tuple(names), tuple(x.name for x in given), head, tail, tuple(regions), self._id, *place))
         return results
@@ -408,9 +408,9 @@ class Emitter(GraphEmitter[X]):
         before = 0 if at is None else at
         if any(x.shape[a] == 0 for a in axes):  # nothing is read
             return self.full(0, x.dtype, [*(x.shape[a] for a in kept[:before]), *indices.shape[:-1], *(x.shape[a] for a in kept[before:])])
-        more = [int(a in axes and self.facts.bounds(d)[0] < 1) for a, d in enumerate(x.shape)]
-        if any(more):  # the dialect reads from no axis that is empty
-            x = self.pad(x, self.constant(0, x.dtype), [0] * x.rank, more)
+        spare = [int(a in axes and self.facts.bounds(d)[0] < 1) for a, d in enumerate(x.shape)]
+        if any(spare):  # the dialect reads from no axis that is empty
+            x = self.pad(x, self.constant(0, x.dtype), [0] * x.rank, spare)
         lead = indices.shape[:-1]
         shape = [*(x.shape[a] for a in kept[:before]), *lead, *(x.shape[a] for a in kept[before:])]
         offset = [*range(before), *range(before + len(lead), len(shape))]
