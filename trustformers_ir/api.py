@@ -176,8 +176,8 @@ def export(
     opset: int | None = None,
 ) -> Written | list[Written]:
     """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, ``.mlir`` or
-    ``.mlpackage``. Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other from being
-    written, and ``CompilerError`` has the problems of all.
+    ``.mlpackage``. Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other
+    from being written, and ``CompilerError`` has the problems of all.
 
     ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
     are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
