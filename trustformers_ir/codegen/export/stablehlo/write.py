@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from trustformers_ir.codegen.export.stablehlo import rules_attention, rules_elementwise, rules_index, rules_nn, rules_shape
+from trustformers_ir.codegen.export.stablehlo import rules_attention, rules_elementwise, rules_index, rules_nn, rules_quantized, rules_shape
 from trustformers_ir.codegen.export.stablehlo.emitter import Emitter, Line, Stored, X
 from trustformers_ir.codegen.export.stablehlo.text import dense, identifier, quoted, tensor
 from trustformers_ir.codegen.export.written import Written
@@ -21,7 +21,7 @@ from trustformers_ir.ir.interpreter import argument_names, result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
-assert rules_attention and rules_elementwise and rules_index and rules_nn and rules_shape  # imported for their rules
+assert rules_attention and rules_elementwise and rules_index and rules_nn and rules_quantized and rules_shape  # imported for their rules
 NAME = "main"  # of the function
 
 
