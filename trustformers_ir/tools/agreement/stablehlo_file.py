@@ -18,6 +18,7 @@ from trustformers_ir.codegen.export.stablehlo.text import WORDS
 from trustformers_ir.codegen.export.stablehlo.write import NAME
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.tools.agreement.stablehlo_interpreter import interpret
 
 _INNER = "given"  # what the function of a file is called where another one calls it
 _RESULTS = re.compile(r"(\d+:\w+\.\d+[,;]?|;)+")
@@ -125,16 +126,9 @@ class StableHloFile:
         return [np.asarray(a[0]) for a in made], names
 
     def _interpret(self, given: Sequence[np.ndarray], values: bool) -> tuple[list[np.ndarray], list[str]]:
-        from jaxlib.mlir.dialects import stablehlo
-
-        _, ir = packages()
+        mlir, _ = packages()
         module, names = self._refined(given, values, plain=True)
-        with module.context:
-            types = _main(module).type.inputs
-            plain = [np.require(_plain(a), requirements="C") for a in given]
-            attributes = [ir.DenseElementsAttr.get(a, type=t) for a, t in zip(plain, types, strict=True)]
-            found = stablehlo.eval_module(module, attributes)
-            made = [np.array(a).reshape(a.type.shape) for a in found]
+        made = interpret(mlir.module_to_bytecode(module), [np.require(_plain(a), requirements="C") for a in given])
         return made if values else [a.astype(d.numpy) for a, d in zip(made, self.outputs, strict=True)], names
 
     def _refined(self, given: Sequence[np.ndarray], values: bool, plain: bool = False) -> tuple[Any, list[str]]:
