@@ -118,6 +118,15 @@ def test_the_real_model(minilm: Path, tmp_path: Path) -> None:
     assert "embeddings.word_embeddings.weight" in names or any("word_embeddings" in n for n in names)
 
 
+def test_weights_in_16_bits(tmp_path: Path) -> None:
+    """They lie so in the file, those of products among them."""
+    spec = MODELS["llama"].replace("vocab_size=99", "vocab_size=999")
+    whole = tfir.export(spec, str(tmp_path / "whole.onnx"))
+    half = tfir.export(spec, str(tmp_path / "m.onnx"), dtype="f16")
+    assert half.bytes < 0.7 * whole.bytes and half.kinds["f16"] >= 20
+    text_agrees(spec, lambda feed: ort.InferenceSession(str(tmp_path / "m.onnx"), QUIET).run(None, feed), 2e-2)
+
+
 def test_weights_beside_the_model(tmp_path: Path) -> None:
     """A file for the weights, each at a page of its own; the same numbers."""
     module, path = tfir.api.to_module(MODELS["bert"]), tmp_path / "m.onnx"

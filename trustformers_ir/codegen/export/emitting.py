@@ -14,6 +14,7 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.dims import Atom, Dim, SymExpr, as_symbol, evaluate, symbol, symbols_of
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.passes.canonicalize import Canonicalize
 from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
@@ -107,6 +108,19 @@ class GraphEmitter(ABC, Generic[X]):
         if v not in self._values and v.producer is not None and isinstance(v.producer.op, ops.WeightOp):
             self._values[v] = self.weight(v.producer.op.name)
         return self._values[v]
+
+    def weight_of(self, v: Value) -> tuple[str, DType] | None:
+        """The weight that a value is, and what it is stored in: its own dtype, or one of 16 bits to which it is cast."""
+        o = v.producer
+        if o is None or not isinstance(o.op, (ops.WeightOp, ops.Cast)):
+            return None
+        if isinstance(o.op, ops.WeightOp):
+            return o.op.name, v.type.dtype
+        (source,), target = o.inputs, o.op.dtype
+        found = source.producer
+        if found is None or not isinstance(found.op, ops.WeightOp) or target not in HALVES:
+            return None
+        return (found.op.name, target) if source.type.dtype in (DType.f32, DType.f64) else None
 
     def operand(self, o: Operation, number: int) -> X:
         """An operand that is there."""

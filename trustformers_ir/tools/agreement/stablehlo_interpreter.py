@@ -16,7 +16,7 @@ _CODE, _GIVEN, _MADE = "module.mlirbc", "given.npz", "made.npz"
 
 
 def interpret(code: bytes, given: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What the function ``main`` of a module in bytecode, whose shapes are known, makes of arrays. ``ValueError`` with what it said if it could not."""
+    """What the function ``main`` of a module in bytecode, whose shapes are known, makes of arrays. ``ValueError`` with what it said if it failed."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / _CODE).write_bytes(code)

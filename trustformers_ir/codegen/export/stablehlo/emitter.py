@@ -229,11 +229,6 @@ class Emitter(GraphEmitter[X]):
             self.stored[x.name] = Stored(x.name, made, shape, lambda: round_to(w.data, made), name)
         return self._weights[name, made]
 
-    def weight_name(self, v: Value) -> str | None:
-        """The weight that a value is; None for others."""
-        o = v.producer
-        return o.op.name if o is not None and isinstance(o.op, ops.WeightOp) else None
-
     # -- sizes -------------------------------------------------------------------------------------------------------------
 
     def dim(self, d: Dim) -> X:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 from trustformers_ir.codegen.export.emitting import Unsupported
-from trustformers_ir.codegen.export.stablehlo.emitter import NARROW, Emitter, X, rule
+from trustformers_ir.codegen.export.stablehlo.emitter import Emitter, X, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
@@ -394,11 +394,8 @@ def _clamp(e: Emitter, o: Operation) -> X:
 @rule(ops.Cast)
 def _cast(e: Emitter, o: Operation) -> X:
     """A weight that becomes smaller lies so in the file."""
-    (v,), target = o.inputs, o.result.type.dtype
-    name = e.weight_name(v)
-    if name is not None and v.type.dtype.is_float and target in NARROW and v.type.dtype.bits > target.bits:
-        return e.weight(name, target)
-    return converted(e, e.operand(o, 0), o.result.type.dtype)
+    stored = e.weight_of(o.result)
+    return converted(e, e.operand(o, 0), o.result.type.dtype) if stored is None else e.weight(*stored)
 
 
 def converted(e: Emitter, x: X, target: DType) -> X:
