@@ -92,10 +92,10 @@ def sampled(rules: Mapping[type[Op], Any]) -> list[str]:
 
 
 def samples(mnemonic: str, compare: Callable[[Case, Path], None], path: Path, known: Sequence[str], most: int | None = None) -> None:
-    """The samples of an op, or the first that can be written. ``compare`` writes and executes a case, and raises what the writer says where it
-    cannot; that must be one thing that is ``known``, or that a matrix is packed."""
+    """The samples of an op, or the first that can be written, those with sizes that only the run knows before others. ``compare`` writes and executes
+    a case, and raises what the writer says where it cannot; that must be one thing that is ``known``, or that a matrix is packed."""
     written = 0
-    for case in cases([OPS[mnemonic]]):
+    for case in sorted(cases([OPS[mnemonic]]), key=lambda c: not c.dims):
         if most is not None and written >= most:
             break
         try:
