@@ -175,9 +175,9 @@ def export(
     example_inputs: Any = None,
     opset: int | None = None,
 ) -> Written | list[Written]:
-    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, or ``.mlpackage``.
-    Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other from being
-    written, and ``CompilerError`` has the problems of all.
+    """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, ``.mlir`` or
+    ``.mlpackage``. Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other
+    from being written, and ``CompilerError`` has the problems of all.
 
     ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
     are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
@@ -186,6 +186,8 @@ def export(
     Core ML packages: ``model`` as for ONNX; ``dtype`` is what floats are computed in, ``f16`` (if not said) or ``f32``; ``quantize`` None or
     ``int8``, weights of matrices in 8 bits. Dims that are dynamic stay so. In f16, tensors that overflow on seeded inputs stay in f32 and are in
     ``wide`` of what is returned, by name (docs/coreml.md).
+
+    StableHLO: ``model`` as for ONNX; all dims that are dynamic stay so. Weights are in the text (docs/stablehlo.md).
 
     GGUF: ``model`` is a checkpoint folder or a ``random:<model_type>`` of a family that GGUF has an architecture for, or a ``.gguf`` file.
     ``quantize`` is the type of matrices: ``f32``, ``f16``, ``bf16``, ``q8_0``, ``q4_0``, …, ``q4_k_m``, …; None leaves them as they are stored.

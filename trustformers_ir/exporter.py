@@ -62,11 +62,8 @@ def export(model: Any, paths: Sequence[str | os.PathLike[str]], options: Options
 def _find(name: str, model: Any, problems: Collector) -> Format | None:
     """What writes a file of this name, if that can be seen to be possible."""
     suffix = Path(name).suffix
-    if suffix in LATER:
-        problems.add(Code.NOT_BUILT, f"exporting to {suffix} is not built yet", help="CHANGELOG.md lists what each version does")
-        return None
     if suffix not in FORMATS:
-        problems.add(Code.USAGE, f"'{name}' is of no format that can be exported", help=f"the formats are {', '.join((*FORMATS, *LATER))}")
+        problems.add(Code.USAGE, f"'{name}' is of no format that can be exported", help=f"the formats are {', '.join(FORMATS)}")
         return None
     try:
         check_writable(name, FORMATS[suffix].marker)
@@ -122,6 +119,12 @@ def _coreml(model: Any, path: str, options: Options) -> Written:
     return write_coreml(path, module, dtype=found, quantize=options.quantize)
 
 
+def _stablehlo(model: Any, path: str, options: Options) -> Written:
+    from trustformers_ir.codegen.export.stablehlo.write import write_stablehlo
+
+    return write_stablehlo(path, _graph(model, options.example_inputs, options.dtype))
+
+
 def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
     """The graph as writers take it: of the front end, canonicalized, its weights looked at."""
     module = to_module(model, example_inputs, dtype)
@@ -133,5 +136,5 @@ FORMATS: Mapping[str, Format] = {
     ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset"})),
     ".gguf": Format("GGUF files", _gguf, frozenset({"quantize", "dtype"})),
     ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs"}), MARKER),
+    ".mlir": Format("StableHLO files", _stablehlo, frozenset({"dtype", "example_inputs"})),
 }
-LATER = (".mlir",)

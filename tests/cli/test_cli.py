@@ -185,7 +185,7 @@ def test_opt(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "gone.tfc"], Code.FILE_NOT_FOUND),
         (["opt", "gone.tfir"], Code.FILE_NOT_FOUND),
         (["opt"], Code.USAGE),
-        (["export", "m.tfir", "-o", "m.mlir"], Code.NOT_BUILT),
+        (["export", "m.tfir", "-o", "m.onnx", "--quantize", "int8"], Code.NOT_BUILT),
         (["export", "m.tfir", "-o", "m.pdf"], Code.USAGE),
         (["bench", "m.tfir", "--against", "llama.cpp"], Code.NOT_BUILT),
         (["bench", "m.tfir", "--against", "abacus"], Code.USAGE),

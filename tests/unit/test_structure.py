@@ -47,6 +47,8 @@ VISIBLE_ROOMS = {"codegen", "frontend", "models", "passes", "runtime", "tools"}
 HEAVY = {
     "coremltools",
     "gguf",
+    "jax",
+    "jaxlib",
     "llvmlite",
     "ml_dtypes",
     "networkx",
@@ -76,7 +78,11 @@ LAZY = {
     **dict.fromkeys(
         [
             ("trustformers_ir.exporter", f"trustformers_ir.{name}")
-            for name in (*(f"codegen.export.{f}.write" for f in ("coreml", "gguf", "onnx")), "codegen.export.gguf.kinds", "frontend.gguf.outward")
+            for name in (
+                *(f"codegen.export.{f}.write" for f in ("coreml", "gguf", "onnx", "stablehlo")),
+                "codegen.export.gguf.kinds",
+                "frontend.gguf.outward",
+            )
         ],
         "a model is written in one format at a time",
     ),

@@ -1,4 +1,4 @@
-"""What the writers of graphs (ONNX, Core ML) share: a rule for each op, names, refusals, and sizes that are known only when the model runs.
+"""What the writers of graphs (ONNX, Core ML, StableHLO) share: a rule for each op, names, refusals, and sizes that only the run knows.
 
 Sizes come from the inputs: a symbol is the size of an axis of an input, an expression is arithmetic on those.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
+import numpy as np
+
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.dims import Atom, Dim, SymExpr, as_symbol, evaluate, symbol, symbols_of
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.passes.canonicalize import Canonicalize
 from trustformers_ir.passes.constant_fold import ConstantFold
 from trustformers_ir.passes.cse import Cse
@@ -36,6 +39,14 @@ def operation_id(number: int, o: Operation) -> str:
     return f"{number}:{o.op.mnemonic}"
 
 
+def pieces(array: np.ndarray) -> list[np.ndarray]:
+    """Rows of an array, as many at a time as are a few megabytes: a transposed view is copied piece by piece on its way to a file."""
+    if array.ndim == 0 or array.nbytes <= 4 << 20:
+        return [array]
+    count = max(1, (4 << 20) // max(1, array.nbytes // len(array)))
+    return [array[n : n + count] for n in range(0, len(array), count)]
+
+
 class GraphEmitter(ABC, Generic[X]):
     """The values of a function as a file has them. ``system``: whose file it is, as a refusal says it; ``page``: where what can be written stands."""
 
@@ -46,7 +57,7 @@ class GraphEmitter(ABC, Generic[X]):
         self.module, self.function, self.facts = module, function, module.facts
         self.problems = Collector()
         self._values: dict[Value, X] = {}
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}  # and how many numbers have been put behind each
         self._dims: dict[Dim, X] = {}
         self._now: Operation | None = None  # that is being written
 
@@ -85,12 +96,11 @@ class GraphEmitter(ABC, Generic[X]):
 
     def fresh(self, like: str) -> str:
         """A name that nothing has."""
-        stem = self.stem(like)
-        name, n = stem, 0
+        name = stem = self.stem(like)
         while name in self._taken:
-            n += 1
-            name = f"{stem}_{n}"
-        self._taken.add(name)
+            self._taken[stem] += 1
+            name = f"{stem}_{self._taken[stem]}"
+        self._taken[name] = 0
         return name
 
     def value(self, v: Value) -> X:
@@ -98,6 +108,19 @@ class GraphEmitter(ABC, Generic[X]):
         if v not in self._values and v.producer is not None and isinstance(v.producer.op, ops.WeightOp):
             self._values[v] = self.weight(v.producer.op.name)
         return self._values[v]
+
+    def weight_of(self, v: Value) -> tuple[str, DType] | None:
+        """The weight that a value is, and what it is stored in: its own dtype, or one of 16 bits to which it is cast."""
+        o = v.producer
+        if o is None or not isinstance(o.op, (ops.WeightOp, ops.Cast)):
+            return None
+        if isinstance(o.op, ops.WeightOp):
+            return o.op.name, v.type.dtype
+        (source,), target = o.inputs, o.op.dtype
+        found = source.producer
+        if found is None or not isinstance(found.op, ops.WeightOp) or target not in HALVES:
+            return None
+        return (found.op.name, target) if source.type.dtype in (DType.f32, DType.f64) else None
 
     def operand(self, o: Operation, number: int) -> X:
         """An operand that is there."""

@@ -18,6 +18,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
+from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
 from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
 
@@ -28,7 +29,8 @@ Outputs = Sequence[np.ndarray]
 @dataclass(frozen=True)
 class Run:
     """A way to execute a file. ``by``: what executes it. ``view``: what of the true outputs it gives; None: all of them as they are. ``values``:
-    the results inside a file, by operations of the source (``12:linear.0``). ``least``: a unit that its arithmetic is no more exact than."""
+    the results inside a file, by operations of the source (``12:linear.0``). ``least``: a unit that its arithmetic is no more exact than. ``asked``:
+    it is so slow that it runs only where it is named."""
 
     by: str
     compute: Callable[[Arrays], Outputs]
@@ -36,6 +38,7 @@ class Run:
     view: Callable[[Arrays, Outputs], Outputs] | None = None
     values: Callable[[Module, Arrays], Mapping[str, np.ndarray]] | None = None
     least: float = 0.0
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -
     """The file, executed by what is named in ``by``, or by all that is there. Raises ``CompilerError`` when there is none."""
     note(f"reading {path}")
     reader = next((r for r in READERS if r.ending and path.endswith(r.ending)), READERS[-1])
-    native = compiled and reader.ending not in (".onnx", ".tfc")
+    native = compiled and reader.ending not in (".onnx", ".mlir", ".tfc")
     subject = _native(path, tfir.compile(path), reader.kind) if native else reader.open(path, source)
-    runs = tuple(r for r in subject.runs if not by or r.by in by)
+    runs = tuple(r for r in subject.runs if (r.by in by if by else not r.asked))
     if not runs:
         message = f"nothing of --by {', '.join(by)} executes '{path}'"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), f"it is executed by {', '.join(r.by for r in subject.runs)}")
@@ -76,8 +79,8 @@ def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -
 def open_source(path: str) -> Module:
     """The graph of the first file, of which a float64 run is the truth."""
     note(f"reading {path}")
-    if path.endswith(".mlpackage"):  # it says nothing of a graph
-        message, help = f"'{path}' cannot be the first", "name the model before it: tfc verify MODEL m.mlpackage"
+    if path.endswith((".mlpackage", ".mlir")):  # it says nothing of a graph that can be read
+        message, help = f"'{path}' cannot be the first", f"name the model before it: tfc verify MODEL {path}"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
     return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
 
@@ -174,12 +177,24 @@ def _coreml(path: str, source: Module) -> Subject:
     return Subject(path, "Core ML package", signature(source), len(program.functions["main"].outputs), (run,))
 
 
+def _stablehlo(path: str, source: Module) -> Subject:
+    file = StableHloFile.open(path)
+    least = 0.0 if file.least is None else UNITS[file.least]
+    version = importlib.metadata.version("jaxlib")
+    runs = (
+        Run("xla", file.xla, version, values=lambda graph, arrays: file.xla_values(arrays), least=least),
+        Run("stablehlo", file.interpreter, version, values=lambda graph, arrays: file.interpreter_values(arrays), least=least, asked=True),
+    )
+    return Subject(path, "StableHLO file", file.inputs, len(file.outputs), runs)
+
+
 #: the last row has what no other ending names: checkpoint folders, graphs, random models, factories
 READERS = (
     Reader(".tfc", "artifact", ("native code",), _artifact),
     Reader(".onnx", "ONNX file", ("onnxruntime", "onnx.reference"), _onnx),
     Reader(".gguf", "GGUF file", ("interpreter", "llama.cpp"), _gguf),
     Reader(".mlpackage", "Core ML package", ("numpy",), _coreml),
+    Reader(".mlir", "StableHLO file", ("xla", "stablehlo"), _stablehlo),
     Reader("", "graph", ("interpreter",), _graph),
 )
 RUNNERS = tuple(dict.fromkeys(name for r in READERS for name in r.by))

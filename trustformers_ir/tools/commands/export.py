@@ -17,7 +17,7 @@ from trustformers_ir.tools.commands.options import Json, Model
 def export(
     model: Model,
     output: Annotated[
-        list[str], typer.Option("-o", "--output", metavar="FILE", help="*.gguf, *.onnx or *.mlpackage; may be repeated.", show_default=False)
+        list[str], typer.Option("-o", "--output", metavar="FILE", help="*.gguf, *.onnx, *.mlir or *.mlpackage; may be repeated.", show_default=False)
     ],
     quantize: Annotated[
         str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, …, q4_k_m, …; or int8.", show_default="as stored")

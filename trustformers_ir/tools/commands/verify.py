@@ -27,7 +27,8 @@ WIDTH = 40
 
 def verify(
     files: Annotated[
-        list[str], typer.Argument(metavar="A B…", help="The source, then what is to compute the same: model, .tfc, .onnx, .gguf.", show_default=False)
+        list[str],
+        typer.Argument(metavar="A B…", help="The source, then what is to compute the same: model, .tfc, .onnx, .gguf, .mlir.", show_default=False),
     ],
     probe: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeded inputs to try, besides edges and a long one.")] = 3,
     tolerance: Annotated[

@@ -25,6 +25,7 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value, Weight
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.rounding import round_to
 
 Rule = Callable[["Emitter", Operation], "str | Sequence[str]"]
 RULES: OpRules[Rule] = OpRules()
@@ -94,7 +95,7 @@ class Emitter(GraphEmitter[str]):
         self._dtypes: dict[str, DType] = {}
         self._schemas: dict[str, Any] = {}
         self._constants: dict[tuple[object, ...], str] = {}
-        self._weights: dict[tuple[str, bool], str] = {}
+        self._weights: dict[tuple[str, bool, DType], str] = {}
         self._id = ""
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
 
@@ -241,21 +242,16 @@ class Emitter(GraphEmitter[str]):
         """The same numbers in another dtype."""
         return name if source is target else self("Cast", name, to=ELEMENTS[target])
 
-    def weight(self, name: str, transposed: bool = False) -> str:
-        """The initializer of a weight; ``transposed``: its last two axes change places."""
-        key = (name, transposed)
+    def weight(self, name: str, transposed: bool = False, dtype: DType | None = None) -> str:
+        """The initializer of a weight; ``transposed``: its last two axes change places; ``dtype``: rounded to it on its way to the file."""
+        w = self.module.weights[name]
+        key = (name, transposed, w.type.dtype if dtype is None else dtype)
         if key not in self._weights:
-            w = self.module.weights[name]
             shape = tuple(int(d) for d in w.type.shape)  # type: ignore[arg-type]
             shape = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
             given = self._weights[key] = self.fresh(name)
-            self._store(Stored(given, w.type.dtype, shape, _reader(w, transposed)))
+            self._store(Stored(given, key[2], shape, _reader(w, transposed, key[2])))
         return self._weights[key]
-
-    def weight_name(self, v: Value | None) -> str | None:
-        """The weight that a value is; None for others."""
-        o = None if v is None else v.producer
-        return o.op.name if o is not None and isinstance(o.op, ops.WeightOp) else None
 
     # -- sizes -------------------------------------------------------------------------------------------------------------
 
@@ -318,5 +314,5 @@ def _runs(dims: Sequence[Dim]) -> Iterator[tuple[bool, list[Any]]]:
         yield whole, run
 
 
-def _reader(weight: Weight, transposed: bool) -> Callable[[], np.ndarray]:
-    return lambda: weight.data.swapaxes(-1, -2) if transposed else weight.data
+def _reader(weight: Weight, transposed: bool, dtype: DType) -> Callable[[], np.ndarray]:
+    return lambda: round_to(weight.data.swapaxes(-1, -2) if transposed else weight.data, dtype)

@@ -263,7 +263,10 @@ def _clamp(e: Emitter, o: Operation) -> str:
 
 @rule(ops.Cast)
 def _cast(e: Emitter, o: Operation) -> str:
-    """ONNX leaves open what becomes of floats that no integer is, so they are made some before."""
+    """ONNX leaves open what becomes of floats that no integer is, so they are made some before. A weight that becomes smaller lies so in the file."""
+    stored = e.weight_of(o.result)
+    if stored is not None:
+        return e.weight(stored[0], dtype=stored[1])
     x, source, target = e.operand(o, 0), o.inputs[0].type.dtype, o.result.type.dtype
     if source.is_float and target.is_integer:
         if source in (DType.f16, DType.bf16):

@@ -42,9 +42,9 @@ def _linear(e: Emitter, o: Operation) -> str:
 
 def transposed(e: Emitter, v: Value) -> str:
     """The transpose of a matrix: of a weight, as it is stored."""
-    name = e.weight_name(v)
-    if name is not None:
-        return e.weight(name, transposed=True)
+    found = e.weight_of(v)
+    if found is not None:
+        return e.weight(found[0], transposed=True, dtype=found[1])
     rank = v.type.rank
     return e("Transpose", e.value(v), perm=[*range(rank - 2), rank - 1, rank - 2])
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.emitting import pieces
 from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node, Stored
 from trustformers_ir.codegen.export.written import Written
@@ -96,16 +97,8 @@ def _put(file: IO[bytes], s: Stored) -> None:
     """The bytes of a weight, in the order of its rows, little endian."""
     array = s.make()
     assert array.shape == s.shape or array.size == int(np.prod(s.shape)), s.name
-    for rows in _pieces(array):
+    for rows in pieces(array):
         file.write(np.ascontiguousarray(rows).tobytes())
-
-
-def _pieces(array: np.ndarray) -> list[np.ndarray]:
-    """Rows of an array, as many at a time as are a few megabytes: a transposed view is copied piece by piece."""
-    if array.ndim == 0 or array.nbytes <= 4 << 20:
-        return [array]
-    count = max(1, (4 << 20) // max(1, array.nbytes // len(array)))
-    return [array[n : n + count] for n in range(0, len(array), count)]
 
 
 # -- protobuf ---------------------------------------------------------------------------------------------------------------
