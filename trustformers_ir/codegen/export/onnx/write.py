@@ -22,6 +22,7 @@ from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.core import Module, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.holes import write_array
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
@@ -96,16 +97,7 @@ def _put(file: IO[bytes], s: Stored) -> None:
     """The bytes of a weight, in the order of its rows, little endian."""
     array = s.make()
     assert array.shape == s.shape or array.size == int(np.prod(s.shape)), s.name
-    for rows in _pieces(array):
-        file.write(np.ascontiguousarray(rows).tobytes())
-
-
-def _pieces(array: np.ndarray) -> list[np.ndarray]:
-    """Rows of an array, as many at a time as are a few megabytes: a transposed view is copied piece by piece."""
-    if array.ndim == 0 or array.nbytes <= 4 << 20:
-        return [array]
-    count = max(1, (4 << 20) // max(1, array.nbytes // len(array)))
-    return [array[n : n + count] for n in range(0, len(array), count)]
+    write_array(file, array)
 
 
 # -- protobuf ---------------------------------------------------------------------------------------------------------------
