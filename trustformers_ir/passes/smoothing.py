@@ -138,7 +138,7 @@ def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tup
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """In f64, whatever the order of the sums is on a machine: ``DIGITS`` of what comes of it are everywhere the same, and so is what is chosen by it."""
+    """In f64, so that the order of sums, which differs from machine to machine, does not show in ``DIGITS`` of what comes of it."""
     found: np.ndarray = a.astype(np.float64) @ b.astype(np.float64)
     return found
 

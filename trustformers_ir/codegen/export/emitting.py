@@ -18,6 +18,7 @@ from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.manager import PassManager
 
+PASSES = (Canonicalize(), ConstantFold(), Cse(), Dce())  #: in front of every writer of graphs
 X = TypeVar("X")  #: what a value is in the file: a name, or what a builder made
 
 
@@ -27,7 +28,7 @@ class Unsupported(Exception):
 
 def canonical(module: Module) -> Module:
     """The module as it is written, whose operations nodes name by their places; changes the module."""
-    PassManager([Canonicalize(), ConstantFold(), Cse(), Dce()]).run(module)
+    PassManager(PASSES).run(module)
     return module
 
 

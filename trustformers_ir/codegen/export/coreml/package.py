@@ -41,12 +41,12 @@ def settle(folder: Path) -> None:
     specification.ParseFromString(path.read_bytes())
     specification.description.metadata.userDefined.pop(DATED, None)
     path.write_bytes(specification.SerializeToString(deterministic=True))
-    manifest = json.loads((folder / "Manifest.json").read_text("utf-8"))
+    manifest = json.loads((folder / MARKER).read_text("utf-8"))
     items = manifest["itemInfoEntries"]
     names = {old: _name(folder / "Data", item["path"]) for old, item in items.items()}
     manifest["itemInfoEntries"] = {names[old]: item for old, item in items.items()}
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
-    (folder / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")
+    (folder / MARKER).write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")
 
 
 def _name(data: Path, item: str) -> str:
