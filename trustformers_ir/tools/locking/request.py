@@ -102,6 +102,7 @@ def compiled(request: Request, threads: int | None = None, partition: str | None
         calibration=[Path(p) for p in request.option("calibrate") or ()] or None,
         schedules=request.option("schedules"),
         cache=request.option("cache"),
+        run=False,
     )
 
 
