@@ -39,6 +39,7 @@ def compile(
     calibration: Any = None,
     schedules: Any = None,
     cache: str | None = None,
+    run: bool = True,
 ) -> Runnable:
     """Compile ``model`` to native code for ``target``, a CPU or a GPU.
 
@@ -54,9 +55,10 @@ def compile(
     ``TFIR_THREADS`` or the CPUs of this process. ``verify`` runs the verifier after every pass; None asks ``TFIR_VERIFY``. ``schedules`` is a table
     of tuned schedules or its path, as ``tfc tune`` writes it; None asks ``TFIR_SCHEDULES``. ``cache`` is how a language model keeps the keys
     and values of what it has read: ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"`` (8-bit codes), ``"paged"`` (texts share a pool of pages), or
-    ``"paged,q8_0"``; None: as it computes them, each text by itself. What a checkpoint folder was compiled to, unless that
-    rests on examples, is kept, and used when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises
-    ``CompilerError`` with everything that is wrong with the request.
+    ``"paged,q8_0"``; None: as it computes them, each text by itself. ``run=False``: the executable will be saved, so memory is
+    not filled with its weights before somebody calls it. What a checkpoint folder was compiled to, unless that rests on examples, is kept, and used
+    when nothing that it depends on has changed (``TFIR_CACHE``; ``report()["cache"]`` says so). Raises ``CompilerError`` with everything that is
+    wrong with the request.
     """
     if partition is not None:
         raise CompilerError.of(Code.NOT_BUILT, "partition is not built yet", help="CHANGELOG.md lists what each version does")
@@ -77,7 +79,7 @@ def compile(
     from trustformers_ir import compiler
 
     request = compiler.Request.of(target, dtype, dynamic, verify, quantize, calibration, tables, cache)
-    made = compiler.compile_model(model, example_inputs, request, threads)
+    made = compiler.compile_model(model, example_inputs, request, threads, run)
     if slot is not None:
         slot.store(made)
     return made

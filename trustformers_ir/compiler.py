@@ -185,7 +185,7 @@ class _Source:
         return tokenizer_of(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
 
 
-def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Runnable:
+def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None, run: bool = True) -> Runnable:
     """See :func:`trustformers_ir.compile`."""
     if isinstance(model, (str, Path)) and str(model).endswith(".tfc"):
         if request.schedules.asked or replace(request, schedules=Tables()) != Request(verify=request.verify):
@@ -195,10 +195,10 @@ def compile_model(model: Any, example_inputs: Any, request: Request, threads: in
     gpus = _gpu_targets(request.target)
     if gpus:
         return _compile_for_gpus(model, example_inputs, request, gpus)
-    return _compile_for_cpus(model, example_inputs, request, threads)
+    return _compile_for_cpus(model, example_inputs, request, threads, run)
 
 
-def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads: int | None) -> Executable:
+def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads: int | None, run: bool = True) -> Executable:
     targets = building.find_targets(request.target)
     request.schedules.check([t.kind for t in targets])
     source = _Source.read(model, example_inputs, request, threads, generation=request.generation)
@@ -212,9 +212,9 @@ def _compile_for_cpus(model: Any, example_inputs: Any, request: Request, threads
     for n, (target, (graph, report)) in enumerate(zip(targets, graphs, strict=True)):
 
         def lay_out(stored: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], graph: Module = graph) -> None:
-            """Weights are packed while LLVM works, unless there are so many that who only saves the artifact should not hold them all. The
-            pages of the checkpoint that were read go at once: there is one copy of the weights at a time."""
-            if section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
+            """Weights are packed while LLVM works, unless nobody will run the code here, or there are so many that who may only save it should not
+            hold them all. The pages of the checkpoint that were read go at once: there is one copy of the weights at a time."""
+            if run and section_bytes(stored) <= memory() * LAID_OUT_AT_ONCE:
                 laid_out.append(materialise(stored, makers, lambda: let_go(source.files)))
                 for w in stored:
                     graph.weights[w.name].settle(laid_out[0].array(w))

@@ -17,7 +17,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
-from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, to_module
+from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, opened, to_module
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def _stablehlo(model: Any, path: str, options: Options) -> Written:
 
 def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
     """The graph as writers take it: of the front end, canonicalized, its weights looked at."""
+    model, example_inputs = opened(model, example_inputs)
     module = to_module(model, example_inputs, dtype)
     check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     return canonical(clone_module(module) if module is model else module)

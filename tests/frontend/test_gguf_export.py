@@ -17,6 +17,7 @@ from llama_cpp import served
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import trustformers_ir as tfir
+from trustformers_ir.codegen.export.gguf import write
 from trustformers_ir.codegen.export.gguf.kinds import FILE_TYPES, NUMBERS, SMALLER, kind_of
 from trustformers_ir.frontend.checkpoint import load_checkpoint
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES
@@ -423,7 +424,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    monkeypatch.setattr(write, "write_array", full)
     (tmp_path / "never.gguf").write_bytes(b"old")
     refused(f"random:{MODELS['llama']}", tmp_path, Code.UNWRITABLE)
     assert (tmp_path / "never.gguf").read_bytes() == b"old"

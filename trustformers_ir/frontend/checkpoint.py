@@ -1,8 +1,8 @@
 """Hugging Face checkpoint folders: ``config.json`` and one or many ``*.safetensors`` to a module.
 
-The weights stay where they are: the module's weights are views of the mapped files. Names are brought into the form that ``models/`` uses
-(prefixes such as ``bert.`` taken off), then the list of parameters that the architecture asks for is compared with the files, and everything
-that is missing, unexpected or of a wrong shape or dtype is reported together.
+The weights stay where they are: the module's weights are views of the files, mapped while somebody looks at them. Names are brought into the form
+that ``models/`` uses (prefixes such as ``bert.`` taken off), then the list of parameters that the architecture asks for is compared
+with the files, and everything that is missing, unexpected or of a wrong shape or dtype is reported together.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
         message = f"a {family.model_type} reads no tokens, so there are none to pool into a sentence embedding"
         problems.add(Code.UNSUPPORTED_CONFIG, message, Where(file=folder.shown("modules.json")), "load it with sentence=False")
     problems.check()
-    weights = {p.name: Weight(p.name, stored[p.name].type, stored[p.name].array()) for p in parameters}
+    weights = {p.name: Weight(p.name, stored[p.name].type, stored[p.name].array) for p in parameters}
     metadata = described(family, chosen, model)
     if settings is not None:
         model = SentenceEncoder(model, settings.poolings, settings.normalize)

@@ -1,4 +1,5 @@
-"""Reads ``*.safetensors`` by mapping them: every tensor is a view of the file, and nothing in the file is trusted before it is checked.
+"""Reads ``*.safetensors`` by mapping them: every tensor is a view of the file, and nothing in the file is trusted before it is checked. Parts of a
+file are mapped while somebody looks at them: a model may be larger than the memory, or than the addresses that a process may have.
 
 The format (github.com/huggingface/safetensors): eight bytes with the length of the header, little endian; the header, a JSON object; the data.
 
@@ -11,11 +12,11 @@ one would build whatever the file says before anybody could object, and could no
 
 from __future__ import annotations
 
+import functools
 import json
-import mmap
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.mapped import map_file
+from trustformers_ir.ir.mapped import OpenFile
 from trustformers_ir.ir.types import TensorType
 
 MAX_HEADER = 100_000_000  # bytes; the cap of the reference implementation
@@ -34,6 +35,7 @@ MAX_NAME = 4096  # bytes of a name as it is written
 MAX_TEXT = 16_000_000  # bytes of one value of __metadata__
 MAX_RANK = 32
 MAX_REPORTED = 50
+PART = 64 << 20  # bytes of neighbouring tensors that are mapped together: a model of many small ones needs few maps
 
 DTYPES: dict[str, DType] = {
     "BOOL": DType.bool,
@@ -68,13 +70,14 @@ class Entry:
 
 
 class SafetensorsFile(Mapping[str, Entry]):
-    """A file that has been checked and mapped. The mapping goes away with the last view of it."""
+    """A file that has been checked and is open. What is mapped of it goes away with the last view of it."""
 
-    def __init__(self, path: Path, data: mmap.mmap, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
+    def __init__(self, path: Path, data: OpenFile, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
         self.path = path
         self.metadata = metadata
         self._data = data
         self._entries = entries
+        self._parts = _parts(entries.values())
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -91,19 +94,37 @@ class SafetensorsFile(Mapping[str, Entry]):
         shape, dtype = entry.type.concrete({}), entry.type.dtype
         if not prod(shape):
             return np.zeros(shape, dtype.numpy)
+        begin, end = self._parts[name]
+        data, at = self._data.part(begin, end)
+        at += entry.begin - begin
         if dtype is DType.bool:
-            stored = np.frombuffer(self._data, np.uint8, prod(shape), entry.begin)
+            stored = np.frombuffer(data, np.uint8, prod(shape), at)
             return (stored.view(np.bool_) if stored.max() <= 1 else stored != 0).reshape(shape)
-        return np.frombuffer(self._data, dtype.numpy, prod(shape), entry.begin).reshape(shape)
+        return np.frombuffer(data, dtype.numpy, prod(shape), at).reshape(shape)
+
+
+def _parts(entries: Iterable[Entry]) -> dict[str, tuple[int, int]]:
+    """The part of the file, begin and end, in which each tensor is mapped: neighbours share one as long as it is no larger than ``PART``."""
+    found: dict[str, tuple[int, int]] = {}
+    together: list[Entry] = []
+    for entry in sorted((e for e in entries if e.end > e.begin), key=lambda e: e.begin):
+        if together and entry.end - together[0].begin > PART:
+            found |= dict.fromkeys((e.name for e in together), (together[0].begin, together[-1].end))
+            together = []
+        together.append(entry)
+    if together:
+        found |= dict.fromkeys((e.name for e in together), (together[0].begin, together[-1].end))
+    return found
 
 
 def open_safetensors(path: str | Path, shown: str | None = None) -> SafetensorsFile:
     """The checked file. Raises ``CompilerError`` with all that is wrong, each with its byte offset. ``shown`` names the file in messages."""
     path = Path(path)
     place = shown or str(path)
-    data, size = _mapped(path, place)
+    data = OpenFile(path, place, ".safetensors", 8, functools.partial(_short, place))
+    size = data.size
     length = _header_length(data, size, place)
-    header = data[8 : 8 + length]
+    header = data.read(8, 8 + length)
     try:
         rows, metadata = _Header(header).parse()
     except _Broken as error:
@@ -119,17 +140,13 @@ _HELP = "download or export the file again; it was not written by the safetensor
 _TRUNCATED_HELP = "the download or the copy was cut off: fetch the file again"
 
 
-def _mapped(path: Path, place: str) -> tuple[mmap.mmap, int]:
-    def short(size: int) -> CompilerError:
-        message = f"the file has {size} bytes, too few for the length of a header"
-        return CompilerError.of(Code.SAFETENSORS_TRUNCATED, message, Where(file=place, offset=size), _TRUNCATED_HELP)
-
-    data = map_file(path, place, ".safetensors", 8, short)
-    return data, len(data)
+def _short(place: str, size: int) -> CompilerError:
+    message = f"the file has {size} bytes, too few for the length of a header"
+    return CompilerError.of(Code.SAFETENSORS_TRUNCATED, message, Where(file=place, offset=size), _TRUNCATED_HELP)
 
 
-def _header_length(data: mmap.mmap, size: int, place: str) -> int:
-    (length,) = struct.unpack("<Q", data[:8])
+def _header_length(data: OpenFile, size: int, place: str) -> int:
+    (length,) = struct.unpack("<Q", data.read(0, 8))
     if length > MAX_HEADER:
         message = f"the header is said to have {length} bytes, more than the {MAX_HEADER} that are allowed"
         raise CompilerError.of(Code.SAFETENSORS_HEADER, message, Where(file=place, offset=0), _HELP)

@@ -178,6 +178,9 @@ class Code(enum.Enum):
     BAD_ENVIRONMENT = (6012, "bad environment variable", "An environment variable has a value that it does not take.")
     FETCH = (6013, "model could not be fetched", "A model package could not be downloaded, or its checksum is wrong.")
     CANNOT_EXPORT = (6014, "model cannot be exported", "The other format has no way to say what the model is, or to hold its numbers.")
+    LOCK_FILE = (6015, "bad lock", "A lock is not what `--lock` writes.")
+    LOCK_INPUT = (6016, "input of a lock is missing", "A file that the locked build read is not there any more.")
+    LOCK_MACHINE = (6017, "lock of another machine", "The locked build was for the machine that it ran on, and this is another one.")
     CHECK_FAILED = (6100, "check did not hold", "A comparison or a gate that was asked for did not hold.")
 
     # 9xxx: our bugs
@@ -343,6 +346,9 @@ ADVICE = {
     Code.BAD_ENVIRONMENT: "docs/environment.md lists the variables",
     Code.FETCH: "look at the network, and try again",
     Code.CANNOT_EXPORT: "docs/gguf.md says what GGUF files can hold",
+    Code.LOCK_FILE: "build again with --lock",
+    Code.LOCK_INPUT: "put the file back where it was, or build again with --lock",
+    Code.LOCK_MACHINE: "name a target when you lock, for instance --target cpu:avx2",
     Code.CHECK_FAILED: "look at the differences that were printed",
 }
 """What to do about a problem whose diagnostic has no better help. Bugs of ours (9xxx) are to be reported."""

@@ -5,11 +5,12 @@ A variable is read when it is asked for, never at import: ``env.THREADS.get()``.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
@@ -141,7 +142,36 @@ XDG_CACHE_HOME: Variable[Path | None] = Variable(
 )
 DEBUG: Variable[bool] = Variable("TFIR_DEBUG", "0 or 1", _flag, False, "`tfc` shows the Python traceback of an error, as `--debug` does")
 
+SOURCE_DATE: Variable[int | None] = Variable(
+    "SOURCE_DATE_EPOCH",
+    "seconds since 1970",
+    _count,
+    None,
+    "the time that is written into bills of materials (reproducible-builds.org)",
+    "no time is written",
+)
+
 CI: Variable[bool] = Variable("CI", "anything", bool, False, "set by most CI services: no progress bars")
+
+
+@contextlib.contextmanager
+def replaced(values: Mapping[Variable[Any], str | None]) -> Iterator[None]:
+    """Variables with other values, or unset, while the block runs, also for the processes that it starts."""
+    before = {v.name: os.environ.get(v.name) for v in values}
+
+    def put(name: str, value: str | None) -> None:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+    try:
+        for variable, value in values.items():
+            put(variable.name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            put(name, value)
 
 
 def interpret_triton() -> None:

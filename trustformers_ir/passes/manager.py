@@ -96,6 +96,7 @@ class PassReport:
     ops_after: int
     rewrites: int
     log: PassLog
+    text: str = ""  # with its options, as ``parse_pipeline`` reads it
 
     @property
     def notes(self) -> list[str]:
@@ -193,7 +194,7 @@ class PassManager:
                 start = time.perf_counter()
                 self._apply(p, module, log)
                 seconds = time.perf_counter() - start
-                report.passes.append(PassReport(p.name, seconds, before, _count(module), counter.made - made, log))
+                report.passes.append(PassReport(p.name, seconds, before, _count(module), counter.made - made, log, str(p)))
                 dumped = self._dump(module, number, p.name, dumped)
                 if self.verify:
                     _check_after(p, module, proven)

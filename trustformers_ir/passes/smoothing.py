@@ -30,6 +30,7 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MARGINS = (1.0, 1.1, 1.25, 1.5)  # by which a range is wider than what was seen
 ROWS = 128  # of either half of an activation that are kept
 OUTPUTS = 256  # of a weight that are looked at
+DIGITS = 6  # of errors
 WIDEST = 2.0**20  # of the ratio of two factors
 
 Matrix = Callable[[], np.ndarray]
@@ -112,8 +113,8 @@ def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tup
             np.maximum(largest, np.abs(w[at : at + OUTPUTS]).max(0), out=largest)
         chosen.append(np.ascontiguousarray(w[:: max(1, len(w) // OUTPUTS)]))
     w = np.concatenate(chosen)
-    folds = [(fit, judge.rows, judge.rows @ w.T) for fit, judge in zip(parts, reversed(parts), strict=True)]
-    signal = sum(float(np.square(wanted, dtype=np.float64).sum()) for _, _, wanted in folds) or 1.0
+    folds = [(fit, judge.rows, _product(judge.rows, w.T)) for fit, judge in zip(parts, reversed(parts), strict=True)]
+    signal = sum(float(np.square(wanted).sum()) for _, _, wanted in folds) or 1.0
 
     def errors(alpha: float | None, margins: Sequence[float]) -> list[float]:
         noise = np.zeros(len(margins))
@@ -122,10 +123,9 @@ def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tup
             factors = np.ones_like(largest) if alpha is None else _factors(np.maximum(-low, high), largest, alpha)
             steps, divided = _steps(w * factors).T, x / factors
             for n, margin in enumerate(margins):
-                have = _rounded(divided, None if per_row else _range(low, high, factors, margin)) @ steps
-                noise[n] += np.square(have - wanted, dtype=np.float64).sum()
-        found: list[float] = np.sqrt(noise / signal).tolist()
-        return found
+                have = _product(_rounded(divided, None if per_row else _range(low, high, factors, margin)), steps)
+                noise[n] += np.square(have - wanted).sum()
+        return [float(f"{error:.{DIGITS}g}") for error in np.sqrt(noise / signal)]
 
     (before,) = errors(None, (1.0,))
     margins = (1.0,) if per_row else MARGINS
@@ -135,6 +135,12 @@ def smoothed(sample: Sample, weights: Sequence[Matrix], *, per_row: bool) -> tup
     low, high = _ends(parts)
     factors = _factors(np.maximum(-low, high), largest, alpha)
     return Smoothing(factors, alpha, before, after), _range(low, high, factors, margin)
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """In f64, so that the order of sums, which differs from machine to machine, does not show in ``DIGITS`` of what comes of it."""
+    found: np.ndarray = a.astype(np.float64) @ b.astype(np.float64)
+    return found
 
 
 def _ends(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:

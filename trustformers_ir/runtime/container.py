@@ -24,6 +24,7 @@ import numpy as np
 from trustformers_ir.ir.abi import ABI_VERSION, ALIGNMENT, WEIGHT_ALIGNMENT, CompiledModule, Manifest, StoredWeight
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, InternalError, Where, printable
+from trustformers_ir.ir.holes import write_array
 from trustformers_ir.ir.machine import cpus
 from trustformers_ir.ir.mapped import map_file
 from trustformers_ir.ir.progress import note
@@ -229,7 +230,7 @@ def _write_weights(
         note("writing weights", done, len(stored))
         data = weight_bytes(w, makers[w.name])
         stream.seek(base + w.offset)
-        stream.write(data.data)
+        write_array(stream, data)
         digests[w.name] = known[w.name](w.name).removeprefix("sha256:")
     return digests
 

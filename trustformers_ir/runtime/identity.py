@@ -131,16 +131,21 @@ def model_identity(model: Path, memory: Memory) -> list[tuple[str, str]] | None:
 
 def gguf_identity(path: Path, memory: Memory) -> list[tuple[str, str]] | None:
     """That of a GGUF file, and of all files of its model where it is the first of several."""
-    parts = _PART.search(path.name)
-    names = [path.name]
-    if parts is not None:
-        if int(parts[2]) > MAX_FILES:
-            return None
-        names = [f"{path.name[: parts.start()]}-{n:05}-of-{parts[2]}{GGUF}" for n in range(1, int(parts[2]) + 1)]
+    names = gguf_parts(path.name)
+    if len(names) > MAX_FILES:
+        return None
     try:
-        return sorted((name, memory.digest(path.with_name(name))) for name in {path.name, *names})
+        return [(name, memory.digest(path.with_name(name))) for name in names]
     except OSError:
         return None
+
+
+def gguf_parts(name: str) -> list[str]:
+    """The names of all files of a model of which a GGUF file has this name, sorted."""
+    parts = _PART.search(name)
+    if parts is None:
+        return [name]
+    return sorted({name, *(f"{name[: parts.start()]}-{n:05}-of-{parts[2]}{GGUF}" for n in range(1, int(parts[2]) + 1))})
 
 
 def folder_identity(folder: Path, memory: Memory) -> list[tuple[str, str]] | None:
@@ -151,7 +156,7 @@ def folder_identity(folder: Path, memory: Memory) -> list[tuple[str, str]] | Non
     """
     out: list[tuple[str, str]] = []
     try:
-        for name in _files(folder):
+        for name in checkpoint_files(folder):
             if len(out) == MAX_FILES:
                 return None
             out.append((name, memory.digest(folder / name)))
@@ -160,8 +165,8 @@ def folder_identity(folder: Path, memory: Memory) -> list[tuple[str, str]] | Non
     return sorted(out)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Relative names of the files that count. ``OSError`` for a linked folder."""
+def checkpoint_files(folder: Path, endings: tuple[str, ...] = READ) -> Iterator[str]:
+    """Relative names of the files that end so, in no order. ``OSError`` for a linked folder."""
     waiting = [""]
     seen = 0
     while waiting:
@@ -176,5 +181,5 @@ def _files(folder: Path) -> Iterator[str]:
                     waiting.append(f"{name}/")
                 elif e.is_symlink() and e.is_dir():
                     raise OSError(f"'{name}' is a link to a folder")
-                elif e.name.endswith(READ):
+                elif e.name.endswith(endings):
                     yield name

@@ -13,7 +13,7 @@ from trustformers_ir.ir.abi import ALIGNMENT, StoredWeight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, InternalError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.machine import memory
-from trustformers_ir.ir.mapped import give_back
+from trustformers_ir.ir.mapped import backing, give_back, let_go
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.types import TensorType
 
@@ -103,8 +103,8 @@ def section_bytes(weights: Sequence[StoredWeight]) -> int:
 def materialise(
     weights: Sequence[StoredWeight], makers: Mapping[str, Callable[[], np.ndarray]], after: Callable[[], None] | None = None
 ) -> Weights:
-    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides. ``after`` is called when one is made,
-    and after each ``PIECE`` bytes. ``OUT_OF_MEMORY``."""
+    """All weights in one page-aligned block, each at its offset; one weight at a time is held besides, of a mapped file ``PIECE`` bytes. ``after`` is
+    called when one is made, and after each ``PIECE`` bytes. ``OUT_OF_MEMORY``."""
     size = section_bytes(weights)
     check_size(size, "the block of weights")
     try:
@@ -117,11 +117,14 @@ def materialise(
     for done, weight in enumerate(weights):
         note("weights", done, len(weights))
         data = weight_bytes(weight, makers[weight.name])
+        file = backing(data)
         if after is not None:
             after()
         for at in range(0, weight.bytes, PIECE):
             part = data[at : at + PIECE]
             block[weight.offset + at : weight.offset + at + len(part)] = part
+            if file is not None:
+                let_go((file,))
             if after is not None:
                 after()
     give_back()  # the last weight that was made

@@ -37,6 +37,7 @@ COMMANDS = {
     "opt": "Run passes over FILE and print the result.",
     "targets": "List what this machine can compile for and execute.",
     "export": "Write MODEL for other systems.",
+    "rebuild": "Build again what a lock says, and compare every byte.",
     "bench": "Time MODEL.",
     "tune": "Find faster schedules for MODEL on this machine.",
     "cache": "Show or clear the compiled checkpoints and kernels that are kept.",

@@ -8,8 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
-import numpy as np
-
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
@@ -21,6 +19,7 @@ from trustformers_ir.passes.cse import Cse
 from trustformers_ir.passes.dce import Dce
 from trustformers_ir.passes.manager import PassManager
 
+PASSES = (Canonicalize(), ConstantFold(), Cse(), Dce())  #: in front of every writer of graphs
 X = TypeVar("X")  #: what a value is in the file: a name, or what a builder made
 
 
@@ -30,21 +29,13 @@ class Unsupported(Exception):
 
 def canonical(module: Module) -> Module:
     """The module as it is written, whose operations nodes name by their places; changes the module."""
-    PassManager([Canonicalize(), ConstantFold(), Cse(), Dce()]).run(module)
+    PassManager(PASSES).run(module)
     return module
 
 
 def operation_id(number: int, o: Operation) -> str:
     """``12:linear``: the operation that stands at that place of the function that is written; files say so of each node."""
     return f"{number}:{o.op.mnemonic}"
-
-
-def pieces(array: np.ndarray) -> list[np.ndarray]:
-    """Rows of an array, as many at a time as are a few megabytes: a transposed view is copied piece by piece on its way to a file."""
-    if array.ndim == 0 or array.nbytes <= 4 << 20:
-        return [array]
-    count = max(1, (4 << 20) // max(1, array.nbytes // len(array)))
-    return [array[n : n + count] for n in range(0, len(array), count)]
 
 
 class GraphEmitter(ABC, Generic[X]):

@@ -243,3 +243,19 @@ def not_text(message: Any) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def external_files(path: Path) -> list[str]:
+    """The names of the files beside a model in which tensors of it lie, relative to its folder, sorted."""
+    found: set[str] = set()
+    waiting: list[Any] = [load_onnx(path).proto]
+    while waiting:
+        message = waiting.pop()
+        if message.DESCRIPTOR.name == "TensorProto":
+            if message.data_location == _EXTERNAL:
+                found |= {entry.value for entry in message.external_data if entry.key == "location"}
+            continue
+        for descriptor, value in message.ListFields():
+            if descriptor.message_type is not None:
+                waiting += [value] if hasattr(value, "DESCRIPTOR") else value
+    return sorted(found)

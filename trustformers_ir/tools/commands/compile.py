@@ -16,9 +16,10 @@ from trustformers_ir.ir.atomic import check_writable, write_text
 from trustformers_ir.ir.schedule_table import TABLE
 from trustformers_ir.runtime.library import find_compiler
 from trustformers_ir.tools import console
-from trustformers_ir.tools.arrays import load_arrays
 from trustformers_ir.tools.commands.inspect import predictions
-from trustformers_ir.tools.commands.options import Cache, Calibrate, Dtype, Json, Model, Quantize, Schedules, Target, Threads, files
+from trustformers_ir.tools.commands.options import Bom, Cache, Calibrate, Dtype, Json, Lock, Model, Quantize, Schedules, Target, Threads, files
+from trustformers_ir.tools.locking.keeper import Keeper
+from trustformers_ir.tools.locking.request import COMPILE, Request, compiled, saved
 from trustformers_ir.tools.quantized import summary
 
 
@@ -59,6 +60,8 @@ def compile(
     partition: Annotated[str | None, typer.Option(metavar="P", help="How to split the model over devices.")] = None,
     emit: Annotated[Stage | None, typer.Option(help="Write the text of a stage instead of an artifact, to OUT or to stdout.")] = None,
     embed_weights: Annotated[bool, typer.Option("--embed-weights", help="Put the weights into OUT.so, not into a file beside it.")] = False,
+    lock: Lock = None,
+    bom: Bom = None,
     json: Json = False,
 ) -> None:
     """Compile MODEL into an artifact that runs without the compiler."""
@@ -74,6 +77,8 @@ def compile(
         check_writable(output)
         if emit is None and not output.endswith((".tfc", ".so", ".o")):
             raise console.usage(f"'{output}' is no .tfc file", "-o OUT.tfc, OUT.so or OUT.o; `tfc export` writes other formats")
+    if emit is not None and (lock is not None or bom is not None):
+        raise console.usage("--lock and --bom are of artifacts, not of the texts of --emit", "leave out --emit")
     if embed_weights and (output is None or not output.endswith(".so")):
         raise console.usage("--embed-weights is for shared libraries", "-o OUT.so")
     if output is not None and emit is None and output.endswith(".so"):
@@ -86,27 +91,20 @@ def compile(
             text = tfir.api.emit_gpu(model, target, emit.value, dtype, quantize, files(calibrate), dims, schedules)
         _write(text, output)
         return
+    asked = Request.of(
+        COMPILE, model, [output] if output is not None else [], target=target, quantize=quantize, calibrate=calibrate, dtype=dtype,
+        schedules=schedules, cache=cache, dynamic=None if dims is None else list(dims), input=input, embed_weights=embed_weights,
+    )  # fmt: skip
+    keeper = Keeper.of(asked, lock, bom)
     with console.progress("compiling"):
-        executable = tfir.compile(
-            model,
-            load_arrays(input or []) or None,
-            target=target,
-            dtype=dtype,
-            quantize=quantize,
-            dynamic=dims,
-            threads=threads,
-            partition=partition,
-            calibration=files(calibrate),
-            schedules=schedules,
-            cache=cache,
-        )
+        executable = compiled(keeper.request, threads, partition)
         if emit is not None:
             _write(str(executable.module) if emit is Stage.GRAPH else tfir.api.emit(executable, emit.value), output)
             if output is None:
                 return
         else:
             assert output is not None
-            executable.save(output, embed_weights=embed_weights)
+            keeper.keep(saved(keeper.request, executable, output))
     assert output is not None
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)

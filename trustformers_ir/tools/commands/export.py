@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-import trustformers_ir as tfir
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Json, Model
+from trustformers_ir.tools.commands.options import Bom, Json, Lock, Model
+from trustformers_ir.tools.locking.keeper import Keeper
+from trustformers_ir.tools.locking.request import EXPORT, Request, exported
 
 
 def export(
@@ -24,12 +25,16 @@ def export(
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of what is not quantized: f32, f16 or bf16; Core ML: f16, f32.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
+    lock: Lock = None,
+    bom: Bom = None,
     json: Json = False,
 ) -> None:
     """Write MODEL for other systems."""
     started = time.perf_counter()
+    keeper = Keeper.of(Request.of(EXPORT, model, output, quantize=quantize, dtype=dtype, opset=opset), lock, bom)
     with console.progress("exporting"):
-        made = tfir.export(model, output, quantize=quantize, dtype=dtype, opset=opset)
+        made, files = exported(keeper.request, output)
+        keeper.keep(files)
     seconds = time.perf_counter() - started
     for path, written in zip(output, made, strict=True):
         tensors = ", ".join(f"{count} {kind}" for kind, count in written.kinds.items())

@@ -34,6 +34,10 @@ Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads t
 Schedules = Annotated[
     str | None, typer.Option(metavar="TABLE.json", help="Tuned schedules, as `tfc tune` writes them.", show_default="those of this machine")
 ]
+Lock = Annotated[
+    str | None, typer.Option("--lock", metavar="model.lock", help="Write what was read, done and written, by digests, for `tfc rebuild`.")
+]
+Bom = Annotated[str | None, typer.Option("--bom", metavar="FILE.json", help="Write a bill of materials (CycloneDX 1.6, the model a component).")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout, and nothing else there.")]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
 from trustformers_ir.codegen.export.coreml.evaluate import run_function
-from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module
+from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module, settle
 from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
 from trustformers_ir.ir.core import Function, Module
@@ -70,6 +70,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantiz
             model.save(os.fspath(made))
             for entry in made.iterdir():
                 entry.rename(folder / entry.name)
+        settle(folder)
         function = model._mil_program.functions["main"]
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         return Written((path,), size, _kinds(function), sum(o.op_type != "const" for o in function.operations), wide)

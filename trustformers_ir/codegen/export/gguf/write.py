@@ -1,9 +1,11 @@
-"""Writes GGUF files with the package ``gguf``, tensor by tensor: one is in memory at a time, and the file is there whole or not at all."""
+"""Writes GGUF files with the package ``gguf``, tensor by tensor, and what changes its type some rows at a time: one tensor is in memory, at most, and
+the file is there whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
@@ -17,12 +19,14 @@ from trustformers_ir.ir.block_formats import Format, quantize
 from trustformers_ir.ir.block_layouts import join
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.gguf_content import Content, ContentTensor, Key
+from trustformers_ir.ir.holes import write_array
 from trustformers_ir.ir.machine import cpus
 from trustformers_ir.ir.progress import note
 
 LARGEST = 65504.0  # of f16, which scales of blocks are
 QUANTIZATION_VERSION = 2
 PIECE = 1 << 16  # elements that are quantized at once
+CONVERTED = 1 << 22  # elements that get another type at once
 
 
 def write_gguf(path: str | os.PathLike[str], content: Content, asked: FileType | None = None, numbers: str | None = None) -> Written:
@@ -46,7 +50,10 @@ def write_gguf(path: str | os.PathLike[str], content: Content, asked: FileType |
         writer.write_ti_data_to_file()
         for n, (tensor, kind) in enumerate(zip(content.tensors, kinds, strict=True)):
             note("writing tensors", n, len(kinds))
-            writer.write_tensor_data(_bytes(tensor, kind, gguf))
+            writer.write_padding(stream, stream.tell())
+            for rows in _rows(tensor, kind, gguf):
+                write_array(stream, rows)
+            writer.write_padding(stream, stream.tell())
         size = stream.tell()
     return Written((os.fspath(path),), size, dict(Counter(kinds).most_common()))
 
@@ -86,11 +93,19 @@ def _keys(content: Content, kinds: list[str], asked: FileType | None, gguf: Any)
     return keys
 
 
-def _bytes(tensor: ContentTensor, kind: str, gguf: Any) -> np.ndarray:
-    """``u8[rows, bytes]`` of a tensor in another type; those of the reference implementation, which the package is, where it can quantize."""
+def _rows(tensor: ContentTensor, kind: str, gguf: Any) -> Iterator[np.ndarray]:
+    """``u8[rows, bytes]`` of a tensor, all rows; in another type so many at a time as have ``CONVERTED`` elements."""
     raw = tensor.data()
-    if kind == tensor.kind:
-        return np.ascontiguousarray(raw)
+    if kind == tensor.kind or not raw.size:
+        yield np.ascontiguousarray(raw)
+        return
+    count = max(1, CONVERTED // tensor.shape[-1])
+    for n in range(0, len(raw), count):
+        yield _converted(tensor, raw[n : n + count], kind, gguf)
+
+
+def _converted(tensor: ContentTensor, raw: np.ndarray, kind: str, gguf: Any) -> np.ndarray:
+    """Rows in another type; those of the reference implementation, which the package is, where it can quantize."""
     values = np.asarray(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[tensor.kind]), np.float32)
     where = Where(tensor=tensor.name)
     if kind not in ("F32", "BF16"):
@@ -100,6 +115,4 @@ def _bytes(tensor: ContentTensor, kind: str, gguf: Any) -> np.ndarray:
             raise CompilerError.of(Code.CANNOT_EXPORT, f"{what}: it cannot become {kind}", where, "write it as bf16 or f32")
     if kind.endswith("_K"):
         return _searched(Format[kind], values.reshape(len(raw), -1))
-    made = np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
-    found: np.ndarray = made.view(np.uint8).reshape(len(raw), -1) if made.size else raw
-    return found
+    return np.ascontiguousarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])).view(np.uint8).reshape(len(raw), -1)

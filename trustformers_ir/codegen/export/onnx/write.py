@@ -15,7 +15,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.emitting import pieces
 from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node, Stored
 from trustformers_ir.codegen.export.written import Written
@@ -23,6 +22,7 @@ from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.core import Module, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
+from trustformers_ir.ir.holes import write_array
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
@@ -97,8 +97,7 @@ def _put(file: IO[bytes], s: Stored) -> None:
     """The bytes of a weight, in the order of its rows, little endian."""
     array = s.make()
     assert array.shape == s.shape or array.size == int(np.prod(s.shape)), s.name
-    for rows in pieces(array):
-        file.write(np.ascontiguousarray(rows).tobytes())
+    write_array(file, array)
 
 
 # -- protobuf ---------------------------------------------------------------------------------------------------------------

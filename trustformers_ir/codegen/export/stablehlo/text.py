@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.emitting import pieces
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.holes import rows_of
 
 #: what the dialect calls a dtype
 WORDS: Mapping[DType, str] = {
@@ -70,7 +70,7 @@ def dense(array: np.ndarray, dtype: DType) -> Iterator[str]:
         yield f"dense<{_listed(array, dtype)}>"
         return
     yield 'dense<"0x'
-    for rows in pieces(array):
+    for rows in rows_of(array):
         yield np.ascontiguousarray(rows).tobytes().hex().upper()
     yield '">'
 
@@ -78,7 +78,7 @@ def dense(array: np.ndarray, dtype: DType) -> Iterator[str]:
 def _is_splat(array: np.ndarray) -> bool:
     """Whether all elements have the same bits."""
     first = np.ascontiguousarray(array.reshape(-1)[:1]).tobytes()
-    for rows in pieces(array):
+    for rows in rows_of(array):
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(-1, len(first))
         if (data[0] != data[-1]).any() or (data != np.frombuffer(first, np.uint8)).any():
             return False
