@@ -253,6 +253,7 @@ def _tfidf(n: Node) -> Item:
             seen = windows.unfold(x, [Window(size, 1, 0, 0, gap + 1)])  # [batch, places, size]
             same = (seen.unsqueeze(2) == as_tensor(grams)).all(-1)  # [batch, places, grams]
             counts = same.to(DType.f32)._emit(ops.ReduceSum((1,)))
+            n.reader.budget.makes(len(grams) * width, "the places of n-grams")
             spread = np.zeros((len(grams), width), np.float32)
             spread[np.arange(len(grams)), mine] = 1.0
             total = total + counts.matmul(as_tensor(spread))
