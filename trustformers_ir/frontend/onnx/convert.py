@@ -52,7 +52,7 @@ class _NodeTrace(Trace):
 
     def __init__(self, module: Module, block: Block, budget: Budget) -> None:
         super().__init__(module, block)
-        self.budget = budget
+        self.block, self.budget = block, budget
 
     def emit_all(self, op: Op, *operands: Value | None) -> Operation:
         self.budget.operation()
@@ -60,11 +60,15 @@ class _NodeTrace(Trace):
             return self.builder.create(op, *operands, loc=self.location)
         except ConstraintError as error:
             given = [v.type for v in operands if v is not None]
-            if _ORDER.search(str(error)) and self.narrowed({s for t in given for s in t.symbols}, functools.partial(self.fits, op, operands)):
+            names = self.given() & {s for t in given for s in t.symbols}
+            if names and _ORDER.search(str(error)) and self.narrowed(names, functools.partial(self.fits, op, operands)):
                 return self.builder.create(op, *operands, loc=self.location)
             types = ", ".join("absent" if v is None else str(v.type) for v in operands) or "no operands"
             raise Refused(f"{error}\nthe operands are {types}", broken=True) from None
 
+    def given(self) -> set[str]:
+        """The symbols in the shapes of inputs: calls check their bounds. What the program computes has the size that it has."""
+        return {s for a in self.block.args for s in a.type.symbols}
 
     def fits(self, op: Op, operands: Sequence[Value | None]) -> bool:
         """Whether an op surely accepts the operands, by what is known of the dims now."""
@@ -490,7 +494,7 @@ class Reader:
     def at_most(self, name: str, high: int, why: str) -> bool:
         """Declares that a symbol is at most so large: the model has no meaning for larger ones. Whether there are such."""
         fact = self.module.facts.symbols[name]
-        if high < fact.low:
+        if high < fact.low or name not in self.trace.given():
             return False
         self.module.facts.symbols[name] = replace(fact, high=high)
         self.module.metadata[f"onnx.most.{name}"] = f"{high}, for {why}"

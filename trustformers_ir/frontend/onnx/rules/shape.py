@@ -315,7 +315,8 @@ def _tensor_scatter(n: Node) -> Tensor:
 
 @onnx_op("OneHot")
 def _one_hot(n: Node) -> Tensor:
-    ids, depth = n.t(0), n.dims(1)
+    ids = n.t(0)
+    depth = n.dims(1) if n.element(1).dtype.is_integer else [int(n.scalar(1))]  # the specification allows any number
     values = n.t(2)
     n.require(len(depth) == 1, "the depth is one number")
     axis = n.axis(ids.ndim, -1, extra=1)
