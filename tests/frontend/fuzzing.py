@@ -1,6 +1,6 @@
 """A process that reads files which somebody made wrong, and reports what a reader must never do.
 
-``python fuzzing.py KIND ROUNDS SEED FOLDER`` reads that many mutated files of a kind. A file is read or refused with errors of ours, within
+``python fuzzing.py KIND ROUNDS SEED FOLDER [FILE]`` reads that many mutated files of a kind, or that file again. A file is read or refused with errors of ours, within
 ``SECONDS``; no other exception, no warning of numpy, no file opened outside of the model's folder, no memory beyond ``ALLOWED`` and
 ``PER_BYTE`` times the bytes of the file, and the process may map no more than ``ROOM`` beyond what it begins with. What went wrong is kept in
 FOLDER, and told as JSON. A sample of what was read is compiled and run, each in a fork.
@@ -21,7 +21,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,6 +113,8 @@ def fuzz(kind: Kind, rounds: int, seed: int, folder: Path) -> Report:
     start, began = 0, time.monotonic()
     for number in range(-min(300, 20 + rounds // 5), rounds):
         if number == 0:  # what is imported and cached once is there
+            codes.clear()
+            unnamed.clear()
             start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             _limit_address_space()
             began = time.monotonic()
@@ -223,7 +225,11 @@ def main() -> None:
     import fuzzing_kinds
 
     name, rounds, seed, folder = sys.argv[1:5]
-    print(json.dumps(asdict(fuzz(fuzzing_kinds.MAKERS[name](), int(rounds), int(seed), Path(folder)))))
+    kind = fuzzing_kinds.MAKERS[name]()
+    if len(sys.argv) > 5:  # one file that was kept, again
+        content = Path(sys.argv[5]).read_bytes()
+        kind = replace(kind, make=lambda rng: (content, "again"), warm=kind.warm or kind.make)
+    print(json.dumps(asdict(fuzz(kind, int(rounds), int(seed), Path(folder)))))
 
 
 if __name__ == "__main__":

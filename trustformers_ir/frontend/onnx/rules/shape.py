@@ -401,6 +401,7 @@ def _eye_like(n: Node) -> Item:
 def _range(n: Node) -> Item:
     element = n.element(0)
     n.require(all(n.item(i).shape in ((), (1,)) for i in range(3)), "start, limit and delta are one number each")
+    n.require(not element.dtype.is_complex and all(n.element(i) == element for i in range(3)), "start, limit and delta are not of one type")
     bounds = [n.peek(i) for i in range(3)]
     if element.dtype.is_integer and all(b is not None for b in bounds):
         start, limit, delta = ([b.reshape(-1)[0] for b in bounds if b is not None])
@@ -409,6 +410,7 @@ def _range(n: Node) -> Item:
             return Item.of(arange(low, high, int(delta)).to(element.dtype), element)
     start, limit, delta = (n.const(i).reshape(-1)[0] for i in range(3))
     n.require(delta != 0, "a step of 0")
+    n.require(all(np.isfinite(v) for v in (start, limit, delta)), f"a range from {start} to {limit} by {delta}")
     if element.dtype.is_integer:
         count = len(range(int(start), int(limit), int(delta)))
     else:
