@@ -1,9 +1,9 @@
 """A process that reads files which somebody made wrong, and reports what a reader must never do.
 
-``python fuzzing.py KIND ROUNDS SEED FOLDER [FILE]`` reads that many mutated files of a kind, or that file again. A file is read or refused with errors of ours, within
-``SECONDS``; no other exception, no warning of numpy, no file opened outside of the model's folder, no memory beyond ``ALLOWED`` and
-``PER_BYTE`` times the bytes of the file, and the process may map no more than ``ROOM`` beyond what it begins with. What went wrong is kept in
-FOLDER, and told as JSON. A sample of what was read is compiled and run, each in a fork.
+``python fuzzing.py KIND ROUNDS SEED FOLDER [FILE]`` reads that many mutated files of a kind, or one file again. A file is read or refused with
+errors of ours, within ``SECONDS``; no other exception, no warning of numpy, no file opened outside of the model's folder, no memory beyond
+``ALLOWED`` and ``PER_BYTE`` times the bytes of the file, and the process may map no more than ``ROOM`` beyond what it begins with. What went wrong
+is kept in FOLDER, and told as JSON. A sample of what was read is compiled and run, each in a fork.
 """
 
 from __future__ import annotations
