@@ -11,11 +11,15 @@ from typing import Any
 
 from trustformers_ir.frontend.onnx.values import Refused, Unknown
 
-OPERATIONS = 1 << 16  # made of nodes, those of functions and of unrolled loops each time, and
+OPERATIONS = 3 << 14  # made of nodes, those of functions and of unrolled loops each time, and
 PER_NODE = 64  # times the nodes of the file
 FOLDED = 1 << 21  # elements of values that are computed while reading, and as many again as the file stores
 FLOPS = 1 << 27  # spent on them
 MADE = 1 << 22  # elements of tables that stand for a node: the weights of a Resize, the matrices of a DFT
+
+
+class Spent(Refused):
+    """The model asks for more than reading it may cost: no other way of reading a node helps."""
 
 
 @dataclass
@@ -33,11 +37,11 @@ class Budget:
         return cls(OPERATIONS + PER_NODE * sum(1 for _ in _nodes(proto)))
 
     def operation(self) -> None:
-        """Spends one; :class:`Refused` when there is none left."""
+        """Spends one; :class:`Spent` when there is none left."""
         self.operations -= 1
         if self.operations < 0:
             limit = f"{OPERATIONS} and {PER_NODE} for each node of the file"
-            raise Refused(f"functions and loops make more operations than are read: {limit}", "loops are unrolled: give them fewer turns")
+            raise Spent(f"functions and loops make more operations than are read: {limit}", "loops are unrolled: give them fewer turns")
 
     def stores(self, elements: int) -> None:
         """The file has a tensor of so many elements."""
