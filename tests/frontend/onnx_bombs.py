@@ -66,6 +66,8 @@ for many in (BIG - 1, (1 << 31) - 1, HUGE, 1 << 62):
     bomb(f"TfIdfVectorizer skipping {many}", [node("TfIdfVectorizer", "v", "y", max_gram_length=2, max_skip_count=many, min_gram_length=1,
         mode="TF", ngram_counts=[0, 2],
          ngram_indexes=[0, 1, (1 << 20) - 1], pool_int64s=[1, 2, 1, 2])], v=np.arange(8))  # fmt: skip
+    bomb(f"TfIdfVectorizer of few, skipping {many}", [node("TfIdfVectorizer", "v", "y", max_gram_length=2, max_skip_count=many, min_gram_length=1,
+         mode="TF", ngram_counts=[0, 2], ngram_indexes=[0, 1, 2], pool_int64s=[1, 2, 1, 2])], v=np.arange(8))  # fmt: skip
     bomb(f"RoiAlign of {many}", [node("RoiAlign", "v r b", "y", output_height=many, output_width=many, sampling_ratio=many)], v=weight(1, 1, 4,
         4), r=weight(1, 4), b=np.array([0]))
     bomb(f"Trilu of {many}", decided(node("Expand", "v n", "e"), node("Trilu", "e", "d")), v=weight(1, 1), n=[many, many], one=ONE)

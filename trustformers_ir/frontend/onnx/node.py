@@ -169,9 +169,10 @@ class Node:
             message = f"{what} has to be known, and is {size}: it depends on {error.what}"
             raise Refused(message, "give arrays as example_inputs, by which that dim is fixed", unknown=True) from None
 
-    def scalar(self, i: int, default: Any = None) -> Any:
-        """The only element of an input, as a Python number."""
+    def scalar(self, i: int, default: Any = Absent) -> Any:
+        """The only element of an input, as a Python number. Without a default it has to be there."""
         if not self.has(i):
+            self.require(default is not Absent, f"input {i} is missing")
             return default
         value = self.const(i).reshape(-1)
         if value.size != 1:

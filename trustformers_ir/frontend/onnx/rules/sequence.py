@@ -15,7 +15,9 @@ MOST_PIECES = 1 << 12
 
 
 def _position(n: Node, i: int, length: int, default: int, last: bool = False) -> int:
-    at = int(n.scalar(i, default))
+    given = n.scalar(i, default)
+    n.require(isinstance(given, int), f"the position {given} is no whole number")
+    at = int(given)
     high = length if last else length - 1
     if not -length <= at <= high:
         raise Refused(f"position {at} of a sequence of {length}", broken=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, I64
 from trustformers_ir.frontend.onnx.narrow import fixed
-from trustformers_ir.frontend.onnx.node import Node, emit, number, onnx_op
+from trustformers_ir.frontend.onnx.node import Absent, Node, emit, number, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.dims import Dim, SymExpr, as_symbol, floordiv, maximum, minimum, product
@@ -115,7 +115,8 @@ def _tile(n: Node) -> Tensor:
 @onnx_op("Concat", keeps=True)
 def _concat(n: Node) -> Tensor:
     xs = n.tensors()
-    return concat(xs, n.axis(xs[0].ndim, 1 if n.version < 4 else ...))
+    n.require(xs, "there is nothing to join")
+    return concat(xs, n.axis(xs[0].ndim, 1 if n.version < 4 else Absent))
 
 
 @onnx_op("Split", keeps=True)
