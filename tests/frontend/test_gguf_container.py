@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from mutations import mutated
 
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.kinds import KINDS
@@ -327,29 +328,6 @@ def seeds() -> list[bytes]:
     numbers = [key(f"k{kind}", kind, bytes(size)) for kind, size in ((0, 1), (3, 2), (5, 4), (6, 4), (7, 1), (10, 8), (12, 8))]
     many = [tensor(f"blk.{n}.attn_q.weight", (32, 2), 2, 64 * n) for n in range(6)]
     return [GOOD, pack([NAME, words, nested, *numbers], many, bytes(384)), pack([words], [tensor("a", (4,), 0, 0)], bytes(16), version=2)]
-
-
-def mutated(rng: random.Random, seed: bytes) -> bytes:
-    raw = bytearray(seed)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        at, how = rng.randrange(len(raw)), rng.randrange(7)
-        if how == 0:
-            raw[at] ^= 1 << rng.randrange(8)
-        elif how == 1:
-            raw[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
-        elif how == 2:
-            raw[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 1 << 31, 1 << 32, 1 << 62, (1 << 64) - 1, rng.randrange(1 << 20))))
-        elif how == 3:
-            raw[at : at + 4] = struct.pack("<I", rng.choice((0, 8, 9, 1 << 31, (1 << 32) - 1, rng.randrange(64))))
-        elif how == 4:
-            del raw[at:]
-        elif how == 5:
-            del raw[at : at + rng.randrange(1, 16)]
-        else:
-            raw[at:at] = rng.randbytes(rng.randrange(1, 16))
-        if not raw:
-            break
-    return bytes(raw)
 
 
 def touch(file: GgufFile) -> None:

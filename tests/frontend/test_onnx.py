@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import trustformers_ir as tfir
-from trustformers_ir.frontend.onnx.model import load_onnx_model
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import SymExpr
 
@@ -237,50 +236,6 @@ def test_loops_that_never_end_are_refused() -> None:
     proto = model([node("Loop", "- true x", "y", body=body)], [("x", F, [1])], ["y"], {"true": np.array(True)})
     with pytest.raises(CompilerError, match="more than"):
         tfir.compile(proto)
-
-
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes changed, removed, repeated or cut off."""
-    data = bytearray(content)
-    for _ in range(int(rng.integers(1, 6))):
-        at = int(rng.integers(0, max(len(data), 1)))
-        kind = int(rng.integers(0, 5))
-        if kind == 0 and data:
-            data[at % len(data)] = int(rng.integers(0, 256))
-        elif kind == 1:
-            del data[at : at + int(rng.integers(1, 20))]
-        elif kind == 2:
-            data[at:at] = data[at : at + int(rng.integers(1, 40))]
-        elif kind == 3 and data:
-            data[at % len(data)] ^= 1 << int(rng.integers(0, 8))
-        else:
-            data[at:at] = rng.bytes(int(rng.integers(1, 9)))
-    return bytes(data)
-
-
-def shots(seed: int, count: int, folder: Path) -> None:
-    """Mutated files are read, or refused with an error of ours."""
-    rng = np.random.default_rng(seed)
-    seeds = [attention_block().SerializeToString(), resized().SerializeToString(), stored_beside(folder).read_bytes()]
-    path = folder / "broken.onnx"
-    examples = {"shape": np.array([2, 3])}
-    for i in range(count):
-        path.write_bytes(mutated(seeds[i % len(seeds)], rng))
-        codes: tuple[Code, ...] = ()
-        try:
-            load_onnx_model(path, examples if i % 3 == 1 else None)
-        except CompilerError as error:
-            codes = error.codes
-        assert all(c.number < 9000 for c in codes), codes
-
-
-def test_mutated_files(tmp_path: Path) -> None:
-    shots(0, 300, tmp_path)
-
-
-@pytest.mark.long
-def test_many_mutated_files(tmp_path: Path) -> None:
-    shots(1, 20_000, tmp_path)
 
 
 def test_shapes_in_reports_are_those_of_the_model() -> None:

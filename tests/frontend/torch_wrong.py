@@ -1,13 +1,16 @@
 """Programs of users that cannot be compiled. The line that an error has to name carries ``# wrong: <code>``; several lines have to be named at once.
 
-Each is a module with an example of its inputs. ``test_torch_errors.py`` compiles all of them.
+Each is a module with an example of its inputs. ``test_torch_errors.py`` compiles all of them, ``test_wrong_programs.py`` by the command line.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -512,12 +515,42 @@ class Fine(nn.Module):
 
 
 PROGRAMS += [
-    Wrong(Fine, None, name="no inputs"),  # wrong: none TFC3023
-    Wrong(Fine, (X, X, X), name="too many inputs"),  # wrong: none TFC3023
-    Wrong(Fine, {"z": X}, name="unknown input"),  # wrong: none TFC3023
-    Wrong(Fine, (X,), dynamic=("tokens",), name="unknown dim"),  # wrong: none TFC3026
-    Wrong(Fine, (X,), dynamic={"q": {0: "batch"}}, name="unknown input of dynamic"),  # wrong: none TFC3026
-    Wrong(Fine, (X,), dynamic={"x": {7: "batch"}}, name="unknown axis of dynamic"),  # wrong: none TFC3026
-    Wrong(lambda: nn.Linear(4, 2, device="meta"), (X,), name="weights without memory"),  # wrong: none TFC3028
-    Wrong(Fine, (X.to("meta"),), name="input without memory"),  # wrong: none TFC3028
+    Wrong(Fine, None, name="no_inputs"),  # wrong: none TFC3023
+    Wrong(Fine, (X, X, X), name="too_many_inputs"),  # wrong: none TFC3023
+    Wrong(Fine, {"z": X}, name="unknown_input"),  # wrong: none TFC3023
+    Wrong(Fine, (X,), dynamic=("tokens",), name="unknown_dim"),  # wrong: none TFC3026
+    Wrong(Fine, (X,), dynamic={"q": {0: "batch"}}, name="unknown_input_of_dynamic"),  # wrong: none TFC3026
+    Wrong(Fine, (X,), dynamic={"x": {7: "batch"}}, name="unknown_axis_of_dynamic"),  # wrong: none TFC3026
+    Wrong(lambda: nn.Linear(4, 2, device="meta"), (X,), name="weights_without_memory"),  # wrong: none TFC3028
+    Wrong(Fine, (X.to("meta"),), name="input_without_memory"),  # wrong: none TFC3028
 ]
+
+
+def model_of(wrong: Wrong) -> Any:
+    """The module of a program."""
+    model = wrong.make()
+    return model if wrong.name.startswith("InTraining") else model.eval()
+
+
+made = SimpleNamespace(**{w.name: (lambda w=w: (model_of(w), w.inputs)) for w in PROGRAMS})  # factories, for the command line
+LINES = Path(__file__).read_text().splitlines()
+MARK = re.compile(r"# wrong: (TFC\d+)")
+DETACHED = re.compile(r'name="([^"]+)".*# wrong: none (TFC\d+)')
+
+
+def expected(wrong: Wrong) -> set[tuple[str, int | None]]:
+    """Codes and lines, as the marks in the class of the program, and in what it calls, say."""
+    for line in LINES:
+        found = DETACHED.search(line)
+        if found and found[1] == wrong.name:
+            return {(found[2], None)}
+    named = {"InAHelper": "def helper", "InASubmodule": "class Rand("}.get(wrong.name, f"class {wrong.name}(")
+    start = next(n for n, line in enumerate(LINES) if line.startswith(named))
+    out: set[tuple[str, int | None]] = set()
+    for n in range(start, len(LINES)):
+        if n > start and re.match(r"(class|def|@|PROGRAMS|# ---)", LINES[n]):
+            break
+        found = MARK.search(LINES[n])
+        if found:
+            out.add((found[1], n + 1))
+    return out

@@ -359,6 +359,8 @@ def _checked(rows: list[_Row], base: int, size: int, place: str, problems: Colle
         elif row.end - row.begin != needed:
             message = f"its bytes {row.begin} .. {row.end} are {row.end - row.begin}, {row.dtype}{list(row.shape)} needs {needed}"
             report(Code.SAFETENSORS_OFFSETS, message, row)
+        elif prod(d for d in row.shape if d) * dtype.itemsize >= 1 << 63:
+            report(Code.SAFETENSORS_OFFSETS, f"there is no array of the shape {list(row.shape)}, not even an empty one", row)
         else:
             entries[row.name] = Entry(row.name, TensorType(row.shape, dtype), base + row.begin, base + row.end)
     beyond = [row for row in rows if row.end > room]

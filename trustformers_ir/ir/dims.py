@@ -18,6 +18,9 @@ SYMBOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = frozenset({"min", "max"})
 MAX_NESTING = 64  # of a dim that is parsed
 MAX_PRODUCTS = 200_000  # factors multiplied with factors while a dim is parsed
+MAX_TERMS = 1 << 14  # terms of one dim times those of another that it is multiplied by
+MAX_BITS = 256  # of a coefficient, and MAX_POWER of an atom in a monomial: nobody has so much memory
+MAX_POWER = 256
 SPLITS = 8  # how many opaque atoms of one dim a proof may take apart
 
 
@@ -82,6 +85,8 @@ class SymExpr:
 
     def __mul__(self, other: Dim) -> Dim:
         out: dict[Monomial, int] = {}
+        if isinstance(other, SymExpr) and len(self.terms) * len(other.terms) > MAX_TERMS:
+            raise UndecidedDim(f"a product of dims of {len(self.terms)} and {len(other.terms)} terms is not worked out")
         for m1, c1 in _terms(self).items():
             for m2, c2 in _terms(other).items():
                 m = _multiply(m1, m2)
@@ -529,6 +534,8 @@ def _from_terms(terms: Mapping[Monomial, int]) -> Dim:
         return 0
     if len(live) == 1 and live[0][0] == ():
         return live[0][1]
+    if any(c.bit_length() > MAX_BITS or any(power > MAX_POWER for _, power in m) for m, c in live):
+        raise UndecidedDim(f"a dim with numbers of more than {MAX_BITS} bits, or powers above {MAX_POWER}, is not worked out")
     live.sort(key=lambda item: _monomial_key(item[0]))
     return SymExpr(tuple(live))
 

@@ -52,7 +52,7 @@ def folded(n: Node) -> Item | None:
         arrays.append(known)
     try:
         out = rule(n, arrays)
-    except UndecidedDim:
+    except (UndecidedDim, ArithmeticError, IndexError, TypeError, ValueError):  # what is wrong with the node, the op's own rule says
         return None
     if out is None:
         return None

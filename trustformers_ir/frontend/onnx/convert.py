@@ -18,6 +18,7 @@ import numpy as np
 from trustformers_ir.frontend.names import unique_name
 from trustformers_ir.frontend.onnx import rules
 from trustformers_ir.frontend.onnx.arithmetic import folded
+from trustformers_ir.frontend.onnx.budget import Budget
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, STRING, Element, held
 from trustformers_ir.frontend.onnx.node import RULES, Node
 from trustformers_ir.frontend.onnx.reader import OnnxFile
@@ -39,10 +40,8 @@ from trustformers_ir.ir.types import TensorType
 
 assert rules  # imported for its rules
 NEWEST = 28  # operator set of ONNX that the rules were written for
-MOST_NODES = 1 << 17  # nodes read, those of functions and of unrolled loops each time
 MOST_DEPTH = 48  # functions and graphs within each other
-MOST_EVALUATED = 1 << 24  # elements of a value that is computed while reading
-MOST_FLOPS = 1e9  # of an operation that is computed while reading
+FULL = 1 << 20  # elements of a sparse tensor that is stored with its zeros, and 64 times those that are there
 _NAME = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -51,16 +50,25 @@ class _NodeTrace(Trace):
 
     location: Location | None = None
 
+    def __init__(self, module: Module, block: Block, budget: Budget) -> None:
+        super().__init__(module, block)
+        self.block, self.budget = block, budget
+
     def emit_all(self, op: Op, *operands: Value | None) -> Operation:
+        self.budget.operation()
         try:
             return self.builder.create(op, *operands, loc=self.location)
         except ConstraintError as error:
             given = [v.type for v in operands if v is not None]
-            if _ORDER.search(str(error)) and self.narrowed({s for t in given for s in t.symbols}, functools.partial(self.fits, op, operands)):
+            names = self.given() & {s for t in given for s in t.symbols}
+            if names and _ORDER.search(str(error)) and self.narrowed(names, functools.partial(self.fits, op, operands)):
                 return self.builder.create(op, *operands, loc=self.location)
             types = ", ".join("absent" if v is None else str(v.type) for v in operands) or "no operands"
             raise Refused(f"{error}\nthe operands are {types}", broken=True) from None
 
+    def given(self) -> set[str]:
+        """The symbols in the shapes of inputs: calls check their bounds. What the program computes has the size that it has."""
+        return {s for a in self.block.args for s in a.type.symbols}
 
     def fits(self, op: Op, operands: Sequence[Value | None]) -> bool:
         """Whether an op surely accepts the operands, by what is known of the dims now."""
@@ -144,14 +152,14 @@ class Reader:
         name = _NAME.sub("_", file.proto.graph.name or (file.path.stem if file.path else "")).strip("_")
         self.module = Module(name if name and not name[0].isdigit() else f"model_{name}" if name else "model")
         self.block = Block()
-        self.trace = _NodeTrace(self.module, self.block)
+        self.budget = Budget.of(file.proto)
+        self.trace = _NodeTrace(self.module, self.block, self.budget)
         self.problems = Collector()
         self.inputs: dict[Value, str] = {}
         self.examples_of: dict[Value, np.ndarray] = {}
         self.frozen: dict[Value, np.ndarray] = {}
         self.functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in file.proto.functions}
         self.values: dict[Value, np.ndarray] = {}
-        self.count = 0
         self.by_example = False  # structure follows the examples, and with it the shapes
 
     # --- the whole --------------------------------------------------------------------------------------------------------------
@@ -242,6 +250,7 @@ class Reader:
         for tensor in graph.initializer:
             try:
                 element, array = self.file.array(tensor)
+                self.budget.stores(array.size)
                 scope.names[tensor.name] = self.weight(tensor.name, element, array)
             except CompilerError as error:
                 self.problems.extend(error.diagnostics)
@@ -266,9 +275,12 @@ class Reader:
         size = 1
         for d in shape:
             size *= d
-        if min(shape, default=1) < 0 or size > MOST_EVALUATED or len(shape) > 32:
+        if min(shape, default=1) < 0 or size > FULL + 64 * values.size or len(shape) > 32:
             raise Refused(f"a sparse tensor of shape {list(shape)[:40]}", "store it as a dense one")
+        self.budget.makes(max(0, size - 64 * values.size), "a sparse tensor")
         flat = np.zeros(size, element.dtype.numpy)
+        if indices.dtype.kind not in "iu" or values.ndim > 1:
+            raise Refused("indices of a sparse tensor are no whole numbers, or its values no list", broken=True)
         at = indices.astype(np.int64)
         if at.ndim == 2:
             if at.shape[1] != len(shape) or ((at < 0) | (at >= np.array(shape))).any():
@@ -307,10 +319,8 @@ class Reader:
     def one(self, node: Any, scope: Scope, number: int) -> None:
         """Reads a node; what it gives stands under the names of its outputs."""
         names = list(node.output)
-        self.count += 1
         try:
-            if self.count > MOST_NODES:
-                raise Refused(f"functions and loops make more than {MOST_NODES} nodes")
+            self.budget.operation()
             inputs = [None if not name else scope.find(name) for name in node.input]
             if any(isinstance(v, Failed) for v in inputs):
                 results: Sequence[Any] = [Failed()] * len(names)
@@ -484,7 +494,7 @@ class Reader:
     def at_most(self, name: str, high: int, why: str) -> bool:
         """Declares that a symbol is at most so large: the model has no meaning for larger ones. Whether there are such."""
         fact = self.module.facts.symbols[name]
-        if high < fact.low:
+        if high < fact.low or name not in self.trace.given():
             return False
         self.module.facts.symbols[name] = replace(fact, high=high)
         self.module.metadata[f"onnx.most.{name}"] = f"{high}, for {why}"
@@ -513,9 +523,7 @@ class Reader:
         types = [r.type for r in producer.results]
         if not all(t.is_static for t in types):
             raise Unknown(f"a tensor of the symbolic shape {types[0]}")
-        flops = op.flops(producer.operand_types, types)
-        if any(t.elements > MOST_EVALUATED for t in types) or not isinstance(flops, int) or flops > MOST_FLOPS:  # type: ignore[operator]
-            raise Unknown("more than is computed while a model is read")
+        self.budget.folds(sum(n for t in types if isinstance(n := t.elements, int)), op.flops(producer.operand_types, types))
         try:
             found = evaluate_operation(op, [None if v is None else self.values[v] for v in producer.operands], types, {}, producer.operand_types)
         except KeyError as error:

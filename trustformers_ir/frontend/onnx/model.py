@@ -23,6 +23,10 @@ def load_onnx_model(model: Any, examples: Mapping[str, Any] | Sequence[Any] | No
         return Reader(file, _named(file, examples), dynamic).run()
     except CompilerError:
         raise
+    except RecursionError:
+        raise file.fail("graphs or types are nested too deeply", code=Code.ONNX_UNSUPPORTED) from None
+    except MemoryError:
+        raise CompilerError.of(Code.OUT_OF_MEMORY, f"there is not enough memory to read {file.name}", help="read it where there is more") from None
     except Exception:
         strange = not_text(file.proto)
         if strange is None:

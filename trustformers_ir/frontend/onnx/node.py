@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, Element
+from trustformers_ir.frontend.onnx.schemas import attribute_kinds
 from trustformers_ir.frontend.onnx.values import Item, Missing, Refused, Row, Unknown, dims_of
 from trustformers_ir.ir.dims import Dim, Facts
 from trustformers_ir.ir.dtypes import DType
@@ -23,7 +24,7 @@ class Absent:
     """The default of an attribute that has none."""
 
 
-_KINDS = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs"}
+_KINDS = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs", 11: "sparse_tensor"}
 
 
 @dataclass
@@ -56,6 +57,9 @@ class Node:
         kind = _KINDS.get(found.type)
         if kind is None:
             raise Refused(f"the attribute '{name}' is of no kind that is read ({found.type})", broken=True)
+        due = attribute_kinds("" if self.proto.domain == "ai.onnx" else self.proto.domain, self.op, self.version).get(name, found.type)
+        if due != found.type:
+            raise Refused(f"the attribute '{name}' is of the kind '{kind}', and '{_KINDS.get(due, due)}' is due", broken=True)
         value = getattr(found, kind)
         if kind == "s":
             return value.decode("utf-8", "replace")
@@ -139,12 +143,21 @@ class Node:
         message = f"the value of its input {i} ('{name}') decides over shapes or structure and depends on {what}"
         return Refused(message, "give that input's value: example_inputs={name: array}, or --input name=file.npy; it is then fixed", unknown=True)
 
+    def wholes(self, i: int) -> list[int]:
+        """The elements of an input vector as whole numbers."""
+        self._of_integers(i)
+        return [int(d) for d in self.const(i).reshape(-1)]
+
     def dims(self, i: int) -> list[Dim]:
         """The elements of an input vector as sizes, symbolic ones included."""
+        self._of_integers(i)
         item = self.item(i)
         known = self.reader.peek(item)
         found = None if known is None else dims_of(Item(item.element, known))
-        return [int(d) for d in self.const(i).reshape(-1)] if found is None else found
+        return [*self.wholes(i)] if found is None else found
+
+    def _of_integers(self, i: int) -> None:
+        self.require(self.element(i).dtype.is_integer, f"input {i} is {self.item(i)}, and whole numbers are due")
 
     def whole(self, size: Dim, what: str) -> int:
         """A size that has to be a constant. A symbolic one takes its value from the examples, and its dims are frozen to that."""
@@ -156,9 +169,10 @@ class Node:
             message = f"{what} has to be known, and is {size}: it depends on {error.what}"
             raise Refused(message, "give arrays as example_inputs, by which that dim is fixed", unknown=True) from None
 
-    def scalar(self, i: int, default: Any = None) -> Any:
-        """The only element of an input, as a Python number."""
+    def scalar(self, i: int, default: Any = Absent) -> Any:
+        """The only element of an input, as a Python number. Without a default it has to be there."""
         if not self.has(i):
+            self.require(default is not Absent, f"input {i} is missing")
             return default
         value = self.const(i).reshape(-1)
         if value.size != 1:
@@ -188,6 +202,11 @@ class Node:
         """The specification asks for it."""
         if not condition:
             raise Refused(message, broken=True)
+
+    def sizes(self, x: Tensor, rank: int) -> tuple[Dim, ...]:
+        """The sizes of a tensor that has to have so many axes."""
+        self.require(x.ndim == rank, f"{x.type} where a tensor of rank {rank} is due")
+        return x.shape
 
     def same(self, a: Dim, b: Dim) -> bool:
         return self.facts.is_equal(a, b)

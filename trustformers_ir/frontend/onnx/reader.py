@@ -6,7 +6,6 @@ stay within the model's folder and pass no symbolic link.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
@@ -18,6 +17,7 @@ import numpy as np
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, ML_NAMES, STRING, Element, held
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.mapped import map_file
 
 MOST_BYTES = 1 << 31  # of a protobuf message
 MOST_RANK = 32
@@ -72,7 +72,7 @@ class OnnxFile:
 
     def _shape(self, tensor: Any) -> tuple[int, ...]:
         shape = tuple(int(d) for d in tensor.dims)
-        if len(shape) > MOST_RANK or any(d < 0 for d in shape) or prod(shape) > MOST_ELEMENTS:
+        if len(shape) > MOST_RANK or any(d < 0 for d in shape) or prod(d for d in shape if d) > MOST_ELEMENTS:
             raise self.fail(f"the tensor '{tensor.name}' has the impossible shape {list(shape)[:40]}", tensor.name or None)
         return shape
 
@@ -144,23 +144,20 @@ class OnnxFile:
         inside = location and "\0" not in location and len(location) < 4096 and not given.is_absolute() and ".." not in given.parts
         if not inside or "\\" in location or ":" in location:
             raise self.fail(f"the tensor '{tensor}' lies in {location[:200]!r}, which is no relative path within the folder of the model", tensor)
-        folder = self.path.parent.resolve()
-        at = folder
-        for part in given.parts:
-            at = at / part
-            if at.is_symlink():
-                raise self.fail(f"the tensor '{tensor}' lies in '{location}', which is a symbolic link", tensor, "copy the file there")
-        if not at.is_file():
+        at = self.path.parent.resolve()
+        try:
+            for part in given.parts:
+                at = at / part
+                if at.is_symlink():
+                    raise self.fail(f"the tensor '{tensor}' lies in '{location}', which is a symbolic link", tensor, "copy the file there")
+            size = at.stat().st_size if at.is_file() else None
+        except OSError as error:
+            raise self.fail(f"'{location[:200]}' could not be read: {error.strerror}", tensor, code=Code.UNREADABLE) from None
+        if size is None:
             raise self.fail(f"the tensor '{tensor}' lies in '{location}', which is not there", tensor, "give the file along with the model")
-        size = at.stat().st_size
-        if size == 0:
-            data = np.zeros(0, np.uint8)
-        else:
-            try:
-                with at.open("rb") as stream:
-                    data = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            except OSError as error:
-                raise self.fail(f"'{location}' could not be read: {error.strerror}", tensor, code=Code.UNREADABLE) from None
+        data = np.zeros(0, np.uint8)
+        if size:
+            data = np.frombuffer(map_file(at, str(at), "weights", 0, lambda _: self.fail(f"'{location}' is empty", tensor)), np.uint8)
         self._mapped[location] = data
         return data
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from trustformers_ir.frontend.onnx.node import Node
 from trustformers_ir.frontend.onnx.values import Item, Missing, Row
+
+if TYPE_CHECKING:
+    from trustformers_ir.frontend.onnx.node import Node
 
 
 def standard(domain: str, name: str) -> bool:
@@ -13,6 +17,18 @@ def standard(domain: str, name: str) -> bool:
     from onnx import defs
 
     return bool(defs.has(name, domain))
+
+
+@functools.cache
+def attribute_kinds(domain: str, name: str, version: int) -> Mapping[str, int]:
+    """The kinds (``AttributeProto.AttributeType``) of the attributes of an op; empty for one that ONNX does not have."""
+    from onnx import defs
+
+    try:
+        schema = defs.get_schema(name, version, domain) if version else defs.get_schema(name, domain)
+    except Exception:  # onnx.defs.SchemaError is not exported by every version
+        return {}
+    return {key: int(getattr(a.type, "value", a.type)) for key, a in schema.attributes.items()}
 
 
 def expansion(n: Node) -> Any:

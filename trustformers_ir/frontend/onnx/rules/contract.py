@@ -69,6 +69,8 @@ def window_of(n: Node, sizes: Sequence[Dim], spatial: Sequence[Dim]) -> list[Win
     pads, auto = n.ints("pads", [0] * (2 * rank)), n.attr("auto_pad", "NOTSET")
     assert strides is not None and dilations is not None and pads is not None
     n.require(len(strides) == len(dilations) == len(sizes) == rank and len(pads) == 2 * rank, f"attributes of {rank} window axes differ in length")
+    given = n.ints("kernel_shape")
+    n.require(given is None or given == list(sizes), f"kernel_shape is {given}, and the kernel has {list(sizes)}")
     out: list[Window] = []
     for i, (size, total) in enumerate(zip(sizes, spatial, strict=True)):
         if isinstance(size, SymExpr):
@@ -107,6 +109,8 @@ def _conv_transpose(n: Node) -> Tensor:
     pads, extra = n.ints("pads", [0] * (2 * rank)), n.ints("output_padding", [0] * rank)
     shape, auto = n.ints("output_shape"), n.attr("auto_pad", "NOTSET")
     assert strides is not None and dilations is not None and pads is not None and extra is not None
+    lengths = {len(strides), len(dilations), len(extra), len(pads) / 2, rank if shape is None else len(shape[-rank:])}
+    n.require(lengths == {rank}, f"attributes of {rank} window axes differ in length")
     out: list[Window] = []
     for i in range(rank):
         size, total = weight.shape[2 + i], x.shape[2 + i]

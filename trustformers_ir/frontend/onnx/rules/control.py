@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.frontend.onnx.budget import Spent
 from trustformers_ir.frontend.onnx.elements import BOOL, ELEMENTS, I64
 from trustformers_ir.frontend.onnx.node import Node, emit, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused, Row, Unknown
@@ -43,6 +44,8 @@ def _if(n: Node) -> list[Any]:
     try:
         a, b = n.graph(then, []), n.graph(other, [])
         out = [_chosen(n, condition, x, y) for x, y in zip(a, b, strict=True)]
+    except Spent:
+        raise
     except Refused:
         n.reader.frozen = before
         out = [None]

@@ -249,10 +249,11 @@ def _tfidf(n: Node) -> Item:
         for gap in range(skip + 1 if size > 1 else 1):
             span = (gap + 1) * (size - 1) + 1
             if span > length:
-                continue
+                break
             seen = windows.unfold(x, [Window(size, 1, 0, 0, gap + 1)])  # [batch, places, size]
             same = (seen.unsqueeze(2) == as_tensor(grams)).all(-1)  # [batch, places, grams]
             counts = same.to(DType.f32)._emit(ops.ReduceSum((1,)))
+            n.reader.budget.makes(len(grams) * width, "the places of n-grams")
             spread = np.zeros((len(grams), width), np.float32)
             spread[np.arange(len(grams)), mine] = 1.0
             total = total + counts.matmul(as_tensor(spread))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from trustformers_ir.frontend.onnx.node import Node, emit, number, onnx_op, widened
@@ -110,8 +112,8 @@ def _lrn(n: Node) -> Tensor:
 def _col2im(n: Node) -> Tensor:
     """The transpose of taking blocks: blocks are added up where they lie."""
     x = n.t(0)
-    image = [int(d) for d in n.const(1).reshape(-1)]
-    block = [int(d) for d in n.const(2).reshape(-1)]
+    image = n.wholes(1)
+    block = n.wholes(2)
     rank = len(image)
     strides, dilations = n.ints("strides", [1] * rank), n.ints("dilations", [1] * rank)
     pads = n.ints("pads", [0] * (2 * rank))
@@ -119,11 +121,14 @@ def _col2im(n: Node) -> Tensor:
     n.require(len(block) == rank and x.ndim == 3, f"blocks {block} of an image {image} from {x.type}")
     w = [Window(block[i], strides[i], pads[i], pads[rank + i], dilations[i]) for i in range(rank)]
     places = [int(v.places(d)) for v, d in zip(w, image, strict=True)]  # type: ignore[arg-type]
-    batch, rows, _ = x.shape
-    taps = int(np.prod(block))
+    batch, rows, _ = n.sizes(x, 3)
+    taps = prod(block)
+    n.require(taps > 0, f"blocks {block}")
     channels = n.whole(rows, "the number of channels") // taps
     # where each element of a block lies in the padded image; the sum is a scatter along the flat image
     padded = [d + v.before + v.after for v, d in zip(w, image, strict=True)]
+    n.require(min(places) >= 0, f"blocks {block} of an image {image}")
+    n.reader.budget.makes(prod(block) * prod(places), f"an image {image} of blocks {block}")
     at = np.zeros((*block, *places), np.int64)
     for i in range(rank):
         line = np.arange(block[i])[:, None] * dilations[i] + np.arange(places[i])[None] * strides[i]
@@ -131,7 +136,7 @@ def _col2im(n: Node) -> Tensor:
         shape[i], shape[rank + i] = block[i], places[i]
         at = at * padded[i] + line.reshape(shape)
     where = as_tensor(at.reshape(1, 1, -1)).expand(batch, channels, at.size)
-    zero = number(0, x).expand(batch, channels, int(np.prod(padded)))
+    zero = number(0, x).expand(batch, channels, prod(padded))
     y = zero._emit(ops.ScatterElements(2, ops.ScatterReduce.ADD), where, x.reshape(batch, channels, at.size))
     y = y.reshape(batch, channels, *padded)
     for i, v in enumerate(w):

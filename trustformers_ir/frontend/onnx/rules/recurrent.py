@@ -106,7 +106,7 @@ def _recurrent(n: Node) -> list[Tensor]:
     dtype = x.dtype
     batchwise = bool(n.attr("layout", 0))
     x = x.transpose(0, 1) if batchwise else x
-    steps, batch, _ = x.shape
+    steps, batch, _ = n.sizes(x, 3)
     hidden = n.attr("hidden_size", None)
     hidden = int(n.t(2).shape[-1] if hidden is None else hidden)  # type: ignore[arg-type]
     direction = n.attr("direction", "forward")

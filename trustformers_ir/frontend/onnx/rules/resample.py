@@ -112,6 +112,8 @@ def _origin(i: int, axis: _Axis, mode: str) -> float:
 def _taps(axis: _Axis, mode: str, weights: Weights, exclude: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions and weights ``[result, taps]``, and which elements lie within x."""
     size, result = int(axis.size), int(axis.result)  # type: ignore[arg-type]
+    if size == 0:
+        raise Refused("an axis of size 0 is resized", broken=True)
     at: list[np.ndarray] = []
     by: list[np.ndarray] = []
     inside = np.ones(result, bool)
@@ -208,6 +210,10 @@ def _resize(n: Node) -> Tensor:
         if isinstance(axis.size, SymExpr) or isinstance(axis.result, SymExpr):
             y = _symbolic(y, number, axis, mode, kind, nearest)
             continue
+        if axis.scale != axis.scale or not 0 < axis.scale < math.inf or not math.isfinite(axis.start + axis.end):
+            raise Refused(f"the scale {axis.scale} of a region {axis.start} .. {axis.end}", broken=True)
+        reach = 4.0 / min(axis.scale, 1.0) if antialias else 4.0
+        n.reader.budget.makes(8.0 * int(axis.result) * reach, f"resizing {axis.size} to {axis.result}")
         at, by, inside = _taps(axis, mode, table[kind], bool(n.attr("exclude_outside", 0)))
         y = interpolated(y, number, at, by)
         if not inside.all():

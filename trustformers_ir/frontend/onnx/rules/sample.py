@@ -149,7 +149,7 @@ def _roi_align(n: Node) -> Tensor:
     height, width = int(n.attr("output_height", 1)), int(n.attr("output_width", 1))
     ratio, scale = int(n.attr("sampling_ratio", 0)), float(n.attr("spatial_scale", 1.0))
     half = n.version >= 16 and n.attr("coordinate_transformation_mode", "half_pixel") == "half_pixel"
-    _, channels, rows, columns = x.shape
+    _, channels, rows, columns = n.sizes(x, 4)
     regions = rois.shape[0]
     shift = 0.5 if half else 0.0
     x1, y1, x2, y2 = (rois.select(1, i) * scale - shift for i in range(4))
@@ -233,15 +233,15 @@ def _deform_conv(n: Node) -> Tensor:
     if x.ndim != 4:
         raise Refused(f"a deformable convolution over {x.ndim - 2} axes", "two axes are compiled")
     groups, parts = int(n.attr("group", 1)), int(n.attr("offset_group", 1))
-    batch, channels, _, _ = x.shape
-    outputs, per_group, kh, kw = weight.shape
+    batch, channels, _, _ = n.sizes(x, 4)
+    outputs, per_group, kh, kw = n.sizes(weight, 4)
     if any(isinstance(d, SymExpr) for d in (channels, outputs, kh, kw)):
         raise Refused("symbolic channels of a deformable convolution")
     assert isinstance(channels, int) and isinstance(kh, int) and isinstance(kw, int) and isinstance(outputs, int) and isinstance(per_group, int)
     strides, dilations = n.ints("strides", [1, 1]), n.ints("dilations", [1, 1])
     pads = n.ints("pads", [0] * 4)
     assert strides is not None and dilations is not None and pads is not None
-    oh, ow = offset.shape[2:]
+    _, _, oh, ow = n.sizes(offset, 4)
     taps = kh * kw
     moved = offset.reshape(batch, parts, taps, 2, oh, ow)
     own: list[Tensor] = []

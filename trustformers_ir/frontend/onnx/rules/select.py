@@ -112,7 +112,7 @@ def _order(rows: Tensor) -> Tensor:
 def _nms(n: Node) -> Item:
     boxes, scores = widened(n.t(0)), widened(n.t(1))
     n.require(boxes.ndim == 3 and scores.ndim == 3, f"boxes {boxes.type}, scores {scores.type}")
-    batch, classes, count = scores.shape
+    batch, classes, count = n.sizes(scores, 3)
     limit = n.t(2).reshape().to(DType.i64) if n.has(2) else fixed(0, DType.i64)
     threshold = n.t(3).reshape() if n.has(3) else fixed(0.0, DType.f32)
     order = scores.sort(-1, descending=True).indices  # [batch, classes, boxes]

@@ -11,9 +11,13 @@ from trustformers_ir.frontend.onnx.values import Item, Missing, Refused, Row
 from trustformers_ir.ir.functional import concat, stack
 from trustformers_ir.ir.tensor import Tensor
 
+MOST_PIECES = 1 << 12
+
 
 def _position(n: Node, i: int, length: int, default: int, last: bool = False) -> int:
-    at = int(n.scalar(i, default))
+    given = n.scalar(i, default)
+    n.require(isinstance(given, int), f"the position {given} is no whole number")
+    at = int(given)
     high = length if last else length - 1
     if not -length <= at <= high:
         raise Refused(f"position {at} of a sequence of {length}", broken=True)
@@ -74,15 +78,19 @@ def _split(n: Node) -> Row:
     squeeze = False
     if n.has(1):
         given = n.const(1)
+        n.require(given.dtype.kind in "iu", f"pieces of {given.dtype}")
         if given.ndim == 0:
             step = int(given)
             n.require(step >= 1, f"pieces of size {step}")
+            _few(-(-size // step))
             sizes = [min(step, size - at) for at in range(0, size, step)]
         else:
             sizes = [int(s) for s in given]
     else:
+        _few(size)
         sizes, squeeze = [1] * size, not n.attr("keepdims", 1)
-    n.require(len(sizes) <= 1 << 12 and sum(sizes) == size and min(sizes, default=0) >= 0, f"pieces {sizes[:20]} of an axis of {size}")
+    _few(len(sizes))
+    n.require(sum(sizes) == size and min(sizes, default=0) >= 0, f"pieces {sizes[:20]} of an axis of {size}")
     out: list[Item] = []
     at = 0
     for s in sizes:
@@ -92,6 +100,11 @@ def _split(n: Node) -> Row:
             piece = piece.reshape(*(d for i, d in enumerate(piece.shape) if i != axis))
         out.append(Item.of(piece, item.element))
     return Row(out, item.element)
+
+
+def _few(count: int) -> None:
+    if count > MOST_PIECES:
+        raise Refused(f"a sequence of {count} pieces", f"at most {MOST_PIECES} are made")
 
 
 @onnx_op("Optional")

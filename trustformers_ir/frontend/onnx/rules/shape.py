@@ -8,7 +8,7 @@ import numpy as np
 
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, I64
 from trustformers_ir.frontend.onnx.narrow import fixed
-from trustformers_ir.frontend.onnx.node import Node, emit, number, onnx_op
+from trustformers_ir.frontend.onnx.node import Absent, Node, emit, number, onnx_op
 from trustformers_ir.frontend.onnx.values import Item, Refused
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.dims import Dim, SymExpr, as_symbol, floordiv, maximum, minimum, product
@@ -66,7 +66,7 @@ def _transpose(n: Node) -> Tensor:
 
 def axes_of(n: Node, i: int, since: int, rank: int) -> list[int] | None:
     """Axes: an attribute before opset ``since``, then input ``i``; None where there are none."""
-    given = [int(a) for a in n.const(i).reshape(-1)] if n.version >= since and n.has(i) else None
+    given = n.wholes(i) if n.version >= since and n.has(i) else None
     found = n.ints("axes") if n.version < since else given
     return None if found is None else [n.place(a, rank) for a in found]
 
@@ -74,7 +74,7 @@ def axes_of(n: Node, i: int, since: int, rank: int) -> list[int] | None:
 @onnx_op("Unsqueeze", keeps=True)
 def _unsqueeze(n: Node) -> Tensor:
     x = n.t(0)
-    given = n.ints("axes") if n.version < 13 else [int(a) for a in n.const(1).reshape(-1)]
+    given = n.ints("axes") if n.version < 13 else n.wholes(1)
     n.require(given is not None, "there are no axes")
     rank = x.ndim + len(given or [])
     axes = {n.place(a, rank) for a in given or []}
@@ -115,7 +115,8 @@ def _tile(n: Node) -> Tensor:
 @onnx_op("Concat", keeps=True)
 def _concat(n: Node) -> Tensor:
     xs = n.tensors()
-    return concat(xs, n.axis(xs[0].ndim, 1 if n.version < 4 else ...))
+    n.require(xs, "there is nothing to join")
+    return concat(xs, n.axis(xs[0].ndim, 1 if n.version < 4 else Absent))
 
 
 @onnx_op("Split", keeps=True)
@@ -127,7 +128,7 @@ def _split(n: Node) -> list[Tensor]:
     given = (n.dims(1) if n.has(1) else None) if n.version >= 13 else listed or None
     if given is None:
         count = int(n.attr("num_outputs", n.wanted))
-        n.require(count >= 1, f"{count} outputs")
+        n.require(1 <= count <= max(n.wanted, 1024), f"{count} outputs, and the node names {n.wanted}")
         piece = floordiv(size + (count - 1), count)
         if isinstance(size, SymExpr) and not n.facts.divisible(size, count):
             raise Refused(f"{size} in {count} pieces: whether they are alike is not known", "give that axis a fixed size")
@@ -146,8 +147,8 @@ def _slice(n: Node) -> Tensor:
         axes, steps = n.ints("axes", range(len(starts))), [1] * len(starts)
     else:
         starts, ends = n.dims(1), n.dims(2)
-        axes = [int(a) for a in n.const(3).reshape(-1)] if n.has(3) else list(range(len(starts)))
-        steps = [int(a) for a in n.const(4).reshape(-1)] if n.has(4) else [1] * len(starts)
+        axes = n.wholes(3) if n.has(3) else list(range(len(starts)))
+        steps = n.wholes(4) if n.has(4) else [1] * len(starts)
     assert axes is not None
     n.require(len(starts) == len(ends) == len(axes) == len(steps), "starts, ends, axes and steps differ in length")
     for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
@@ -221,7 +222,7 @@ def _pad(n: Node) -> Tensor:
         widths = n.dims(1)
         value = n.t(2).reshape() if n.has(2) else None
     rank = x.ndim
-    axes = [n.place(int(a), rank) for a in n.const(3).reshape(-1)] if n.has(3) else list(range(rank))
+    axes = [n.place(a, rank) for a in n.wholes(3)] if n.has(3) else list(range(rank))
     n.require(len(widths) == 2 * len(axes), f"{len(widths)} widths for {len(axes)} axes")
     low: list[Dim] = [0] * rank
     high: list[Dim] = [0] * rank
@@ -315,7 +316,8 @@ def _tensor_scatter(n: Node) -> Tensor:
 
 @onnx_op("OneHot")
 def _one_hot(n: Node) -> Tensor:
-    ids, depth = n.t(0), n.dims(1)
+    ids = n.t(0)
+    depth = n.dims(1) if n.element(1).dtype.is_integer else [int(n.scalar(1))]  # the specification allows any number
     values = n.t(2)
     n.require(len(depth) == 1, "the depth is one number")
     axis = n.axis(ids.ndim, -1, extra=1)
@@ -329,6 +331,7 @@ def _one_hot(n: Node) -> Tensor:
 @onnx_op("Trilu", keeps=True)
 def _trilu(n: Node) -> Tensor:
     x = n.t(0)
+    n.require(x.ndim >= 2, f"{x.type} has no matrices")
     rows, columns = (arange(d) for d in x.shape[-2:])
     diagonal = rows.unsqueeze(1)
     if n.has(1):
@@ -355,7 +358,7 @@ def _reverse_sequence(n: Node) -> Tensor:
 @onnx_op("DepthToSpace", keeps=True)
 def _depth_to_space(n: Node) -> Tensor:
     x, s = n.t(0), int(n.attr("blocksize"))
-    b, c, h, w = x.shape
+    b, c, h, w = n.sizes(x, 4)
     if n.attr("mode", "DCR") == "DCR":
         return x.reshape(b, s, s, c // (s * s), h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // (s * s), h * s, w * s)
     return x.reshape(b, c // (s * s), s, s, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // (s * s), h * s, w * s)
@@ -364,7 +367,7 @@ def _depth_to_space(n: Node) -> Tensor:
 @onnx_op("SpaceToDepth", keeps=True)
 def _space_to_depth(n: Node) -> Tensor:
     x, s = n.t(0), int(n.attr("blocksize"))
-    b, c, h, w = x.shape
+    b, c, h, w = n.sizes(x, 4)
     if n.attr("mode", "DCR") == "CRD":
         return x.reshape(b, c, h // s, s, w // s, s).permute(0, 1, 3, 5, 2, 4).reshape(b, c * s * s, h // s, w // s)
     return x.reshape(b, c, h // s, s, w // s, s).permute(0, 3, 5, 1, 2, 4).reshape(b, c * s * s, h // s, w // s)
@@ -398,6 +401,8 @@ def _eye_like(n: Node) -> Item:
 @onnx_op("Range")
 def _range(n: Node) -> Item:
     element = n.element(0)
+    n.require(all(n.item(i).shape in ((), (1,)) for i in range(3)), "start, limit and delta are one number each")
+    n.require(not element.dtype.is_complex and all(n.element(i) == element for i in range(3)), "start, limit and delta are not of one type")
     bounds = [n.peek(i) for i in range(3)]
     if element.dtype.is_integer and all(b is not None for b in bounds):
         start, limit, delta = ([b.reshape(-1)[0] for b in bounds if b is not None])
@@ -406,6 +411,7 @@ def _range(n: Node) -> Item:
             return Item.of(arange(low, high, int(delta)).to(element.dtype), element)
     start, limit, delta = (n.const(i).reshape(-1)[0] for i in range(3))
     n.require(delta != 0, "a step of 0")
+    n.require(all(np.isfinite(v) for v in (start, limit, delta)), f"a range from {start} to {limit} by {delta}")
     if element.dtype.is_integer:
         count = len(range(int(start), int(limit), int(delta)))
     else:

@@ -34,10 +34,8 @@ def _radices(points: int) -> list[int]:
             out.append(factor)
             rest //= factor
         factor += 2
-        if factor * factor > rest > 1:
-            factor = rest
-    if max(out, default=1) > MOST:
-        raise Refused(f"a Fourier transform of {points} points", f"their largest prime factor may be {MOST}")
+        if rest > 1 and factor > MOST:
+            raise Refused(f"a Fourier transform of {points} points", f"their largest prime factor may be {MOST}")
     return out
 
 
@@ -76,9 +74,11 @@ def _fourier(re: Tensor, im: Tensor | None, points: int, radices: list[int], inv
     return a.transpose(-1, -2).reshape(*lead, points), b.transpose(-1, -2).reshape(*lead, points)
 
 
-def transform(real: Tensor, imaginary: Tensor | None, points: int, kept: int, inverse: bool) -> Tensor:
+def transform(n: Node, real: Tensor, imaginary: Tensor | None, points: int, kept: int, inverse: bool) -> Tensor:
     """Along the last axis, which has ``points`` elements: ``[…, kept, 2]``."""
+    n.require(points >= 1, f"{points} points")
     radices = _radices(points)
+    n.reader.budget.makes(sum(r * r for r in radices) + 2.5 * points, f"a Fourier transform of {points} points")
     if imaginary is None:  # halves last: of real numbers the middle element is then as real as it should be
         radices.reverse()
     a, b = _fourier(real, imaginary, points, radices, inverse)
@@ -120,9 +120,9 @@ def _dft(n: Node) -> Tensor:
         if more:
             real = concat([real, real.narrow(-1, 1, more).flip(-1)], -1)
             imaginary = concat([imaginary, -imaginary.narrow(-1, 1, more).flip(-1)], -1)
-        return transform(real, imaginary, points, points, True).narrow(-1, 0, 1).movedim(-2, axis).to(dtype)
+        return transform(n, real, imaginary, points, points, True).narrow(-1, 0, 1).movedim(-2, axis).to(dtype)
     kept = points // 2 + 1 if half else points
-    return transform(real, imaginary, points, kept, inverse).movedim(-2, axis).to(dtype)
+    return transform(n, real, imaginary, points, kept, inverse).movedim(-2, axis).to(dtype)
 
 
 @onnx_op("STFT")
@@ -143,7 +143,7 @@ def _stft(n: Node) -> Tensor:
     frames = [windows.unfold(p, [Window(points, step)]) for p in parts]
     if window is not None:
         frames = [f * window.to(f.dtype) for f in frames]
-    return transform(frames[0], frames[1] if len(frames) > 1 else None, points, points // 2 + 1 if half else points, False).to(dtype)
+    return transform(n, frames[0], frames[1] if len(frames) > 1 else None, points, points // 2 + 1 if half else points, False).to(dtype)
 
 
 @onnx_op("MelWeightMatrix")
@@ -153,7 +153,9 @@ def _mel(n: Node) -> Item:
     low, high = float(n.scalar(3)), float(n.scalar(4))
     element = n.element_attr("output_datatype", 1)
     n.require(0 < bins <= 1 << 12 and 0 < points <= 1 << 20 and rate > 0, "impossible sizes")
+    n.require(-700 < low <= high <= 1e12, f"the frequencies {low} .. {high}")
     spectrum = points // 2 + 1
+    n.reader.budget.makes(spectrum * bins, "the filters")
     edges = np.arange(bins + 2, dtype=np.float64)
     lowest, highest = 2595 * np.log10(1 + low / 700), 2595 * np.log10(1 + high / 700)
     step = (highest - lowest) / len(edges)
