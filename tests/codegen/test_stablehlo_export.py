@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
         with pytest.raises(CompilerError) as caught:
             opened(path)
         assert caught.value.diagnostics[0].code is Code.UNREADABLE and str(path) in caught.value.diagnostics[0].message
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing needs no jax; executing says how to install it."""
+    for name in ("jax", "jax._src", "jax._src.interpreters", "jaxlib", "jaxlib.mlir"):
+        monkeypatch.setitem(sys.modules, name, None)
+    tfir.export(lambda x: x + 1, str(tmp_path / "m.mlir"), example_inputs=[tfir.f32["n"]])
+    with pytest.raises(CompilerError) as caught:
+        opened(tmp_path / "m.mlir")
+    problem = caught.value.diagnostics[0]
+    assert problem.code is Code.MISSING_DEPENDENCY and "trustformers_ir[stablehlo]" in str(problem.help)
 
 
 def test_another_s_file(tmp_path: Path) -> None:
