@@ -38,6 +38,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    gc.unfreeze()  # libraries look for leaks when the process ends
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh", action="store_true", help="write golden files anew instead of comparing with them")
     parser.addoption("--case", metavar="NAME", help='run one conformance case alone: "linear#3", or "linear#3 on cpu:avx2"')
