@@ -112,11 +112,11 @@ def test_many_builds(tmp_path: Path) -> None:
         ("compile", "model", "-o", "fat.tfc", "--target", "cpu:avx2,cpu:avx512", "--quantize", "int8"),
         ("compile", "model", "-o", "fp8.tfc", "--target", "cpu:avx512", "--quantize", "fp8"),
         ("compile", "model", "-o", "static.tfc", "--quantize", "int8{activations=static}", "--calibrate", "examples.npz", "--lock", "s.lock"),
-        ("compile", "factory:make", "-o", "f.so", "--target", "cpu:avx2", "--lock", "f.lock", "--bom", "f.json"),
+        ("compile", "factory:make", "-o", "product.so", "--target", "cpu:avx2", "--lock", "f.lock", "--bom", "f.json"),
         ("compile", "factory:make", "-o", "f.o", "--target", "cpu:avx2"),
     )
     weights = "m.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    same_everywhere(PLACES, tmp_path, commands, "static.tfc", "f.so", "f.weights", "f.h", "f.o", "fat.tfc", "q2_k.gguf", "f.lock", weights)
+    same_everywhere(PLACES, tmp_path, commands, "static.tfc", "product.so", "product.weights", "product.h", "f.o", "fat.tfc", "q2_k.gguf", "f.lock", weights)
 
 
 # --- locks --------------------------------------------------------------------------------------------------------------------------
