@@ -221,7 +221,7 @@ def to_module(model: Any) -> Module:
     """The graph of anything that :func:`compile` takes, before any pass."""
     from trustformers_ir import reader
 
-    return reader.to_module(model)
+    return reader.to_module(*reader.opened(model))
 
 
 def run_passes(module: Module, pipeline: str) -> Report:

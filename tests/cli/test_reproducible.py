@@ -92,10 +92,10 @@ def test_two_builds_have_the_same_bytes(tmp_path: Path) -> None:
     """Files, locks and bills; more formats and recipes, and other instructions of the CPU, in ``test_many_builds``. Core ML packages are also in
     ``test_coreml_export.py``."""
     commands = (
-        ("export", "model", "-o", "m.onnx", "-o", "m.gguf", "--lock", "model.lock", "--bom", "bom.json"),
+        ("export", "model", "-o", "m.onnx", "-o", "m.gguf", "-o", "m.mlir", "--lock", "model.lock", "--bom", "bom.json"),
         ("compile", "factory:make", "-o", "f.tfc", "--lock", "f.lock"),
     )
-    same_everywhere(PLACES[:2], tmp_path, commands, "m.onnx", "m.gguf", "f.tfc", "model.lock", "f.lock", "bom.json")
+    same_everywhere(PLACES[:2], tmp_path, commands, "m.onnx", "m.gguf", "m.mlir", "f.tfc", "model.lock", "f.lock", "bom.json")
 
 
 @pytest.mark.long
@@ -112,11 +112,12 @@ def test_many_builds(tmp_path: Path) -> None:
         ("compile", "model", "-o", "fat.tfc", "--target", "cpu:avx2,cpu:avx512", "--quantize", "int8"),
         ("compile", "model", "-o", "fp8.tfc", "--target", "cpu:avx512", "--quantize", "fp8"),
         ("compile", "model", "-o", "static.tfc", "--quantize", "int8{activations=static}", "--calibrate", "examples.npz", "--lock", "s.lock"),
-        ("compile", "factory:make", "-o", "f.so", "--target", "cpu:avx2", "--lock", "f.lock", "--bom", "f.json"),
+        ("compile", "factory:make", "-o", "product.so", "--target", "cpu:avx2", "--lock", "f.lock", "--bom", "f.json"),
         ("compile", "factory:make", "-o", "f.o", "--target", "cpu:avx2"),
     )
     weights = "m.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    same_everywhere(PLACES, tmp_path, commands, "static.tfc", "f.so", "f.weights", "f.h", "f.o", "fat.tfc", "q2_k.gguf", "f.lock", weights)
+    library = ("product.so", "product.weights", "product.h", "f.lock")
+    same_everywhere(PLACES, tmp_path, commands, "static.tfc", "f.o", "fat.tfc", "q2_k.gguf", *library, weights)
 
 
 # --- locks --------------------------------------------------------------------------------------------------------------------------

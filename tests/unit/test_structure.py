@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
 # The runtime shares data with the compiler, not its machinery.
 SHARED = (
     *("abi", "atomic", "binding", "calling", "device", "diagnostics", "dims", "dtypes", "env"),
-    *("keeping", "machine", "mapped", "progress", "strict_json", "types"),
+    *("holes", "keeping", "machine", "mapped", "progress", "strict_json", "types"),
 )
 RUNTIME_MAY_IMPORT = {f"{PACKAGE}.ir.{m}" for m in SHARED}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.inspect import predictions
 from trustformers_ir.tools.commands.options import Bom, Cache, Calibrate, Dtype, Json, Lock, Model, Quantize, Schedules, Target, Threads, files
 from trustformers_ir.tools.locking.keeper import Keeper
-from trustformers_ir.tools.locking.request import COMPILE, Request, compiled, saved
+from trustformers_ir.tools.locking.request import COMPILE, Request, compiled, save, saved
 from trustformers_ir.tools.quantized import summary
 
 
@@ -104,7 +105,8 @@ def compile(
                 return
         else:
             assert output is not None
-            keeper.keep(saved(keeper.request, executable, output))
+            save(keeper.request, executable, output)
+            keeper.keep(functools.partial(saved, keeper.request, executable, output))
     assert output is not None
     seconds = time.perf_counter() - started
     built = " and ".join(executable.targets)

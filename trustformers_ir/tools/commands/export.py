@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict
 from typing import Annotated
@@ -13,6 +14,7 @@ from trustformers_ir.tools import console
 from trustformers_ir.tools.commands.options import Bom, Json, Lock, Model
 from trustformers_ir.tools.locking.keeper import Keeper
 from trustformers_ir.tools.locking.request import EXPORT, Request, exported
+from trustformers_ir.tools.locking.request import export as write
 
 
 def export(
@@ -33,8 +35,8 @@ def export(
     started = time.perf_counter()
     keeper = Keeper.of(Request.of(EXPORT, model, output, quantize=quantize, dtype=dtype, opset=opset), lock, bom)
     with console.progress("exporting"):
-        made, files = exported(keeper.request, output)
-        keeper.keep(files)
+        made = write(keeper.request, output)
+        keeper.keep(functools.partial(exported, made, output))
     seconds = time.perf_counter() - started
     for path, written in zip(output, made, strict=True):
         tensors = ", ".join(f"{count} {kind}" for kind, count in written.kinds.items())

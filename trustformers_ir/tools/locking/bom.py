@@ -15,10 +15,10 @@ from datetime import datetime, timezone
 from math import prod
 from typing import Any
 
+import trustformers_ir as tfir
 from trustformers_ir.ir import env
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.interpreter import argument_names, result_names
-from trustformers_ir.reader import opened, to_module
 from trustformers_ir.tools.locking.lock import File, Lock
 from trustformers_ir.tools.locking.request import Request
 
@@ -42,7 +42,7 @@ class Described:
 
 def describe(request: Request) -> Described:
     """By the front end, which reads no weights. Numbers count as parameters, integers do not."""
-    module = to_module(*opened(request.model), dtype=None)
+    module = tfir.api.to_module(request.model)
     main, dtypes = module.main, Counter[str]()
     for w in module.weights.values():
         if w.type.dtype.is_float or w.blocks is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trustformers_ir.ir.atomic import check_writable
@@ -33,11 +34,11 @@ class Keeper:
         pinned = request.pinned()
         return cls(pinned, Watch(pinned), lock, bom)
 
-    def keep(self, made: Made) -> None:
-        """Writes what was asked for, after the build."""
+    def keep(self, made: Callable[[], Made]) -> None:
+        """Writes what was asked for, after the build, of which ``made`` tells."""
         if self.watch is None:
             return
-        found = self.watch.locked(made, self.lock or self.bom or "")
+        found = self.watch.locked(made(), self.lock or self.bom or "")
         if self.lock is not None:
             found.write(self.lock)
             console.say(f"{self.lock}: {len(found.inputs)} inputs, {len(found.outputs)} outputs")

@@ -106,25 +106,31 @@ def compiled(request: Request, threads: int | None = None, partition: str | None
     )
 
 
+def save(request: Request, executable: Runnable, output: str) -> None:
+    """Writes the executable."""
+    executable.save(output, embed_weights=bool(request.option("embed_weights")))
+
+
 def saved(request: Request, executable: Runnable, output: str) -> Made:
-    """Writes the executable; what a lock says of it."""
-    embedded = bool(request.option("embed_weights"))
-    executable.save(output, embed_weights=embedded)
+    """What a lock says of an executable that is written."""
     files = [output]
     if output.endswith(".so"):
         files += [os.path.join(os.path.dirname(output), f"{library_name(output)}.h")]
-        files += [] if embedded else [str(Path(output).with_suffix(".weights"))]
+        files += [] if request.option("embed_weights") else [str(Path(output).with_suffix(".weights"))]
     passes: Any = executable.report()["passes"]
     return Made(tuple(files), tuple(row["text"] for row in passes), tuple(m.manifest.target for m in executable.family))
 
 
-def exported(request: Request, outputs: Sequence[str]) -> tuple[list[Written], Made]:
+def export(request: Request, outputs: Sequence[str]) -> list[Written]:
     """Writes the files of a request to export."""
-    given = {name: request.option(name) for name in OPTIONS[EXPORT]}
-    written = tfir.export(request.model, list(outputs), **given)
+    return tfir.export(request.model, list(outputs), **{name: request.option(name) for name in OPTIONS[EXPORT]})
+
+
+def exported(written: Sequence[Written], outputs: Sequence[str]) -> Made:
+    """What a lock says of files that are written."""
     files = [str(p) for w in written for name in w.files for p in tree_files(name)]
     graphs = any(not name.endswith(".gguf") for name in outputs)
-    return written, Made(tuple(files), tuple(str(p) for p in PASSES) if graphs else ())
+    return Made(tuple(files), tuple(str(p) for p in PASSES) if graphs else ())
 
 
 def build(request: Request, outputs: Sequence[str]) -> Made:
@@ -133,8 +139,10 @@ def build(request: Request, outputs: Sequence[str]) -> Made:
     schedules = None if "schedules" in request.options else "0"
     with env.replaced({env.CACHE: "0", env.SCHEDULES: schedules, env.STOP_AFTER: None}):
         if request.command == EXPORT:
-            return exported(request, outputs)[1]
-        return saved(request, compiled(request), outputs[0])
+            return exported(export(request, outputs), outputs)
+        executable = compiled(request)
+        save(request, executable, outputs[0])
+        return saved(request, executable, outputs[0])
 
 
 def check_machine(request: Request, targets: Sequence[TargetInfo]) -> None:
