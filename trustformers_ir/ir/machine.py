@@ -49,6 +49,12 @@ def architecture() -> str:
     return _ARCHITECTURES.get(name, name)
 
 
+def cpu_model() -> str:
+    """What the CPU calls itself, or the architecture where the system does not say."""
+    names = (line.partition(":")[2].strip() for text in _text(Path("/proc/cpuinfo")) for line in text.splitlines() if line.startswith("model name"))
+    return next(names, "") or platform.processor() or architecture()
+
+
 def _cpu_quotas() -> Iterator[tuple[int, int]]:
     """``(quota, period)`` in microseconds of every cgroup that limits CPU time."""
     pairs = [text.split() for text in _settings("cpu.max")]
