@@ -157,7 +157,8 @@ class _Reader:
     def _no_baseline(self, lines: Iterable[int]) -> None:
         for line in sorted(lines):
             message = "grow compares with a baseline, and the pipeline names none"
-            self.problems.add(Code.PIPELINE, message, Where(file=self.path, line=line), "add baseline: baseline.json, which `tfc ci --update-baseline` writes")
+            help = "add baseline: baseline.json, which `tfc ci --update-baseline` writes"
+            self.problems.add(Code.PIPELINE, message, Where(file=self.path, line=line), help)
 
     def _beside(self, path: str | None) -> str | None:
         return None if path is None else os.path.normpath(os.path.join(os.path.dirname(self.path), os.path.expanduser(path)))
