@@ -388,5 +388,9 @@ def test_requests(ci: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text = ONE.replace("batch: 1, seq: 4", "batch: 1, sqe: 4")
     code, _, err = ci(text)
     assert code == 2 and "has no dim 'sqe'" in err and "did you mean 'seq'?" in err and "p.yaml:10" in err
+    Path("file").write_text("")
+    for words in (["-o", "file"], ["--summary", "no/such/s.md"]):
+        code, _, err = ci(ONE, *words)
+        assert code == 2 and "TFC6004" in err and words[1] in err
     with pytest.raises(CompilerError, match="No such file"):
         read_pipeline("nowhere.yaml")

@@ -15,7 +15,7 @@ from typing import Any
 
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
-from trustformers_ir.ir.machine import architecture, cpu_model
+from trustformers_ir.ir.machine import cpu_model
 from trustformers_ir.ir.strict_json import no_key_twice
 
 VERSION = 1
@@ -31,7 +31,7 @@ class Conditions:
 
     @classmethod
     def here(cls, threads: int, dims: Mapping[str, int]) -> Conditions:
-        return cls(f"{cpu_model()} ({architecture()})", threads, dict(sorted(dims.items())))
+        return cls(cpu_model(), threads, dict(sorted(dims.items())))
 
     def unlike(self, other: Conditions) -> str:
         """In words what differs; empty when nothing does."""

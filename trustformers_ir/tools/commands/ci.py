@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_text
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trustformers_ir.ir.atomic import write_text
-from trustformers_ir.ir.diagnostics import CheckFailed, CompilerError, Diagnostic, DiagnosticError, InternalError
+from trustformers_ir.ir.atomic import check_writable, write_text
+from trustformers_ir.ir.diagnostics import CheckFailed, Code, CompilerError, Diagnostic, DiagnosticError, InternalError, Where
 from trustformers_ir.passes.options import nearest
 from trustformers_ir.tools import console
 from trustformers_ir.tools.ci.outcome import Outcome
@@ -47,14 +49,17 @@ def ci(
         _tell(chosen, json)
         return
     _clear(chosen)
+    if update_baseline:
+        check_writable(asked.baseline or "")
+    if summary is not None:
+        _append(summary, "")
     with console.progress("ci"):
         found = run(chosen, Settings(update_baseline, strict), console.say)
     if update_baseline:
         found = update(found, [m.name for m in asked.models if m not in chosen.models])
     _report(found)
     if summary is not None:
-        with Path(summary).open("a", encoding="utf-8") as stream:
-            stream.write(as_markdown(found))
+        _append(summary, as_markdown(found))
     if json:
         console.print_json(as_json(found))
     else:
@@ -86,9 +91,24 @@ def _tell(pipeline: Pipeline, json: bool) -> None:
 def _clear(pipeline: Pipeline) -> None:
     """Makes the folder, and takes away the reports of an earlier run: nobody is to take them for those of this one."""
     folder = Path(pipeline.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*REPORTS, *(f"{m.name}.agreement.json" for m in pipeline.models)):
-        (folder / name).unlink(missing_ok=True)
+    with _writing(pipeline.output):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*REPORTS, *(f"{m.name}.agreement.json" for m in pipeline.models)):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _append(path: str, text: str) -> None:
+    with _writing(path), Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """What the disk says, as an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise CompilerError.of(Code.UNWRITABLE, f"cannot write '{path}': {error.strerror}", Where(file=path)) from error
 
 
 def _report(found: Outcome) -> None:
