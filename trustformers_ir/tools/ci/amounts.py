@@ -68,4 +68,4 @@ def change_text(now: float, before: float) -> str:
     """``+3.2%``: how much more than before."""
     if now == before:
         return "±0%"
-    return f"{(now / before - 1) * 100:+.3g}%" if before else "from 0"
+    return f"{(now / before - 1) * 100:+.1f}%" if before else "up from 0"

@@ -52,7 +52,7 @@ def _accuracy(model: ModelPlan, key: str, verdicts: Sequence[Verdict], figure: f
     if reds:
         said = "; ".join(dict.fromkeys(f"{d.message}{_by(v)}" for v in verdicts for d in problems(v, model.source, model.seed, "")))
         allowed = "" if limit is None else f"; allowed is {limit:.3g}"
-        return Check("accuracy", key, State.FAILS, f"{said}{allowed}. {reds[0].help}", figure, limit, None, reds[0].where, reds[0].help)
+        return Check("accuracy", key, State.FAILS, f"{said}{allowed}. {reds[0].help}", figure, limit, None, reds[0].where, _help("accuracy"))
     assert worst is not None
     by = ", ".join(dict.fromkeys(v.by for v in verdicts))
     rule = "said in the pipeline" if bound is not None else "what dtype and depth allow"
@@ -96,7 +96,7 @@ def _growth(gate: str, file: FilePlan, figures: Figures, stored: Figures | None,
 
 def _help(gate: str) -> str:
     return {
-        "accuracy": "`tfc verify` shows every output and the ops that errors come from",
+        "accuracy": f"`tfc verify` shows every output and op; {SAID['accuracy']}",
         "size": "`tfc inspect` shows what the file holds",
         "latency": "`tfc run --profile` shows where the time goes",
         "memory": "`tfc inspect` shows weights and arena",

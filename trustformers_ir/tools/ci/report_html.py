@@ -161,7 +161,7 @@ def _cell(f: FileOutcome, gate: str, figure: float | None) -> str:
     if compared is not None and compared.state is State.OPEN:
         notes.append("baseline: not compared")
     elif before is not None and (gate == "size" or _alike(f)):
-        notes.append(f"{change_text(figure, before)} from the baseline")
+        notes.append(f"baseline: {change_text(figure, before)}")
     return f"<td{css}>{sign}{_text(text(figure))}{''.join(f'<small>{_text(n)}</small>' for n in notes)}</td>"
 
 

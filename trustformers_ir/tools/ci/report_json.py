@@ -1,4 +1,5 @@
-"""Everything that came of a pipeline, as plain data. What depends on the time is in ``written_at``, ``seconds`` and ``measured`` alone."""
+"""Everything that came of a pipeline, as plain data. What depends on the time is in ``written_at``, ``seconds``, ``measured``, and in figures
+and gates of latency and memory; the rest is the same each time."""
 
 from __future__ import annotations
 
