@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trustformers_ir.codegen.export.gguf.kinds import find_file_type, find_numbers
-from trustformers_ir.exporter import FORMATS, LATER
+from trustformers_ir.exporter import FORMATS
 from trustformers_ir.frontend.factory import is_factory
 from trustformers_ir.frontend.random_model import PREFIX
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
@@ -233,8 +233,7 @@ class _Reader:
     def _kind(self, text: str) -> str:
         name = text.removeprefix(".")
         if name not in kinds():
-            later = f".{name}" in LATER
-            raise ValueError("another format: this one is not built yet" if later else nearest(name, kinds(), f"one of {', '.join(kinds())}"))
+            raise ValueError(nearest(name, kinds(), f"one of {', '.join(kinds())}"))
         return name
 
     def _name(self, model: str, kind: str, given: Node | None, options: Mapping[str, Any], node: Node) -> str:
