@@ -96,7 +96,7 @@ def _growth(gate: str, file: FilePlan, figures: Figures, stored: Figures | None,
 
 def _help(gate: str) -> str:
     return {
-        "accuracy": f"`tfc verify` shows every output and op; {SAID['accuracy']}",
+        "accuracy": f"`tfc verify` shows every output and op; {SAID['accuracy']}, by: what executes the file",
         "size": "`tfc inspect` shows what the file holds",
         "latency": "`tfc run --profile` shows where the time goes",
         "memory": "`tfc inspect` shows weights and arena",
