@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     # of the last four the types of results, and the version
     "api": {"ir", "runtime", "reader", "compiler", "exporter", "codegen", "passes", "tuner", ""},
     "torch_backend": {"ir", "frontend", "compiler"},
-    "tools": {"ir", "models", "frontend", "passes", "codegen", "runtime", "tuner", "api", ""},
+    "tools": {"ir", "models", "frontend", "passes", "codegen", "runtime", "tuner", "reader", "exporter", "api", ""},
     "": {"ir", "api", "passes"},  # trustformers_ir/__init__.py, where names of recipes are looked up
 }
 # The runtime shares data with the compiler, not its machinery.
@@ -64,6 +64,7 @@ HEAVY = {
     "transformers",
     "triton",
     "xllamacpp",
+    "yaml",
 }
 # Other imports inside functions, each with its reason.
 LAZY = {

@@ -181,6 +181,8 @@ class Code(enum.Enum):
     LOCK_FILE = (6015, "bad lock", "A lock is not what `--lock` writes.")
     LOCK_INPUT = (6016, "input of a lock is missing", "A file that the locked build read is not there any more.")
     LOCK_MACHINE = (6017, "lock of another machine", "The locked build was for the machine that it ran on, and this is another one.")
+    PIPELINE = (6020, "bad pipeline file", "A file for `tfc ci` is no YAML, or a key of it is unknown, missing, or does not take that value.")
+    BASELINE = (6021, "bad baseline", "A file of stored figures is not what `tfc ci --update-baseline` writes.")
     CHECK_FAILED = (6100, "check did not hold", "A comparison or a gate that was asked for did not hold.")
 
     # 9xxx: our bugs
@@ -349,6 +351,8 @@ ADVICE = {
     Code.LOCK_FILE: "build again with --lock",
     Code.LOCK_INPUT: "put the file back where it was, or build again with --lock",
     Code.LOCK_MACHINE: "name a target when you lock, for instance --target cpu:avx2",
+    Code.PIPELINE: "docs/ci.md describes the file",
+    Code.BASELINE: "take it from the repository again, or delete it and write it anew",
     Code.CHECK_FAILED: "look at the differences that were printed",
 }
 """What to do about a problem whose diagnostic has no better help. Bugs of ours (9xxx) are to be reported."""

@@ -49,6 +49,15 @@ def architecture() -> str:
     return _ARCHITECTURES.get(name, name)
 
 
+def cpu_model() -> str:
+    """What the CPU calls itself, with family and model number where the system says them: in virtual machines many kinds have one name."""
+    first = next(_text(Path("/proc/cpuinfo")), "").partition("\n\n")[0]
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    numbers = [f"{key.rpartition(' ')[2]} {said[key]}" for key in ("cpu family", "model") if key in said]
+    name = said.get("model name") or platform.processor() or architecture()
+    return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
 def _cpu_quotas() -> Iterator[tuple[int, int]]:
     """``(quota, period)`` in microseconds of every cgroup that limits CPU time."""
     pairs = [text.split() for text in _settings("cpu.max")]

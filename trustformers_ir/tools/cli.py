@@ -33,6 +33,7 @@ COMMANDS = {
     "run": "Run MODEL, compiling it first unless it is an artifact.",
     "eval": "Measure how well MODEL predicts a text.",
     "verify": "Check that files compute the same function.",
+    "ci": "Make the files of a pipeline, and check each of them.",
     "inspect": "Show what a file holds: inputs, outputs, weights, ops, kernels.",
     "opt": "Run passes over FILE and print the result.",
     "targets": "List what this machine can compile for and execute.",

@@ -8,16 +8,16 @@ is quantized.
 from __future__ import annotations
 
 import json as json_text
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from trustformers_ir.ir.atomic import check_writable, write_text
-from trustformers_ir.ir.diagnostics import CheckFailed, Code, Diagnostic, Where
+from trustformers_ir.ir.diagnostics import CheckFailed
 from trustformers_ir.tools import console
-from trustformers_ir.tools.agreement.compare import Agreement, Difference, Verdict, agreement
+from trustformers_ir.tools.agreement.compare import Agreement, Difference, agreement
 from trustformers_ir.tools.agreement.readers import RUNNERS, open_source, open_subject
+from trustformers_ir.tools.agreement.words import problems
 from trustformers_ir.tools.commands.options import Calibrate, Json
 from trustformers_ir.tools.quantized import error_of, show
 
@@ -71,9 +71,9 @@ def verify(
         console.print_json(found.as_dict())
     else:
         _print(found)
-    problems = [d for v in found.verdicts for d in _problems(v, files[0], seed)]
-    if problems:
-        raise CheckFailed(*problems)
+    told = [d for v in found.verdicts for d in problems(v, files[0], seed, "--tolerance sets what is allowed")]
+    if told:
+        raise CheckFailed(*told)
 
 
 def _print(found: Agreement) -> None:
@@ -97,25 +97,3 @@ def _row(d: Difference) -> tuple[str, ...]:
 def _short(path: str) -> str:
     """What a file is called in a column of the table."""
     return path if len(path) <= WIDTH else f"{path[: WIDTH - 1]}…" if path.startswith("random:") else f"…{path[1 - WIDTH :]}"
-
-
-def _problems(v: Verdict, source: str, seed: int) -> list[Diagnostic]:
-    if v.failure is not None:
-        return [replace(d, help=_advice(v)) if v.culprits else d for d in v.failure.diagnostics]
-    out = []
-    for d in v.differences:
-        if not d.holds:
-            message = f"output '{d.output}' of '{v.path}' is {d.relative:.3g} away from that of '{source}'"
-            first = v.culprits[0] if v.culprits else None
-            where = Where(file=v.path, op=first.operation if first else None)
-            out.append(Diagnostic(Code.CHECK_FAILED, message, where, f"{_advice(v)}; the worst probe is '{d.probe}' of --seed {seed}"))
-    return out
-
-
-def _advice(v: Verdict) -> str:
-    if not v.culprits:
-        return f"no op is named: {v.untold}" if v.untold else "--tolerance sets what is allowed"
-    first = v.culprits[0]
-    if first.share is None:
-        return f"the first that is not what it should be is '{first.operation}' {first.source}".rstrip()
-    return f"{first.share:.0%} of the error come in at '{first.operation}' {first.source}".rstrip()
