@@ -11,7 +11,7 @@ from typing import Any
 
 from trustformers_ir.frontend.onnx.values import Refused, Unknown
 
-OPERATIONS = 1 << 15  # made of nodes, those of functions and of unrolled loops each time, and
+OPERATIONS = 3 << 14  # made of nodes, those of functions and of unrolled loops each time, and
 PER_NODE = 64  # times the nodes of the file
 FOLDED = 1 << 21  # elements of values that are computed while reading, and as many again as the file stores
 FLOPS = 1 << 27  # spent on them
