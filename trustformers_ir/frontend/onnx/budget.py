@@ -40,8 +40,8 @@ class Budget:
         """Spends one; :class:`Spent` when there is none left."""
         self.operations -= 1
         if self.operations < 0:
-            limit = f"{OPERATIONS} and {PER_NODE} for each node of the file"
-            raise Spent(f"functions and loops make more operations than are read: {limit}", "loops are unrolled: give them fewer turns")
+            message = f"functions and loops make more than {OPERATIONS} operations, and {PER_NODE} for each node of the file"
+            raise Spent(message, "loops are unrolled: give them fewer turns")
 
     def stores(self, elements: int) -> None:
         """The file has a tensor of so many elements."""
