@@ -583,7 +583,7 @@ def test_functions_whose_names_meet(tmp_path: Path) -> None:
         assert row in text
 
 
-@pytest.mark.parametrize("name", ["tfi", "tfir", "tfm", "pthread"])
+@pytest.mark.parametrize("name", ["tfi", "tfir", "tfm", "pthread", "x"])
 def test_libraries_whose_names_are_taken(name: str, tmp_path: Path) -> None:
     library = build(encoder(), tmp_path / f"lib{name}.so")
     assert library.prefix == f"{name}_2"
