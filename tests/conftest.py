@@ -38,6 +38,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def few_objects() -> None:
+    """For tests that collect garbage again and again: they look at what they make, not at everything that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     gc.unfreeze()  # libraries look for leaks when the process ends
 

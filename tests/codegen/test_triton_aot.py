@@ -99,7 +99,7 @@ def checked(name: str, target: str, many: bool) -> dict[str, Any]:
 
 
 #: what other rows show already: the same products in another model
-AGAIN = ("minilm bf16", "minilm q4_0", "vit-b f16", "vit-b int8", "gpt-2 f16", "gpt-2 int4", "llama int8", "llama q4_0", "llama int4")
+AGAIN = ("minilm bf16", "minilm q4_0", "vit-b f16", "vit-b int8", "gpt-2 f16", "gpt-2 int4", "llama int8", "llama q4_0", "llama int4", "llama fp8")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in AGAIN)) for n in MODELS])

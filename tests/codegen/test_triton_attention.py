@@ -119,7 +119,7 @@ SIZES = ((3, 1, 200), (1, 131, 131), (1, 150, 40))
 EDGES = ((1, 1, 1), (1, 5, 129), (1, 64, 192))
 
 
-@pytest.mark.parametrize("kind", ["ampere", "hopper"])
+@pytest.mark.parametrize("kind", [pytest.param("ampere", marks=pytest.mark.long), "hopper"])
 def test_every_form_agrees_with_the_reference(kind: str) -> None:
     """Ragged sizes, one query, more queries than keys, rows and whole sequences that see nothing, edges of windows inside and between blocks."""
     forms = FORMS if kind == "ampere" else {n: FORMS[n] for n in ("plain", "causal", "causal, window", "grouped", "padding")}

@@ -13,7 +13,7 @@ from native_cases import INDEXED, NATIVE, native, with_a_wrong_index
 from triton_harness import interpret_modules
 
 #: cases that take long in the interpreter, of kernels that other ops have too
-SLOW = ("conv", "expert_blocks_int8", "linear_blocks_int8")
+SLOW = ("conv", "expert_blocks", "expert_blocks_int8", "linear_blocks_int8")
 
 
 @pytest.mark.parametrize("mnemonic", [pytest.param(m, marks=[pytest.mark.long] * (m in SLOW)) for m in NATIVE])

@@ -134,7 +134,7 @@ def test_tiles_fit_the_chip(target: str, template: str, dtype: DType, n: int | N
     assert choice.rows * choice.columns <= choice.warps * 32 * 128  # a thread holds at most 128 sums
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_any_tile_gives_the_same_product(data: st.DataObject) -> None:
     """A table may choose whatever it likes."""

@@ -15,7 +15,7 @@ import transformers
 from llama_cpp import served
 
 import trustformers_ir as tfir
-from trustformers_ir import compiler
+from trustformers_ir import compiler, reader
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES
 from trustformers_ir.frontend.gguf.container import open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
@@ -200,7 +200,7 @@ def test_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """For its graph and its tokenizer together."""
     path = write(tmp_path / "x.gguf", made("gpt2"))
     opened: list[Path] = []
-    monkeypatch.setattr(compiler, "open_gguf", lambda p: opened.append(p) or open_gguf(p))
+    monkeypatch.setattr(reader, "open_gguf", lambda p: opened.append(p) or open_gguf(p))
     assert TOKENIZER_KEY in tfir.compile(str(path)).manifest.metadata
     assert len(opened) == 1
 

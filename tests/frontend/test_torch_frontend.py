@@ -22,7 +22,7 @@ from trustformers_ir.frontend.torch_export.registry import ATEN, REFUSED
 from trustformers_ir.ir.calling import Calling
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
-QUICK = ("bert", "gpt2", "llama with a cache", "t5", "vit", "clip", "wav2vec2", "mamba")
+QUICK = ("bert", "llama with a cache", "t5", "vit")
 Pair = namedtuple("Pair", "first second")
 
 

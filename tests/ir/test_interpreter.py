@@ -337,6 +337,7 @@ def test_rounding_keeps_what_needs_no_rounding() -> None:
 # --- memory and context ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_values_are_dropped_after_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0

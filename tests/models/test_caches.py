@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trustformers_ir as tfir
@@ -136,8 +136,9 @@ def ports() -> list[Port]:
     return [pages, Port("key_0", DType.f32["pool", 1, 4, 2]), Port("value_0", DType.f32["pool", 1, 4, 3])]
 
 
+@pytest.mark.usefixtures("few_objects")
 @given(st.lists(st.tuples(st.sampled_from(["write", "reorder", "repeat"]), st.integers(1, 9), st.integers(0, 1 << 30)), max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_texts_keep_their_own_whatever_is_shared(steps: list[tuple[str, int, int]]) -> None:
     """Against lists: texts are written to, become copies of each other, and multiply."""
     caches, want = PagedCaches(ports()), [[] for _ in range(2)]  # type: ignore[var-annotated]

@@ -41,7 +41,7 @@ def compiled(source: str, **options: Any) -> tuple[GpuExecutable, Any]:
     return exe, tfir.compile(source, **options)
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.long] * (f in ("falcon", "gpt2"))) for f in FAMILIES])
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.long] * (f in ("falcon", "gpt2", "mistral"))) for f in FAMILIES])
 def test_tokens_are_those_of_the_cpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of different lengths, caches that grow on the way, pieces of a prompt."""
     monkeypatch.setattr(sessions, "STEP", 8)

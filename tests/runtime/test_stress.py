@@ -98,6 +98,7 @@ def test_a_million_calls_of_many_threads(monkeypatch: pytest.MonkeyPatch) -> Non
     stress(monkeypatch, 1_000_000, 1 << 20)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_executables_come_and_go() -> None:
     """What is linked is unmapped with its executable, and its threads end."""
     inputs = encoder_inputs(64, 128)
@@ -120,6 +121,7 @@ def mappings() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_an_executable_dropped_by_everyone_but_a_running_call() -> None:
     inputs = encoder_inputs(64, 128)
     want = bits(Executable(encoder(), 2)(*inputs))
