@@ -136,3 +136,10 @@ def test_environment_variables_are_typed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pages_written_from_tables_are_in_step(name: str) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / name
     assert page.read_text(encoding="utf-8") == PAGES[name](), "run `make docs`"
+
+
+def test_a_line_is_quoted_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "m.py"
+    for text in ("before = 1\n", "after = 2, and longer\n"):
+        path.write_text(text)
+        assert text.strip() in str(CompilerError.of(Code.USAGE, "wrong", Where(file=str(path), line=1)))

@@ -417,6 +417,7 @@ class Diagnostic:
             return []
         source = self.source
         if not source and self.where.file is not None:
+            linecache.checkcache(self.where.file)  # it may have been written anew since it was last quoted
             source = linecache.getline(self.where.file, line)
         source = source.splitlines()[0].replace("\t", " ") if source.strip() else ""
         if not source:
