@@ -11,23 +11,15 @@ import numpy as np
 
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.clone import clone_module
-from trustformers_ir.ir.core import Module, Operation, Weight
+from trustformers_ir.ir.core import Module, Weight
 
 EPSILON = 0.05
 NORMS = (ops.LayerNorm, ops.RmsNorm)
 
 
 def squares(module: Module) -> Iterator[Weight]:
-    """Square matrices that products read."""
-    read = {o.inputs[1].producer.op.name for o in module.main.body if isinstance(o.op, ops.Linear) and _is_weight(o)}
-    for name, w in module.weights.items():
-        if name in read and w.type.rank == 2 and w.type.shape[0] == w.type.shape[1]:
-            yield w
-
-
-def _is_weight(o: Operation) -> bool:
-    producer = o.inputs[1].producer
-    return producer is not None and isinstance(producer.op, ops.WeightOp)
+    """Square matrices: those of products, as no table here is one."""
+    return (w for w in module.weights.values() if w.type.rank == 2 and w.type.shape[0] == w.type.shape[1])
 
 
 def _replaced(module: Module, change: Callable[[np.ndarray], np.ndarray]) -> None:
