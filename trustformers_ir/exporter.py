@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,7 +46,7 @@ def export(model: Any, paths: Sequence[str | os.PathLike[str]], options: Options
     with Collector() as problems:
         found = [_find(os.fspath(path), model, problems) for path in paths]
         _check_options([f for f in found if f is not None], options, problems)
-        for twice in {os.path.realpath(p) for p in paths if [os.path.realpath(q) for q in paths].count(os.path.realpath(p)) > 1}:
+        for twice in (name for name, times in Counter(map(os.path.realpath, paths)).items() if times > 1):
             problems.add(Code.USAGE, f"'{twice}' is named twice", Where(file=twice), "give each output its own name")
     written: list[Written] = []
     with Collector() as problems:

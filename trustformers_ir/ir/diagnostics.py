@@ -193,6 +193,11 @@ class Code(enum.Enum):
     LLVM_REJECTED = (9005, "LLVM rejected the code", "LLVM could not parse, verify or compile the text that was emitted.")
     LINK_FAILED = (9006, "linking failed", "The object code could not be linked into the process.")
 
+    @staticmethod
+    def of_reading(error: OSError) -> Code:
+        """What a file has that the system would not read."""
+        return Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
+
     @property
     def number(self) -> int:
         return self.value[0]

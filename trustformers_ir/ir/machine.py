@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def memory() -> int:
         total = 1 << 40
     limits = [int(text) for text in _settings("memory.max", "memory/memory.limit_in_bytes") if text.isdigit()]
     return min([total, *(n for n in limits if n > 0)])
+
+
+def peak_memory() -> int:
+    """The highest resident memory of this process so far, in bytes; 0 where the system does not say. (``ru_maxrss`` would count the parent, too, from
+    before ``exec``.)"""
+    found = re.search(r"VmHWM:\s+(\d+) kB", next(_text(Path("/proc/self/status")), ""))
+    return int(found[1]) << 10 if found else 0
 
 
 @functools.cache

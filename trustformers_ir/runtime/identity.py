@@ -52,7 +52,7 @@ class Memory:
         started = time.time()
         found = content_digest(path)
         after = os.stat(path)
-        if _state(after) != _state(before):
+        if state_of(after) != state_of(before):
             raise OSError(f"'{path}' changed while it was read")
         if before.st_size > SMALL and max(before.st_mtime, before.st_ctime) < started - SETTLED:
             self.remember(path, after, found)
@@ -76,11 +76,12 @@ class Memory:
             write_text(note, f"{digest} {_check(note.name, digest)}", durable=False)
 
     def _note(self, path: Path, status: os.stat_result) -> Path:
-        text = f"{os.path.realpath(path)}\n{_state(status)}\n{_boot()}"
+        text = f"{os.path.realpath(path)}\n{state_of(status)}\n{_boot()}"
         return self.folder / hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _state(s: os.stat_result) -> tuple[int, ...]:
+def state_of(s: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file does."""
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 

@@ -111,8 +111,7 @@ def explain(error: Exception) -> DiagnosticError:
     if isinstance(error, MemoryError):
         return CompilerError.of(Code.OUT_OF_MEMORY, str(error) or "memory ran out")
     if isinstance(error, OSError) and error.filename is not None:
-        code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
-        return CompilerError.of(code, f"'{error.filename}': {error.strerror}", Where(file=str(error.filename)), "look at the path")
+        return CompilerError.of(Code.of_reading(error), f"'{error.filename}': {error.strerror}", Where(file=str(error.filename)), "look at the path")
     return InternalError.of(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 

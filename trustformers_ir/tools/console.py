@@ -19,10 +19,14 @@ def say(text: str) -> None:
 
 
 def print_json(data: object) -> None:
-    """The only thing on stdout under ``--json``. Numbers that JSON lacks (NaN, infinities) become null."""
-    json.dump(finite(data), sys.stdout, indent=2, default=str, allow_nan=False)
-    sys.stdout.write("\n")
+    """The only thing on stdout under ``--json``."""
+    sys.stdout.write(as_json(data))
     sys.stdout.flush()
+
+
+def as_json(data: object) -> str:
+    """The text of a JSON file. Numbers that JSON lacks (NaN, infinities) become null."""
+    return json.dumps(finite(data), indent=2, default=str, allow_nan=False) + "\n"
 
 
 def finite(data: object) -> object:

@@ -6,8 +6,13 @@ Sizes come from the inputs: a symbol is the size of an axis of an input, an expr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
+
+from trustformers_ir.codegen.op_rules import OpRules
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
@@ -38,11 +43,28 @@ def operation_id(number: int, o: Operation) -> str:
     return f"{number}:{o.op.mnemonic}"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A constant of a file, whose numbers are made when they are written. ``shape`` is that of the array; ``weight``: its name in the checkpoint."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray] = field(compare=False)
+    weight: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
 class GraphEmitter(ABC, Generic[X]):
-    """The values of a function as a file has them. ``system``: whose file it is, as a refusal says it; ``page``: where what can be written stands."""
+    """The operations of a function as a file has them. ``system``: whose file it is, as a refusal says it; ``page``: where what can be written
+    stands; ``rules``: what writes each op, given the emitter and the operation."""
 
     system: ClassVar[str]
     page: ClassVar[str]
+    rules: ClassVar[OpRules[Any]]
 
     def __init__(self, module: Module, function: Function) -> None:
         self.module, self.function, self.facts = module, function, module.facts
@@ -51,6 +73,7 @@ class GraphEmitter(ABC, Generic[X]):
         self._taken: dict[str, int] = {}  # and how many numbers have been put behind each
         self._dims: dict[Dim, X] = {}
         self._now: Operation | None = None  # that is being written
+        self._id = ""  # of it, as files say it
 
     # -- what each system has its own way for ------------------------------------------------------------------------------
 
@@ -70,7 +93,47 @@ class GraphEmitter(ABC, Generic[X]):
     def arithmetic(self, kind: str, a: X, b: X) -> X:
         """``add``, ``sub``, ``mul``, ``min``, ``max``, ``floordiv`` or ``mod`` of two sizes; the last two as Python rounds."""
 
+    def check(self, o: Operation) -> None:
+        """Raise :class:`Unsupported` for what the system has for no op."""
+
+    @abstractmethod
+    def stand_ins(self, o: Operation) -> Sequence[X]:
+        """What the results of a refused operation are, so that the operations behind it are looked at too."""
+
     # -- operations --------------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Write every operation. ``CompilerError`` with all that cannot be written."""
+        for number, o in enumerate(self.function.body):
+            if o.op.terminator or isinstance(o.op, ops.WeightOp):  # a weight is made where it is read: it may be transposed
+                continue
+            self._now, self._id = o, operation_id(number, o)
+            found = self.rules.get(type(o.op))
+            try:
+                if found is None:
+                    raise Unsupported("there is no rule for it")
+                self.check(o)
+                made = self.made(found, o)
+            except Unsupported as problem:
+                self.refuse(o, str(problem))
+                made = self.stand_ins(o)
+            self._values.update(zip(o.results, made, strict=True))
+        self._now, self._id = None, ""
+        self.problems.check()
+
+    def made(self, found: Any, o: Operation) -> Sequence[X]:
+        """The results of an operation, as its rule writes them: one may be returned bare."""
+        results = found(self, o)
+        return results if isinstance(results, (list, tuple)) else [results]
+
+    def results(self) -> dict[str, list[str]]:
+        """Which results of operations a name is: ``12:linear.0`` is the first of an operation. One that changes nothing has its operand's name."""
+        found: dict[str, list[str]] = {}
+        for number, o in enumerate(self.function.body):
+            for n, v in enumerate(o.results):
+                if v in self._values:
+                    found.setdefault(self.name(self._values[v]), []).append(f"{operation_id(number, o)}.{n}")
+        return found
 
     def refuse(self, o: Operation, why: str) -> None:
         """Note that an operation cannot be written."""
@@ -80,6 +143,10 @@ class GraphEmitter(ABC, Generic[X]):
         self.problems.add(Code.CANNOT_EXPORT, message, where, f"{self.page} lists what can be")
 
     # -- names and values --------------------------------------------------------------------------------------------------
+
+    def name(self, x: X) -> str:
+        """What a value is called in the file."""
+        return str(x)
 
     def stem(self, like: str) -> str:
         """A name as the format allows it."""

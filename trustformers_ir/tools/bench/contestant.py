@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from trustformers_ir.ir.machine import peak_memory
 from trustformers_ir.tools.bench.rivals.job import Call, Job
 from trustformers_ir.tools.bench.rivals.table import OWN, RIVALS
 
@@ -56,12 +56,6 @@ def answer(request: dict[str, Any], call: Call, job: Job) -> dict[str, Any]:
         call(job.example)
         seconds.append(time.perf_counter() - started)
     return {"first": seconds[0], "seconds": seconds[1:]}
-
-
-def peak_memory() -> int:
-    """The highest resident memory of this process so far, in bytes. (``ru_maxrss`` would count the parent, too, from before ``exec``.)"""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) << 10 if found else 0
 
 
 def serve(name: str, job: Job, requests: TextIO, answers: TextIO) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from trustformers_ir.exporter import FORMATS
 from trustformers_ir.frontend.factory import is_factory
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
-from trustformers_ir.ir.dims import SymbolFact
 from trustformers_ir.passes.options import nearest
 from trustformers_ir.reader import opened, to_module
 from trustformers_ir.tools.agreement.readers import open_source
@@ -67,9 +67,7 @@ def _compile(source: Source, file: FilePlan, path: str) -> tuple[int, dict[str, 
     executable = tfir.compile(source.model, source.examples, calibration=calibration, **options)
     try:
         executable.save(path)
-        kinds: dict[str, int] = {}
-        for w in executable.manifest.weights:
-            kinds[str(w.type.dtype)] = kinds.get(str(w.type.dtype), 0) + 1
+        kinds = Counter(str(w.type.dtype) for w in executable.manifest.weights)
     finally:
         executable.close()
     return os.stat(path).st_size, kinds
@@ -96,7 +94,7 @@ def sizes(graph: Module, plan: ModelPlan, pipeline: str) -> dict[str, int]:
         if name not in symbols:
             known = f"its dims are {', '.join(symbols)}" if symbols else "all of its dims have fixed sizes"
             problems.add(Code.PIPELINE, f"model '{plan.name}' has no dim '{name}'", where, nearest(name, symbols, known))
-        elif not _fits(symbols[name], size):
+        elif not symbols[name].admits(size):
             problems.add(Code.DIM_RANGE, f"the dim '{name}' of model '{plan.name}' is {size}, and it takes {symbols[name]}", where)
     problems.check()
     found = {name: -(-max(f.low, 1) // f.divisor) * f.divisor for name, f in symbols.items()}
@@ -110,7 +108,3 @@ def sizes(graph: Module, plan: ModelPlan, pipeline: str) -> dict[str, int]:
 
 def _given(dims: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     return {name: size for name, (size, _) in dims.items()}
-
-
-def _fits(fact: SymbolFact, size: int) -> bool:
-    return fact.low <= size and (fact.high is None or size <= fact.high) and size % fact.divisor == 0

@@ -134,8 +134,7 @@ def read(path: str, problems: Collector) -> Node | None:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
-        raise CompilerError.of(code, f"'{path}': {error.strerror}", Where(file=path), "look at the path") from error
+        raise CompilerError.of(Code.of_reading(error), f"'{path}': {error.strerror}", Where(file=path), "look at the path") from error
     if len(data) > LIMIT:
         raise CompilerError.of(Code.PIPELINE, f"'{path}' has {len(data)} bytes, more than {LIMIT}", Where(file=path), "is it a pipeline file?")
     try:

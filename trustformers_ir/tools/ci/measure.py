@@ -7,7 +7,6 @@ serves the model has. Inputs come in a file. ``.tfc`` files are executed by our 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 
 import trustformers_ir as tfir
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
+from trustformers_ir.ir.machine import peak_memory
 
 WARM = 3  # calls before any is timed
 SECONDS, LEAST, MOST = 3.0, 10, 200  # how long is timed where nobody says how often
@@ -100,9 +100,7 @@ def child(path: str, inputs: str, threads: int, calls: int) -> dict[str, Any]:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    highest = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    memory = int(highest[1]) << 10 if highest else 0
-    return {"median": statistics.median(times), "best": min(times), "calls": len(times), "load": load, "memory": memory, "by": by}
+    return {"median": statistics.median(times), "best": min(times), "calls": len(times), "load": load, "memory": peak_memory(), "by": by}
 
 
 def main(words: list[str]) -> None:

@@ -5,7 +5,6 @@ What goes wrong with one file, or one model, is noted and keeps no other from be
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,6 +18,7 @@ import numpy as np
 from trustformers_ir.ir.atomic import write_text
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import CompilerError, DiagnosticError, Where
+from trustformers_ir.ir.machine import cpu_model
 from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.workers import thread_count
 from trustformers_ir.tools import console
@@ -57,7 +57,7 @@ def run(pipeline: Pipeline, settings: Settings, say: Callable[[str], None]) -> O
     job = _Job(pipeline, settings, baseline, threads, say)
     models = tuple(job.model(m) for m in pipeline.models)
     state = job.state_of_baseline()
-    cpu = Conditions.here(threads, {}).cpu
+    cpu = cpu_model()
     return Outcome(pipeline, models, cpu, threads, state, began, time.perf_counter() - started)
 
 
@@ -104,8 +104,7 @@ class _Job:
         path = ""
         if found:
             path = f"{plan.name}.agreement.json"
-            whole = console.finite(_merged(found))
-            write_text(Path(self.pipeline.output) / path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
+            write_text(Path(self.pipeline.output) / path, console.as_json(_merged(found)))
         files = []
         for outcome, told in zip(made, verdicts, strict=True):
             files.append(self._judged(plan, source.graph, dims, outcome, told))

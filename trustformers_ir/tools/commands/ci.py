@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_text
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,8 +112,7 @@ def _writing(path: str) -> Iterator[None]:
 
 def _report(found: Outcome) -> None:
     folder = Path(found.pipeline.output)
-    text = json_text.dumps(console.finite(as_json(found)), indent=2, allow_nan=False)
-    for name, content in zip(REPORTS, (text + "\n", as_html(found), as_junit(found).decode()), strict=True):
+    for name, content in zip(REPORTS, (console.as_json(as_json(found)), as_html(found), as_junit(found).decode()), strict=True):
         write_text(folder / name, content)
 
 

@@ -7,7 +7,6 @@ is quantized.
 
 from __future__ import annotations
 
-import json as json_text
 from typing import Annotated
 
 import typer
@@ -66,7 +65,7 @@ def verify(
         subjects = [open_subject(path, source, compiled, by or ()) for path in files[1:]]
         found = agreement(files[0], source, subjects, probe, seed, tolerance)
     if output is not None:
-        write_text(output, json_text.dumps(console.finite(found.as_dict()), indent=2) + "\n")
+        write_text(output, console.as_json(found.as_dict()))
     if json:
         console.print_json(found.as_dict())
     else:

@@ -21,6 +21,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.digests import file_digest
 from trustformers_ir.ir.mapped import read_most
 from trustformers_ir.ir.strict_json import no_key_twice
+from trustformers_ir.runtime.identity import state_of
 from trustformers_ir.tools.locking.inputs import input_files
 from trustformers_ir.tools.locking.request import COMPILE, OPTIONS, Made, Request
 from trustformers_ir.tools.locking.versions import information, versions
@@ -99,10 +100,9 @@ class Watch:
 def _state(name: str) -> tuple[int, ...] | None:
     """None for a file that is not there: whoever reads it says so."""
     try:
-        s = os.stat(name)
+        return state_of(os.stat(name))
     except OSError:
         return None
-    return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------------
@@ -114,8 +114,7 @@ def read_lock(path: str) -> Lock:
         with open(path, "rb") as stream:
             raw = read_most(stream, MAX_BYTES)
     except OSError as error:
-        code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.UNREADABLE
-        raise CompilerError.of(code, f"cannot read '{path}': {error.strerror}", Where(file=path)) from None
+        raise CompilerError.of(Code.of_reading(error), f"cannot read '{path}': {error.strerror}", Where(file=path)) from None
     try:
         if len(raw) > MAX_BYTES:
             raise _Bad(f"it has more than {MAX_BYTES} bytes")

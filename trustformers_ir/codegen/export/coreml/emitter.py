@@ -40,14 +40,13 @@ MOST_AXES = 5
 class Emitter(GraphEmitter[Any]):
     """The ops of a function, in order. Lives inside a function of the builder ``mb``; ``given``: its inputs. Sizes are ``i32[1]``."""
 
-    system, page = "for Core ML", "docs/coreml.md"
+    system, page, rules = "for Core ML", "docs/coreml.md", RULES
 
     def __init__(self, mb: Any, module: Module, function: Function, given: Sequence[Any]) -> None:
         super().__init__(module, function)
         self.mb = mb
         #: of each op by its name, where in the source it comes from
         self.places: dict[str, str] = {}
-        self._broken: set[Value] = set()
         self._weights: dict[str, Any] = {}
         self._ports = [self.fresh(str(v.name)) for v in given]
         for value, port in zip(function.args, given, strict=True):
@@ -58,36 +57,24 @@ class Emitter(GraphEmitter[Any]):
 
     def run(self) -> list[Any]:
         """Writes every operation; the outputs. ``CompilerError`` with all ops that cannot be written."""
-        for o in self.function.body:
-            if o.op.terminator or isinstance(o.op, ops.WeightOp):  # a weight is made where it is read
-                continue
-            self._now = o
-            found = RULES.get(type(o.op))
-            broken = any(v in self._broken for v in o.operands)
-            try:
-                if found is None:
-                    raise Unsupported("there is no rule for it")
-                for t in (*o.operand_types, *(r.type for r in o.results)):
-                    if t is not None and t.dtype not in STORED:
-                        raise Unsupported(f"Core ML computes in no {t.dtype}")
-                    if t is not None and t.rank > MOST_AXES:
-                        raise Unsupported(f"arrays have at most {MOST_AXES} axes")
-                made = () if broken else self._made(found, o)
-            except Unsupported as problem:
-                self.refuse(o, str(problem))
-                broken = True
-            if broken:  # said already, of what it reads
-                self._broken |= set(o.results)
-                continue
-            for result, x in zip(o.results, made if isinstance(made, (tuple, list)) else [made], strict=True):
-                self._values[result] = x
-        self._now = None
-        self.problems.check()
+        self.write()
         return [self._output(number, value) for number, value in enumerate(self.function.outputs)]
 
-    def _made(self, found: Rule, o: Operation) -> Any:
+    def check(self, o: Operation) -> None:
+        for t in (*o.operand_types, *(r.type for r in o.results)):
+            if t is not None and t.dtype not in STORED:
+                raise Unsupported(f"Core ML computes in no {t.dtype}")
+            if t is not None and t.rank > MOST_AXES:
+                raise Unsupported(f"arrays have at most {MOST_AXES} axes")
+
+    def stand_ins(self, o: Operation) -> list[None]:
+        return [None] * len(o.results)  # the builder takes nothing that was not built
+
+    def made(self, found: Rule, o: Operation) -> Sequence[Any]:
+        if any(v in self._values and self._values[v] is None for v in o.operands if v is not None):  # said already, of what it reads
+            return self.stand_ins(o)
         try:
-            return found(self, o)
+            return super().made(found, o)
         except (ValueError, TypeError, NotImplementedError) as problem:  # of the builder, which checks what it is given
             raise Unsupported(str(problem).strip().splitlines()[0]) from problem
 

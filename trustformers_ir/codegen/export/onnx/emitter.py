@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.emitting import GraphEmitter, Unsupported, operation_id
+from trustformers_ir.codegen.export.emitting import GraphEmitter, Stored, Unsupported
 from trustformers_ir.codegen.op_rules import OpRules
-from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value, Weight
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
@@ -68,24 +67,10 @@ class Node:
     operation: str = ""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An initializer, whose bytes are made when they are written. ``shape`` is that of the array."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    make: Callable[[], np.ndarray] = field(compare=False)
-
-    @property
-    def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
 class Emitter(GraphEmitter[str]):
     """Nodes and initializers of a function, in order. A value is the name of a tensor; sizes are ``i64[1]``."""
 
-    system, page = "as ONNX", "docs/onnx_export.md"
+    system, page, rules = "as ONNX", "docs/onnx_export.md", RULES
 
     def __init__(self, onnx: Any, module: Module, function: Function, opset: int) -> None:
         super().__init__(module, function)
@@ -96,32 +81,21 @@ class Emitter(GraphEmitter[str]):
         self._schemas: dict[str, Any] = {}
         self._constants: dict[tuple[object, ...], str] = {}
         self._weights: dict[tuple[str, bool, DType], str] = {}
-        self._id = ""
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
 
     # -- the function ------------------------------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
         """Writes every operation; the names of the outputs. ``CompilerError`` with all ops that cannot be written."""
-        for number, o in enumerate(self.function.body):
-            if o.op.terminator or isinstance(o.op, ops.WeightOp):  # an initializer is made where it is read: it may be transposed
-                continue
-            self._now, self._id = o, operation_id(number, o)
-            found = RULES.get(type(o.op))
-            try:
-                if any(t is not None and t.dtype not in ELEMENTS for t in (*o.operand_types, *(r.type for r in o.results))):
-                    raise Unsupported("ONNX has no such dtype")
-                if found is None:
-                    raise Unsupported("there is no rule for it")
-                made = found(self, o)
-            except Unsupported as problem:
-                self.refuse(o, str(problem))
-                made = [self.fresh(o.op.mnemonic) for _ in o.results]
-            for result, name in zip(o.results, [made] if isinstance(made, str) else made, strict=True):
-                self._values[result] = name
-        self._now, self._id = None, ""
-        self.problems.check()
+        self.write()
         return self._outputs()
+
+    def check(self, o: Operation) -> None:
+        if any(t is not None and t.dtype not in ELEMENTS for t in (*o.operand_types, *(r.type for r in o.results))):
+            raise Unsupported("ONNX has no such dtype")
+
+    def stand_ins(self, o: Operation) -> list[str]:
+        return [self.fresh(o.op.mnemonic) for _ in o.results]
 
     def _outputs(self) -> list[str]:
         """The outputs under their own names: of nodes, or of copies where a value is an input, a weight, or handed out twice."""
@@ -142,15 +116,6 @@ class Emitter(GraphEmitter[str]):
         self.nodes[:] = [replace(node, inputs=new(node.inputs), outputs=new(node.outputs)) for node in self.nodes]
         self._values = {v: renamed.get(name, name) for v, name in self._values.items()}
         return names
-
-    def results(self) -> dict[str, list[str]]:
-        """Which results of operations a name is: ``12:linear.0`` is the first of an operation. One that changes nothing has its operand's name."""
-        found: dict[str, list[str]] = {}
-        for number, o in enumerate(self.function.body):
-            for n, v in enumerate(o.results):
-                if v in self._values:
-                    found.setdefault(self._values[v], []).append(f"{operation_id(number, o)}.{n}")
-        return found
 
     # -- names -------------------------------------------------------------------------------------------------------------
 

@@ -10,17 +10,15 @@ from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.codegen.export.onnx.emitter import Emitter, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.ops.nn import normalised_axes
 from trustformers_ir.ir.types import ROW_MAJOR
-
-NARROW = (DType.f16, DType.bf16)
 
 
 def widened(e: Emitter, v: Value) -> tuple[str, DType]:
     """A value in a dtype whose sums keep their digits."""
     dtype = v.type.dtype
-    wide = DType.f32 if dtype in NARROW else dtype
+    wide = DType.f32 if dtype in HALVES else dtype
     return e.cast(e.value(v), dtype, wide), wide
 
 

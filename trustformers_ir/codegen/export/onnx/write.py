@@ -15,8 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.emitting import Stored
 from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_shape
-from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node, Stored
+from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.core import Module, Value

@@ -16,25 +16,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.emitting import GraphEmitter, Unsupported, operation_id
+from trustformers_ir.codegen.export.emitting import GraphEmitter, Stored, Unsupported
 from trustformers_ir.codegen.export.stablehlo.text import WORDS, identifier, tensor
 from trustformers_ir.codegen.op_rules import OpRules
-from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.dims import Dim
-from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.ir.types import ROW_MAJOR
 
 Rule = Callable[["Emitter", Operation], "X | Sequence[X]"]
 RULES: OpRules[Rule] = OpRules()
 rule = RULES.register
-NARROW = (DType.f16, DType.bf16)
 
 
 @dataclass(frozen=True)
@@ -81,21 +79,10 @@ class Line:
     line: int = 0
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A constant, whose numbers are made when they are written. ``weight``: its name in the checkpoint."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    make: Callable[[], np.ndarray] = field(compare=False)
-    weight: str = ""
-
-
 class Emitter(GraphEmitter[X]):
     """The operations of a function, in order. Sizes are ``i64[1]``."""
 
-    system, page = "as StableHLO", "docs/stablehlo.md"
+    system, page, rules = "as StableHLO", "docs/stablehlo.md", RULES
 
     def __init__(self, module: Module, function: Function) -> None:
         super().__init__(module, function)
@@ -105,7 +92,6 @@ class Emitter(GraphEmitter[X]):
         self._constants: dict[tuple[object, ...], X] = {}
         self._weights: dict[tuple[str, DType], X] = {}
         self._shapes: dict[tuple[Dim, ...], X] = {}
-        self._id = ""
         self.inputs = [X(self.fresh(v.name or f"arg{i}"), v.type.dtype, v.type.shape) for i, v in enumerate(function.args)]
         self._values |= dict(zip(function.args, self.inputs, strict=True))
 
@@ -113,35 +99,19 @@ class Emitter(GraphEmitter[X]):
 
     def run(self) -> list[X]:
         """Writes every operation; the outputs. ``CompilerError`` with all that cannot be written."""
-        for number, o in enumerate(self.function.body):
-            if o.op.terminator or isinstance(o.op, ops.WeightOp):  # a constant is made where it is read
-                continue
-            self._now, self._id = o, operation_id(number, o)
-            found = RULES.get(type(o.op))
-            try:
-                if found is None:
-                    raise Unsupported("there is no rule for it")
-                if any(t is not None and t.layout != ROW_MAJOR for t in (*o.operand_types, *(r.type for r in o.results))):
-                    raise Unsupported("a matrix is packed")
-                made = found(self, o)
-            except Unsupported as problem:
-                self.refuse(o, str(problem))
-                self._lines = self.lines
-                made = [X(self.fresh(o.op.mnemonic), r.type.dtype, r.type.shape) for r in o.results]
-            for result, x in zip(o.results, [made] if isinstance(made, X) else made, strict=True):
-                self._values[result] = x
-        self._now, self._id = None, ""
-        self.problems.check()
+        self.write()
         return [self.value(v) for v in self.function.outputs]
 
-    def results(self) -> dict[str, list[str]]:
-        """Which results of operations a name is: ``12:linear.0`` is the first of an operation. One that changes nothing has its operand's name."""
-        found: dict[str, list[str]] = {}
-        for number, o in enumerate(self.function.body):
-            for n, v in enumerate(o.results):
-                if v in self._values:
-                    found.setdefault(self._values[v].name, []).append(f"{operation_id(number, o)}.{n}")
-        return found
+    def check(self, o: Operation) -> None:
+        if any(t is not None and t.layout != ROW_MAJOR for t in (*o.operand_types, *(r.type for r in o.results))):
+            raise Unsupported("a matrix is packed")
+
+    def stand_ins(self, o: Operation) -> list[X]:
+        self._lines = self.lines  # no region is being written any more
+        return [X(self.fresh(o.op.mnemonic), r.type.dtype, r.type.shape) for r in o.results]
+
+    def name(self, x: X) -> str:
+        return x.name
 
     def stem(self, like: str) -> str:
         return identifier(like)
@@ -247,7 +217,7 @@ class Emitter(GraphEmitter[X]):
         if kind in plain:
             return self(plain[kind], a, b)
         rest = self("remainder", a, b)  # of the sign of a
-        other = self("and", self.compare("NE", rest, 0), self.compare("LT", self("multiply", rest, b), 0))
+        other = self("and", self.compare("NE", rest, 0), self.compare("LT", self("multiply", rest, b), 0))  # XLA refines no shape through xor
         rest = self.select(other, self("add", rest, b), rest)
         return rest if kind == "mod" else self("divide", self("subtract", a, rest), b)
 
@@ -281,7 +251,7 @@ class Emitter(GraphEmitter[X]):
         return self.widened(self.operand(o, number))
 
     def widened(self, x: X) -> X:
-        return self.cast(x, DType.f32) if x.dtype in NARROW else x
+        return self.cast(x, DType.f32) if x.dtype in HALVES else x
 
     def narrow(self, x: X, o: Operation) -> X:
         """A result in the dtype that it should have."""
@@ -382,7 +352,7 @@ class Emitter(GraphEmitter[X]):
     def dot(self, a: X, b: X, batch: Sequence[tuple[int, int]], terms: Sequence[tuple[int, int]], dtype: DType | None = None) -> X:
         """A product of tensors: pairs of axes that run together, which come first, then pairs that are summed over. Sums of 16-bit numbers are of
         f32, and are returned so unless a dtype is given."""
-        made = DType.f32 if a.dtype in NARROW else a.dtype
+        made = DType.f32 if a.dtype in HALVES else a.dtype
         taken = [{p[n] for p in (*batch, *terms)} for n in (0, 1)]
         free = [[d for axis, d in enumerate(x.shape) if axis not in taken[n]] for n, x in enumerate((a, b))]
         shape = [*(a.shape[p] for p, _ in batch), *free[0], *free[1]]

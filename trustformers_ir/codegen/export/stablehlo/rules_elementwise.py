@@ -11,7 +11,7 @@ from trustformers_ir.codegen.export.stablehlo.emitter import Emitter, X, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.ops.unary import Approximate
+from trustformers_ir.ir.ops.unary import Approximate, real_part
 from trustformers_ir.ir.schema import Op
 
 UNARY: dict[type[Op], str] = {
@@ -84,14 +84,13 @@ def _sign(e: Emitter, o: Operation) -> X:
 
 @rule(ops.Reciprocal)
 def _reciprocal(e: Emitter, o: Operation) -> X:
-    x = e.operand(o, 0)
-    return e("divide", e.full(1, x.dtype, x.shape), x)
+    return e("divide", 1, e.operand(o, 0))
 
 
 @rule(ops.Exp2)
 def _exp2(e: Emitter, o: Operation) -> X:
     x = e.wide(o, 0)
-    return e.narrow(e("power", e.full(2, x.dtype, x.shape), x), o)
+    return e.narrow(e("power", 2, x), o)
 
 
 @rule(ops.Log2, ops.Log10)
@@ -292,8 +291,7 @@ def _part(e: Emitter, o: Operation) -> X:
 @rule(ops.Conj)
 def _conj(e: Emitter, o: Operation) -> X:
     x = e.operand(o, 0)
-    half = DType.f32 if x.dtype is DType.c64 else DType.f64
-    re, im = (e.op(part, [x], half, x.shape) for part in ("real", "imag"))
+    re, im = (e.op(part, [x], real_part(x.dtype), x.shape) for part in ("real", "imag"))
     return e.op("complex", [re, e("negate", im)], x.dtype, x.shape)
 
 
@@ -317,7 +315,7 @@ def _divided(e: Emitter, a: X, b: X, how: Callable[[X, X], X]) -> X:
     return e.select(none, 0, how(a, e.select(none, 1, b)))
 
 
-def _rest(e: Emitter, a: X, b: X) -> X:
+def _modulo(e: Emitter, a: X, b: X) -> X:
     """What is left over, with the sign of b."""
     rest = e("remainder", a, b)  # of the sign of a
     if not a.dtype.is_signed:
@@ -329,7 +327,7 @@ def _rest(e: Emitter, a: X, b: X) -> X:
 @rule(ops.Mod)
 def _mod(e: Emitter, o: Operation) -> X:
     a, b = (e.widened(x) for x in spread(e, o))
-    return e.narrow(_rest(e, a, b) if a.dtype.is_float else _divided(e, a, b, lambda a, b: _rest(e, a, b)), o)
+    return e.narrow(_modulo(e, a, b) if a.dtype.is_float else _divided(e, a, b, lambda a, b: _modulo(e, a, b)), o)
 
 
 @rule(ops.FloorDiv)
@@ -337,8 +335,8 @@ def _floor_div(e: Emitter, o: Operation) -> X:
     """Of floats the quotient without what is left over, which is a whole number but for its rounding."""
     a, b = (e.widened(x) for x in spread(e, o))
     if not a.dtype.is_float:
-        return _divided(e, a, b, lambda a, b: e("divide", e("subtract", a, _rest(e, a, b)), b))
-    whole = e("round_nearest_even", e("divide", e("subtract", a, _rest(e, a, b)), b))
+        return _divided(e, a, b, lambda a, b: e("divide", e("subtract", a, _modulo(e, a, b)), b))
+    whole = e("round_nearest_even", e("divide", e("subtract", a, _modulo(e, a, b)), b))
     return e.narrow(e.select(e.compare("EQ", b, 0), e("divide", a, b), whole), o)
 
 
@@ -408,9 +406,8 @@ def converted(e: Emitter, x: X, target: DType) -> X:
         inside = e("minimum", e("maximum", e.widened(x), -448), 448)
         return e.cast(inside, target)
     if target.is_complex and not x.dtype.is_complex:
-        half = DType.f32 if target is DType.c64 else DType.f64
-        re = converted(e, x, half)
-        return e.op("complex", [re, e.full(0, half, x.shape)], target, x.shape)
+        re = converted(e, x, real_part(target))
+        return e.op("complex", [re, e.full(0, re.dtype, x.shape)], target, x.shape)
     if not (x.dtype.is_float and target.is_integer):
         return e.cast(x, target)
     x = e.widened(x)

@@ -11,13 +11,9 @@ from trustformers_ir.ir.ops.quantized import SMALLEST_SCALE
 from trustformers_ir.ir.rounding import LARGEST_F8
 
 
-def _inverse(e: Emitter, scale: X) -> X:
-    return e("divide", e.full(1, DType.f32, scale.shape), scale)
-
-
 def _steps(e: Emitter, x: X, scale: X) -> X:
     """``f64``: x by ``1 / scale``, rounded to a whole number; 0 where it is none."""
-    inverse = e.cast(e.spread(_inverse(e, scale), x.shape), DType.f64)
+    inverse = e.cast(e.spread(e("divide", 1, scale), x.shape), DType.f64)
     steps = e("round_nearest_even", e("multiply", e.cast(x, DType.f64), inverse))
     return e.select(e.compare("NE", steps, steps), 0, steps)
 
@@ -89,7 +85,7 @@ def _quantize_f8(e: Emitter, o: Operation) -> list[X]:
     x = e.wide(o, 0)
     largest = e("maximum", e.reduce("maximum", e("abs", x), [-1], True), 0)
     scale = e("maximum", e("divide", largest, LARGEST_F8), SMALLEST_SCALE)
-    return [converted(e, e("multiply", x, e.spread(_inverse(e, scale), x.shape)), DType.f8e4m3), scale]
+    return [converted(e, e("multiply", x, e.spread(e("divide", 1, scale), x.shape)), DType.f8e4m3), scale]
 
 
 @rule(ops.LinearF8)

@@ -7,6 +7,7 @@ from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation
 from trustformers_ir.ir.dims import Dim, product
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.ops.unary import real_part
 from trustformers_ir.ir.schema import Op
 
 FOLDS: dict[type[Op], str] = {
@@ -143,7 +144,7 @@ def _reduce_mean(e: Emitter, o: Operation) -> X:
 def mean(e: Emitter, x: X, axes: tuple[int, ...], keep: bool = False, correction: int = 0) -> X:
     """The sum by the number of elements (less a correction)."""
     total = e.reduce("add", x, axes, keep)
-    part = {DType.c64: DType.f32, DType.c128: DType.f64}.get(x.dtype, x.dtype)
+    part = real_part(x.dtype)
     number = count(e, [x.shape[a] for a in axes], part, total.shape, correction)
     if part is not x.dtype:
         number = e.op("complex", [number, e.full(0, part, total.shape)], x.dtype, total.shape)

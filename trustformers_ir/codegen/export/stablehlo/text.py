@@ -12,6 +12,7 @@ import numpy as np
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.holes import rows_of
+from trustformers_ir.ir.ops.unary import real_part
 
 #: what the dialect calls a dtype
 WORDS: Mapping[DType, str] = {
@@ -45,7 +46,7 @@ def number(value: Any, dtype: DType) -> str:
     if dtype is DType.bool:
         return "true" if value else "false"
     if dtype.is_complex:
-        part = DType.f32 if dtype is DType.c64 else DType.f64
+        part = real_part(dtype)
         whole = complex(value)
         return f"({number(whole.real, part)}, {number(whole.imag, part)})"
     if not dtype.is_float:

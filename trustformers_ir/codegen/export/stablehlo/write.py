@@ -11,8 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from trustformers_ir.codegen.export.emitting import Stored
 from trustformers_ir.codegen.export.stablehlo import rules_attention, rules_elementwise, rules_index, rules_nn, rules_quantized, rules_shape
-from trustformers_ir.codegen.export.stablehlo.emitter import Emitter, Line, Stored, X
+from trustformers_ir.codegen.export.stablehlo.emitter import Emitter, Line, X
 from trustformers_ir.codegen.export.stablehlo.text import dense, identifier, quoted, tensor
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import atomic_output
