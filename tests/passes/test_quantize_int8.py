@@ -23,6 +23,7 @@ from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import PassLog, PassManager, parse_pipeline
 from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.pack_weights import PackWeights
+from trustformers_ir.passes.quantize_f8 import QuantizeF8
 from trustformers_ir.passes.quantize_int8 import Int8Matrix, QuantizeInt8
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.passes.weights import step_of, steps_of
@@ -218,6 +219,14 @@ def test_heads_are_what_results_are_made_of_directly(architecture: str, heads: l
     kept = {str(row["name"]): str(row["reason"]) for row in log.rows if not row["int8"]}
     assert all("it is a head" in reason for reason in kept.values())
     assert list(kept) == heads and log.counts["products in int8"] == len(log.rows) - len(heads) >= 4
+
+
+@pytest.mark.parametrize(("quantize", "kind"), [(QuantizeInt8(heads=True, min_size=1), "int8"), (QuantizeF8(heads=True, min_size=1), "fp8")])
+def test_what_chooses_experts_stays(quantize: QuantizeInt8 | QuantizeF8, kind: str) -> None:
+    fields = "hidden_size=64&num_hidden_layers=2&num_attention_heads=4&num_key_value_heads=2&intermediate_size=128&vocab_size=64&num_local_experts=4"
+    module = tfir.api.to_module(f"random:mixtral?{fields}")
+    kept = {str(row["name"]): str(row["reason"]) for row in PassManager([quantize], verify=True).run(module).passes[0].log.rows if not row[kind]}
+    assert list(kept) == [f"layers.{n}.block_sparse_moe.gate" for n in range(2)] and all("it chooses experts" in reason for reason in kept.values())
 
 
 def test_a_product_before_another_is_no_head() -> None:

@@ -141,6 +141,13 @@ def moves_too_far(error: float, most: float, infinite: str = "its weight has val
     return f"its weight would move by {error:.2%}, more than max_error = {most:.2%}" if error > most else None
 
 
+def decides(product: Product, heads: bool) -> str | None:
+    """Why the numbers of a product matter too much for rounding: what is made of them; None where it is allowed. ``heads``: those may be rounded."""
+    if chooses_experts(product.operation):
+        return "it chooses experts: a small difference there is another network"
+    return "it is a head: a result of the model is made from it directly" if not heads and is_head(product.operation) else None
+
+
 def is_head(operation: Operation) -> bool:
     """Whether a result of the function is made from this one by elementwise operations and views alone: a classifier, a pooler, logits."""
     waiting, seen = [operation], {operation}

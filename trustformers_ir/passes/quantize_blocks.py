@@ -29,7 +29,7 @@ from trustformers_ir.ir.block_formats import ACTIVATIONS, FORMATS, Format, dequa
 from trustformers_ir.ir.builder import Builder
 from trustformers_ir.ir.core import Module, Operation
 from trustformers_ir.passes.block_planes import BlockPlanes
-from trustformers_ir.passes.linears import Product, chooses_experts, decision, is_head, moves_too_far, rewrite_products
+from trustformers_ir.passes.linears import Product, decides, decision, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import not_patterns, not_positive
 from trustformers_ir.passes.weights import blocks, moved, rows_of, sample_of
@@ -106,11 +106,7 @@ class QuantizeBlocks(Pass):
         n, k = product.sizes
         if not n or not k or k % unit:
             return f"its {k} terms are no multiple of {unit}"
-        if chooses_experts(product.operation):
-            return "it chooses experts: a small difference there is another network"
-        if not self.heads and is_head(product.operation):
-            return "it is a head: a result of the model is made from it directly"
-        return None
+        return decides(product, self.heads)
 
     def decision(self, product: Product, made: Operation | None, reason: str) -> dict[str, object]:
         """A row of the log's table."""

@@ -42,7 +42,7 @@ from trustformers_ir.ir.ops.quantized import MOST_TERMS
 from trustformers_ir.ir.rewriting import constant_of
 from trustformers_ir.ir.types import TensorType
 from trustformers_ir.passes.calibration import Ranges
-from trustformers_ir.passes.linears import Product, decision, is_head, moves_too_far, rewrite_products
+from trustformers_ir.passes.linears import Product, decides, decision, moves_too_far, rewrite_products
 from trustformers_ir.passes.manager import Pass, PassLog
 from trustformers_ir.passes.options import IN_PYTHON, not_patterns, not_positive
 from trustformers_ir.passes.smoothing import Smoothing
@@ -95,9 +95,7 @@ class Sensitive:
             return f"{n} outputs of {k} terms: one is below min_size = {self.min_size}"
         if self.most_terms is not None and k > self.most_terms:
             return f"a sum of {k} terms may leave an i32"
-        if not self.heads and is_head(product.operation):
-            return "it is a head: a result of the model is made from it directly"
-        return None
+        return decides(product, self.heads)
 
 
 @dataclass(frozen=True)
