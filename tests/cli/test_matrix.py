@@ -23,7 +23,7 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.tools.cli import main
 
 FORMATS = ("m.onnx", "m.mlir", "m.mlpackage", "m.tfc", "m8.tfc", "m.gguf")
-NO_GGUF = ("bert", "vit", "mistral", "gemma2", "falcon", "gpt_neox")  # no architecture, or a window, scale, ALiBi or GELU that it cannot say
+NO_GGUF = ("vit", "mistral", "gemma2", "falcon", "gpt_neox")  # no architecture, or a window, scale, ALiBi or GELU that it cannot say
 NO_MASK = ("vit",)
 QUICK = "llama"
 BY = ("onnxruntime", "xla", "numpy", "native code", "interpreter")  # random models have no vocabulary, which llama.cpp wants

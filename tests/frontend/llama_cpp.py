@@ -35,13 +35,15 @@ class LlamaCpp:
 
 
 @contextlib.contextmanager
-def served(path: Path, context: int = 128, threads: int = 2) -> Iterator[LlamaCpp]:
-    """The model of a file."""
+def served(path: Path, context: int = 128, threads: int = 2, embedding: bool = False) -> Iterator[LlamaCpp]:
+    """The model of a file. ``embedding``: it makes vectors of texts, and no texts."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_ctx = context
     parameters.cpuparams.n_threads = threads
     parameters.warmup = False
+    if embedding:
+        parameters.embedding, parameters.n_batch, parameters.n_ubatch = True, context, context
     server = xllamacpp.Server(parameters)
     try:
         yield LlamaCpp(server)

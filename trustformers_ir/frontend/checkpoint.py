@@ -25,7 +25,6 @@ from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.models.config import Fields
 from trustformers_ir.models.family import Family, Model
 from trustformers_ir.models.registry import find_family
-from trustformers_ir.models.sentence import SentenceEncoder
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -91,8 +90,7 @@ def open_checkpoint(path: str | Path, *, dtype: DType | None = None, architectur
     weights = {p.name: Weight(p.name, stored[p.name].type, stored[p.name].array) for p in parameters}
     metadata = described(family, chosen, model)
     if settings is not None:
-        model = SentenceEncoder(model, settings.poolings, settings.normalize)
-        metadata |= {} if settings.max_length is None else {"max_seq_length": str(settings.max_length)}
+        model, metadata = settings.added_to(model), metadata | settings.metadata
     return Checkpoint(folder.path, raw, config, chosen, model, weights, ignored, metadata)
 
 

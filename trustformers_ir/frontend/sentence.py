@@ -8,7 +8,8 @@ from typing import Any
 
 from trustformers_ir.frontend.folder import Folder
 from trustformers_ir.ir.diagnostics import Code, Collector, Where
-from trustformers_ir.models.sentence import POOLINGS
+from trustformers_ir.models.family import Model
+from trustformers_ir.models.sentence import POOLINGS, SentenceEncoder
 
 MODULES = "modules.json"
 
@@ -20,6 +21,15 @@ class SentenceSettings:
     poolings: tuple[str, ...]
     normalize: bool
     max_length: int | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a module says of them."""
+        return {} if self.max_length is None else {"max_seq_length": str(self.max_length)}
+
+    def added_to(self, encoder: Model) -> Model:
+        """The encoder with the output ``sentence_embedding``."""
+        return SentenceEncoder(encoder, self.poolings, self.normalize)
 
 
 def sentence_settings(folder: Folder) -> SentenceSettings | None:

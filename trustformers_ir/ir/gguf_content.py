@@ -49,10 +49,10 @@ class ContentTensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is a weight that other types than F32 are for: norms, biases, tables of positions, divisors of frequencies and what chooses
-        experts are not."""
+        """Whether it is a weight that other types than F32 are for: norms, biases, tables of positions and of types of tokens, divisors of
+        frequencies and what chooses experts are not."""
         named = self.name.endswith(".weight") and not self.name.endswith(("_norm.weight", ".ffn_gate_inp.weight"))
-        return named and len(self.shape) >= 2 and not self.name.startswith("position_embd.")
+        return named and len(self.shape) >= 2 and not self.name.startswith(("position_embd.", "token_types."))
 
 
 @dataclass(frozen=True)

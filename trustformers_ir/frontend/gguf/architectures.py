@@ -18,9 +18,11 @@ class GgufArchitecture:
     the other. ``columns`` are parameters that hold a row for each input; files hold one for each output. ``raised`` are scales of norms to which
     files have added 1.
 
-    ``settings`` are fields that the architecture implies, ``present`` are fields that are true where there is that tensor, ``refused`` are keys with
-    which it is another one. ``partial``: only some features of a head may turn. ``wide`` is the number of layers of the one size whose queries are
-    scaled by ``hidden_size / num_attention_heads`` (0: none), where the config says by what and files do not."""
+    ``settings`` are fields that the architecture implies, ``present`` are fields that are true where there is that tensor, ``counted`` are fields
+    that are the number of a tensor's rows, ``unsaid`` are fields of which files need say nothing, since no parameter and no result depends on them.
+    ``refused`` are keys with which it is another one, ``constant`` are keys that have one value. ``partial``: only some features of a head may turn.
+    ``wide`` is the number of layers of the one size whose queries are scaled by ``hidden_size / num_attention_heads`` (0: none), where the config
+    says by what and files do not."""
 
     name: str
     model_type: str
@@ -33,9 +35,17 @@ class GgufArchitecture:
     raised: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     present: Mapping[str, str] = field(default_factory=dict)
+    counted: Mapping[str, str] = field(default_factory=lambda: {"vocab_size": "token_embd.weight"})
+    unsaid: tuple[str, ...] = ()
+    constant: Mapping[str, bool] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     partial: bool = False
     wide: int | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it makes hidden states of texts, or a vector of each, and no text."""
+        return self.constant.get("attention.causal") is False
 
     def parameter(self, tensor: str) -> str | None:
         """The name of the parameter that a tensor is; None for one that has no place."""
@@ -278,8 +288,33 @@ GPT2 = GgufArchitecture(
     settings={"activation_function": "gelu_new"},
 )
 
+BERT = GgufArchitecture(
+    name="bert",
+    model_type="bert",
+    architecture="BertModel",
+    fields=_SIZES | _LAYER_NORM,
+    names=(
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("blk.{n}.attn_q", "encoder.layer.{n}.attention.self.query"),
+        ("blk.{n}.attn_k", "encoder.layer.{n}.attention.self.key"),
+        ("blk.{n}.attn_v", "encoder.layer.{n}.attention.self.value"),
+        ("blk.{n}.attn_output", "encoder.layer.{n}.attention.output.dense"),
+        ("blk.{n}.attn_output_norm", "encoder.layer.{n}.attention.output.LayerNorm"),
+        ("blk.{n}.ffn_up", "encoder.layer.{n}.intermediate.dense"),
+        ("blk.{n}.ffn_down", "encoder.layer.{n}.output.dense"),
+        ("blk.{n}.layer_output_norm", "encoder.layer.{n}.output.LayerNorm"),
+        ("cls", "pooler.dense"),
+    ),
+    counted={"vocab_size": "token_embd.weight", "type_vocab_size": "token_types.weight"},
+    unsaid=("num_labels", "tie_word_embeddings"),
+    constant={"attention.causal": False},
+)
+
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
-    a.name: a for a in (LLAMA, GPT2, QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, COMMAND_R)
+    a.name: a for a in (LLAMA, GPT2, QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3, GPT_NEOX, FALCON, STABLELM, COMMAND_R, BERT)
 }
 
 

@@ -59,9 +59,13 @@ class _Raw:
             if self.value(key, 0) != 0:
                 self.unsupported(key, f"{self.value(key)!r}")
         raw = self.named() | dict(self.architecture.settings)
-        embedding = self.file.get("token_embd.weight")
-        if embedding is not None and len(embedding.shape) == 2:
-            raw.setdefault("vocab_size", embedding.shape[0])
+        for name, value in self.architecture.constant.items():
+            if self.value(name, value) != value:
+                self.unsupported(name, f"{self.value(name)!r}")
+        for name, tensor in self.architecture.counted.items():
+            found = self.file.get(tensor)
+            if found is not None and len(found.shape) == 2:
+                raw.setdefault(name, found.shape[0])
         raw["tie_word_embeddings"] = "output.weight" not in self.file
         raw |= {name: tensor in self.file for name, tensor in self.architecture.present.items()}
         features = self.features(raw)

@@ -17,6 +17,7 @@ import numpy as np
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, GgufArchitecture, architecture_of, fits
 from trustformers_ir.frontend.gguf.config import FITS, NO_PARAMETERS, read_config
 from trustformers_ir.frontend.gguf.container import GgufFile, GgufTensor, open_gguf
+from trustformers_ir.frontend.gguf.embedding import read_settings
 from trustformers_ir.frontend.stored import Stored, compare, described, traced
 from trustformers_ir.ir.block_formats import Blocks
 from trustformers_ir.ir.block_layouts import split
@@ -37,6 +38,7 @@ def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None, gene
     family = find_family(architecture.model_type)
     problems = Collector()
     config = read_config(file, architecture, family, problems)
+    settings = read_settings(file, architecture.name) if architecture.encodes else None
     tensors = _tensors(file, architecture, config, problems)
     problems.check()
     stored = {name: t.stored for name, t in tensors.items()}
@@ -45,7 +47,10 @@ def load_gguf(source: str | Path | GgufFile, *, dtype: DType | None = None, gene
     compare(parameters, stored, family, file.path, FITS, problems)
     problems.check()
     weights = {p.name: tensors[p.name].weight(p.name) for p in parameters}
-    return traced(model, weights, file.path.stem, described(family, architecture.architecture, model), generation)
+    metadata = described(family, architecture.architecture, model)
+    if settings is not None:
+        model, metadata = settings.added_to(model), metadata | settings.metadata
+    return traced(model, weights, file.path.stem, metadata, generation)
 
 
 def _architecture(file: GgufFile) -> GgufArchitecture:

@@ -23,11 +23,13 @@ from trustformers_ir.frontend.checkpoint import open_checkpoint
 from trustformers_ir.frontend.folder import Folder
 from trustformers_ir.frontend.gguf.architectures import ARCHITECTURES, FALCON_TWO_NORMS, LLAMA, MIXTRAL, GgufArchitecture, fits
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
+from trustformers_ir.frontend.gguf.embedding import encoder_keys
 from trustformers_ir.frontend.gguf.metadata import ARRAY, BOOL, SCALARS, Texts, Value
 from trustformers_ir.frontend.gguf.model import paired_rows, parted_rows
 from trustformers_ir.frontend.gguf.outward_keys import checked_keys, factor_tensors
 from trustformers_ir.frontend.gguf.outward_vocabulary import vocabulary_keys
 from trustformers_ir.frontend.random_model import PREFIX, untraced_model
+from trustformers_ir.frontend.sentence import SentenceSettings, sentence_settings
 from trustformers_ir.ir.core import Weight
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -106,7 +108,7 @@ def _random(spec: str) -> Content:
     place = Where(file=spec)
     table = _architecture(spec.removeprefix(PREFIX).partition("?")[0], place)
     made = untraced_model(spec, missing=_head_of(table, spec.removeprefix(PREFIX).partition("?")[0]))
-    return _content(made.config, made.weights, table, f"random_{made.model_type}", place, None)
+    return _content(made.config, made.weights, table, f"random_{made.model_type}", place, None, None)
 
 
 def _head_of(table: GgufArchitecture, model_type: str) -> str:
@@ -119,16 +121,22 @@ def _checkpoint(path: Path) -> Content:
     raw = folder.json("config.json", Code.CONFIG_INVALID)[0] if folder.has("config.json") else {}
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     named = model_type is None or _architecture(model_type, place)  # what is wrong with the folder is for the next line to say
-    found = open_checkpoint(path, architecture=_head_of(named, str(model_type)) if isinstance(named, GgufArchitecture) else None, sentence=False)
-    return _content(found.sizes, found.weights, _architecture(model_type, place), path.resolve().name, place, folder)
+    settings = sentence_settings(folder) if isinstance(named, GgufArchitecture) and named.encodes else None
+    head = _head_of(named, str(model_type)) if isinstance(named, GgufArchitecture) and (settings is not None or not named.encodes) else None
+    found = open_checkpoint(path, architecture=head, sentence=False)
+    return _content(found.sizes, found.weights, _architecture(model_type, place), path.resolve().name, place, folder, settings)
 
 
-def _content(config: Any, weights: Mapping[str, Weight], table: GgufArchitecture, name: str, place: Where, folder: Folder | None) -> Content:
+def _content(
+    config: Any, weights: Mapping[str, Weight], table: GgufArchitecture, name: str, place: Where, folder: Folder | None,
+    settings: SentenceSettings | None,
+) -> Content:  # fmt: skip
     table = FALCON_TWO_NORMS if table.name == "falcon" and config.norms == 2 else table
     tensors = [*factor_tensors(config), *_tensors(config, weights, table, place)]
     keys = {"general.type": Key.of("model"), "general.name": Key.of(name)}
     keys |= checked_keys(config, table, tensors, place)
     keys |= vocabulary_keys(folder, config.vocab_size)
+    keys |= encoder_keys(config.type_vocab_size, settings, table.name, place) if table.encodes else {}
     return Content(table.name, keys, tensors)
 
 

@@ -49,6 +49,8 @@ def checked_keys(config: Any, table: GgufArchitecture, tensors: Sequence[Content
     back = read_config(GgufFile(Path(str(place.file)), 3, told, seen), table, find_family(table.model_type), problems)
     problems.check()
     for name, mine, theirs in _differences(config, back):
+        if name in table.unsaid:
+            continue
         message = f"a file of the architecture {table.name} cannot say that {name} is {mine!r}: who reads it takes {theirs!r}"
         problems.add(Code.CANNOT_EXPORT, message, place, "the model would mean something else")
     problems.check()
@@ -87,7 +89,7 @@ def _said(config: Any, table: GgufArchitecture) -> dict[str, bool | int | float 
     """What stands under which key, without the name of the architecture."""
     rotary: Rotary | None = getattr(config, "rotary", None)
     windows = [w for w in getattr(config, "windows", ()) if w is not None]
-    out: dict[str, bool | int | float | str] = {}
+    out: dict[str, bool | int | float | str] = dict(table.constant)
     for name, key in table.fields.items():
         if name == "rope_theta":
             value = None if rotary is None else float(rotary.theta)
@@ -96,7 +98,7 @@ def _said(config: Any, table: GgufArchitecture) -> dict[str, bool | int | float 
         elif name == "original_max_position_embeddings":
             value = rotary.original if rotary is not None and rotary.kind == "longrope" else None
         else:
-            value = getattr(config, ATTRIBUTES.get(name, name), None)
+            value = getattr(config, name, getattr(config, ATTRIBUTES.get(name, name), None))
         if value is not None:
             out[key] = value
     if "head_dim" in table.fields:

@@ -1,8 +1,9 @@
 """The tokenizer of a checkpoint folder as keys of a GGUF file: the way of ``vocabulary.py`` backwards.
 
-Two kinds of ``tokenizer.json`` can be said there, as they can be read: byte-level BPE, if text is cut by a rule that has a name (the table
-``CUTS``), and BPE as SentencePiece makes it, with a piece for each byte. Files of the second kind hold scores, not merges: a token is worth the
-more, the earlier the first merge that makes it stands. What was made is read again, and has to have the tokens and merges of the tokenizer.
+Three kinds of ``tokenizer.json`` can be said there, as they can be read: byte-level BPE, if text is cut by a rule that has a name (the table
+``CUTS``), BPE as SentencePiece makes it, with a piece for each byte, and WordPiece (``wordpiece.py``). Files of the second kind hold scores, not
+merges: a token is worth the more, the earlier the first merge that makes it stands. What was made is read again, and has to have the tokens and
+merges of the tokenizer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from trustformers_ir.frontend.folder import Folder
+from trustformers_ir.frontend.gguf import wordpiece
 from trustformers_ir.frontend.gguf.container import GgufFile
 from trustformers_ir.frontend.gguf.metadata import Texts
 from trustformers_ir.frontend.gguf.vocabulary import BYTE, CONTROL, CUTS, NO_VOCABULARY, PREFIX, SPACE, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_json
@@ -74,12 +76,14 @@ class _Vocabulary:
         return Where(file=self.folder.shown(TOKENIZER))
 
     def refused(self, what: str) -> CompilerError:
-        help = "byte-level BPE with a known rule for cutting text can be written, and BPE of SentencePiece"
+        help = "byte-level BPE with a known rule for cutting text can be written, BPE of SentencePiece, and the WordPiece of BERT without capitals"
         return CompilerError.of(Code.CANNOT_EXPORT, f"a GGUF file cannot hold the tokenizer: {what}", self.place, help)
 
     # -- the parts
 
     def keys(self) -> dict[str, Key]:
+        if self.model.get("type") == "WordPiece":
+            return self.word_pieces()
         if self.model.get("type") != "BPE":
             raise self.refused(f"its model is {self.model.get('type')!r}")
         if self.model.get("continuing_subword_prefix") or self.model.get("end_of_word_suffix"):
@@ -165,11 +169,29 @@ class _Vocabulary:
         parts = {"model": Key.of("llama"), "pre": Key.of("default"), "add_space_prefix": Key.of(prefix)}
         return {**parts, "scores": Key(ARRAY, scores, F32)}
 
+    def word_pieces(self) -> dict[str, Key]:
+        """Tokens with marks at the beginning of words, where the library has them inside."""
+        if (why := wordpiece.unlike(self.raw)) is not None:
+            raise self.refused(why)
+        special = {i for i, _, said in self.added if said}
+        if len(special) < len(self.added):
+            raise self.refused("users have added tokens to it")
+        tokens = [wordpiece.outward(token, i in special) for i, token in enumerate(self.tokens())]
+        before, after = self.template()
+        if before is None or after is None:
+            raise self.refused("it puts no tokens around a text")
+        named = self.named(wordpiece.ROLES.values())
+        roles = {theirs: self.ids[named[mine]] for theirs, mine in wordpiece.ROLES.items() if named.get(mine) in self.ids}
+        roles |= {"bos": before, "cls": before, "seperator": after, "unknown": self.ids[str(self.model.get("unk_token"))]}
+        kinds = Key(ARRAY, self.kinds(self.tokens(), False), I32)
+        parts = {"model": Key.of(wordpiece.MODEL), "pre": Key.of("default"), "tokens": Key(ARRAY, tokens, TEXT), "token_type": kinds}
+        return {**parts, **{f"{role}_token_id": Key.of(i) for role, i in roles.items()}}
+
     # -- tokens with a role
 
     def around(self) -> dict[str, Key]:
         """The tokens with a role, and which of them stand around a text."""
-        named = self.named()
+        named = self.named(ROLES)
         before, after = self.template()
         roles = {theirs: self.ids[named[mine]] for mine, theirs in ROLES.items() if named.get(mine) in self.ids}
         roles |= {"bos": before} if before is not None else {}
@@ -189,12 +211,12 @@ class _Vocabulary:
         turns = [i for i in others if i not in messages]
         return {f"{name}_token_id": Key.of(found[0]) for name, found in (("eot", turns), ("eom", messages)) if found}
 
-    def named(self) -> dict[str, str]:
+    def named(self, roles: Iterable[str]) -> dict[str, str]:
         """The texts of tokens with a role, by ``tokenizer_config.json``."""
         if not self.folder.has("tokenizer_config.json"):
             return {}
         raw, _ = self.folder.json("tokenizer_config.json", Code.CONFIG_INVALID, 64 << 20)
-        found = {name: raw.get(f"{name}_token") for name in ROLES} if isinstance(raw, dict) else {}
+        found = {name: raw.get(f"{name}_token") for name in roles} if isinstance(raw, dict) else {}
         return {name: str(t.get("content")) if isinstance(t, dict) else str(t) for name, t in found.items() if t is not None}
 
     def ends(self) -> list[int]:
@@ -212,6 +234,8 @@ class _Vocabulary:
         steps = [s for s in self.steps("post_processor", "processors") if s.get("type") != "ByteLevel"]
         if not steps:
             return None, None
+        if len(steps) == 1 and steps[0].get("type") == "BertProcessing":
+            return self.ids.get(str(steps[0]["cls"][0])), self.ids.get(str(steps[0]["sep"][0]))
         if len(steps) > 1 or steps[0].get("type") != "TemplateProcessing":
             raise self.refused(f"tokens are put around a text by the step {steps[0].get('type')!r}")
         single = steps[0].get("single") or []
@@ -233,7 +257,7 @@ class _Vocabulary:
         back = json.loads(cast(str, tokenizer_json(GgufFile(Path(str(self.place.file)), 3, told, {}))))["model"]
         if any(back["vocab"].get(token) != i for token, i in self.ids.items()):
             raise self.refused("two tokens are called alike")
-        if _grouped(back["merges"]) != _grouped(self.pairs):
+        if _grouped(back.get("merges", [])) != _grouped(self.pairs):
             raise self.refused("its merges do not follow from scores")
         return keys | template_key(self.folder)
 

@@ -1,9 +1,9 @@
 """The tokenizer that travels in the metadata of a GGUF file, as the text of a ``tokenizer.json`` for the library ``tokenizers``.
 
-Two models of tokenizers are read, those of decoders. ``gpt2`` is byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): tokens and merges are
-in the file, and ``tokenizer.ggml.pre`` names the rule by which text is cut before (the table ``CUTS``; rules are those of the published tokenizers).
-``llama`` is BPE as SentencePiece makes it (Kudo and Richardson 2018): merges follow from the scores of tokens, and a character without a token
-becomes bytes. Control tokens stand for themselves wherever they occur in a text.
+Three models of tokenizers are read. ``gpt2`` is byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): tokens and merges are in the file, and
+``tokenizer.ggml.pre`` names the rule by which text is cut before (the table ``CUTS``; rules are those of the published tokenizers). ``llama`` is BPE
+as SentencePiece makes it (Kudo and Richardson 2018): merges follow from the scores of tokens, and a character without a token becomes bytes. ``bert``
+is WordPiece (``wordpiece.py``). Control tokens stand for themselves wherever they occur in a text.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.frontend.gguf import wordpiece
 from trustformers_ir.frontend.gguf.container import GgufFile
 from trustformers_ir.frontend.gguf.metadata import Texts, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
@@ -129,29 +130,42 @@ class _Vocabulary:
 
     def tokenizer(self) -> dict[str, Any]:
         model = self.find("model", "")
+        if model == wordpiece.MODEL:
+            return self.word_pieces()
         if model == "gpt2":
             parts, begins = self.byte_level()
         elif model == "llama":
             parts, begins = self.sentence_pieces(), True
         else:
-            raise self.error(f"its model is {model!r}", "files with the models gpt2 and llama are read")
+            raise self.error(f"its model is {model!r}", "files with the models gpt2, llama and bert are read")
         begin, end = self.special("bos"), self.special("eos")
         begin = begin if self.flag("add_bos_token", begins) else None
         end = end if self.flag("add_eos_token", False) else None
-        head = {"version": "1.0", "truncation": None, "padding": self.padding(), "added_tokens": self.added()}
+        head = {"version": "1.0", "truncation": None, "padding": self.padding(self.special("padding")), "added_tokens": self.added(set())}
         return {**head, **parts, "post_processor": self.template(begin, end)}
 
-    def padding(self) -> dict[str, Any] | None:
-        pad = self.special("padding")
+    def word_pieces(self) -> dict[str, Any]:
+        """WordPiece. A role that the file does not name has the token that it has in the published BERT."""
+        named = {name: self.special(name) for name in ("bos", "cls", "seperator", "unknown", "padding")}
+        ways = (("bos", "cls", 101), ("seperator", 102), ("unknown", 100), ("padding", 0))
+        begin, end, unknown, pad = (next(i for i in (*map(named.get, way[:-1]), way[-1]) if i is not None) for way in ways)
+        if max(begin, end, unknown, pad) >= len(self.tokens):
+            raise self.error(f"there are {len(self.tokens)} tokens, and no names of those that stand around a text")
+        special = {begin, end, unknown, pad, *self.of_kind(CONTROL, UNKNOWN)}
+        parts = wordpiece.parts(self.tokens, special, self.tokens[unknown])
+        head = {"version": "1.0", "truncation": None, "padding": self.padding(pad), "added_tokens": self.added(special)}
+        return {**head, **parts, "post_processor": wordpiece.template(self.tokens[begin], self.tokens[end], self.ids)}
+
+    def padding(self, pad: int | None) -> dict[str, Any] | None:
         pad = self.special("eos") if pad is None else pad
         if pad is None:
             return None
         place = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_type_id": 0}
         return {**place, "pad_id": pad, "pad_token": self.tokens[pad]}
 
-    def added(self) -> list[dict[str, Any]]:
-        """Tokens that stand for themselves in a text: control tokens, and those that users defined."""
-        control = set(self.of_kind(CONTROL, UNKNOWN))
+    def added(self, special: set[int]) -> list[dict[str, Any]]:
+        """Tokens that stand for themselves in a text: control tokens, ``special`` among them, and those that users defined."""
+        control = special | set(self.of_kind(CONTROL, UNKNOWN))
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         wanted = sorted(control | set(self.of_kind(USER_DEFINED)))
         return [{"id": i, "content": self.tokens[i], **plain, "special": i in control} for i in wanted if self.tokens[i]]

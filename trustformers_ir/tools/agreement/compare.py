@@ -153,11 +153,11 @@ def _compare(source: Module, subject: Subject, run: Run, probe: Probe, true: lis
     allowed = _allowed(source, subject, run, probe) if tolerance is None else [tolerance] * len(names)
     types = [v.type.dtype for v in source.main.outputs]
     wanted = true if run.view is None else run.view(probe.arrays, true)
-    away = [
-        distance(want, have, dtype if run.view is None else DType.f32, "logits" in name)
-        for want, have, dtype, name in zip(wanted, found, types, names, strict=True)
+    shown = [row for row in zip(names, types, allowed, strict=True) if run.shows in (None, row[0])]
+    return [
+        _difference(subject, run, probe, name, distance(want, have, dtype if run.view is None else DType.f32, "logits" in name), most)
+        for want, have, (name, dtype, most) in zip(wanted, found, shown, strict=True)
     ]
-    return [_difference(subject, run, probe, *row) for row in zip(names, away, allowed, strict=True)]
 
 
 def _difference(subject: Subject, run: Run, probe: Probe, name: str, away: Distance, allowed: float) -> Difference:

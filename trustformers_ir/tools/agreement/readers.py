@@ -13,7 +13,7 @@ from trustformers_ir.codegen.export.coreml.evaluate import computes_in_f16, eval
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.interpreter import argument_names, evaluate
+from trustformers_ir.ir.interpreter import argument_names, evaluate, result_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
@@ -28,7 +28,8 @@ Outputs = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """A way to execute a file. ``by``: what executes it. ``view``: what of the true outputs it gives; None: all of them as they are. ``values``:
+    """A way to execute a file. ``by``: what executes it. ``shows``: the name of the only output that it gives; None: it gives all. ``view``: what of
+    the true outputs it gives; None: all of them as they are. ``values``:
     the results inside a file, by operations of the source (``12:linear.0``). ``least``: a unit that its arithmetic is no more exact than. ``asked``:
     it is so slow that it runs only where it is named."""
 
@@ -39,6 +40,7 @@ class Run:
     values: Callable[[Module, Arrays], Mapping[str, np.ndarray]] | None = None
     least: float = 0.0
     asked: bool = False
+    shows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,23 @@ def _gguf(path: str, source: Module) -> Subject:
     module = tfir.api.to_module(path)
     own = Run("interpreter", lambda arrays: true_outputs(module, arrays), values=lambda s, a: aligned_values(s, module, a, wide=True))
     runs = [own]
-    (first, *others) = source.main.outputs
-    words = first.type.shape[-1]
-    if llama_cpp.installed() and not others and first.type.rank == 3 and isinstance(words, int) and "input_ids" in signature(source):
-        server = llama_cpp.LlamaCpp(path, words)
+    made = dict(zip(result_names(source.main), source.main.outputs, strict=True))
+    shows = next((name for name in llama_cpp.SHOWN if name in made), None)
+    width = None if shows is None else made[shows].type.shape[-1]
+    if llama_cpp.installed() and shows is not None and isinstance(width, int) and "input_ids" in signature(source):
+        server = llama_cpp.LlamaCpp(path, width, llama_cpp.SHOWN[shows])
         version = importlib.metadata.version("xllamacpp")
+
+        def view(arrays: Arrays, outputs: Outputs) -> Outputs:
+            if shows == llama_cpp.LOGITS:
+                return llama_cpp.true_next_tokens(arrays, outputs[list(made).index(shows)])
+            plain = {name: np.zeros_like(a) if name == "token_type_ids" else a for name, a in arrays.items()}  # it knows of no others
+            return llama_cpp.true_vectors(plain, true_outputs(source, plain)[list(made).index(str(shows))])
+
         # it holds keys and values in 16 bits, and rounds what it multiplies weights in blocks by to 8
         coarse = any(w.blocks is not None for w in module.weights.values())
         least = UNITS[DType.i8] if coarse else UNITS[DType.f16]
-        runs.append(Run("llama.cpp", server.next_tokens, version, llama_cpp.true_next_tokens, least=least))
+        runs.append(Run("llama.cpp", server.compute, version, view, least=least, shows=shows))
     return Subject(path, "GGUF file", signature(module), len(module.main.outputs), tuple(runs), module)
 
 

@@ -140,4 +140,5 @@ def _times(sessions: Mapping[str, Any], inputs: Inputs) -> dict[str, list[float]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
+    named, asked = sys.argv[1:2], sys.argv[2:3]
+    main(named[0] if named else "minilm", int(asked[0]) if asked else 2)
