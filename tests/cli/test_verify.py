@@ -167,10 +167,10 @@ def test_llama_cpp_is_asked_where_it_is_there(smollm2: Path) -> None:
     module = tfir.api.to_module(str(smollm2))
     arrays = {"input_ids": ids, "attention_mask": mask}
     try:
-        (have,) = server.next_tokens(arrays)
+        (have,) = server.compute(arrays)
     finally:
         server.close()
-    (want,) = llama_cpp.true_next_tokens(arrays, [np.asarray(tfir.evaluate(module, ids, mask))])
+    (want,) = llama_cpp.true_next_tokens(arrays, np.asarray(tfir.evaluate(module, ids, mask)))
     assert have.shape == want.shape == (2, 49152)
     assert np.abs(have - want).max() < 0.1 * np.abs(want).max() and (have.argmax(-1) == want.argmax(-1)).all()
 
@@ -179,7 +179,7 @@ def test_what_llama_cpp_cannot_read_is_red_and_ends_no_process_of_ours(made: Pat
     pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
     server = llama_cpp.LlamaCpp(str(made / "l.gguf"), 99)  # it holds no vocabulary
     with pytest.raises(CompilerError, match=r"llama\.cpp cannot read"):
-        server.next_tokens({"input_ids": np.zeros((1, 3), np.int64)})
+        server.compute({"input_ids": np.zeros((1, 3), np.int64)})
 
 
 # -- seeded faults ----------------------------------------------------------------------------------------------------------

@@ -350,7 +350,7 @@ def refused(model: Any, folder: Path, code: Code, *parts: str, **options: Any) -
 
 def test_requests_that_cannot_be(tmp_path: Path) -> None:
     llama = f"random:{MODELS['llama']}"
-    refused("random:bert", tmp_path, Code.CANNOT_EXPORT, "'bert'", "llama")
+    refused("random:vit", tmp_path, Code.CANNOT_EXPORT, "'vit'", "llama")
     refused(llama, tmp_path, Code.UNKNOWN_RECIPE, "'q4_2'", "did you mean", quantize="q4_2")
     refused(llama, tmp_path, Code.UNKNOWN_RECIPE, "'iq2_xs'", "q2_k", quantize="iq2_xs")
     refused(llama, tmp_path, Code.USAGE, "f64", dtype="f64")
