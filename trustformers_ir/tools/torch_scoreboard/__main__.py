@@ -21,20 +21,14 @@ from trustformers_ir.tools.worker_pool import rows_of
 
 SECONDS = 1200.0  # for one share
 SHARE = 256  # samples of ops that are run together, about
+USUAL = 25  # samples of an op at a dtype
 
 
 def shares(chosen: Sequence[Unit], most: int) -> list[list[Unit]]:
-    """Ops of one dtype behind each other, of which a process makes programs."""
-    found: list[list[Unit]] = []
-    for dtype in DTYPES:
-        size = SHARE
-        for unit in (u for u in chosen if u.dtype == dtype):
-            if size >= SHARE:
-                found.append([])
-                size = 0
-            found[-1].append(unit)
-            size += len(unit.samples(most))
-    return found
+    """Ops of one dtype, of which a process makes programs."""
+    size = max(SHARE // min(most or USUAL, USUAL), 1)
+    by_dtype = [[u for u in chosen if u.dtype == dtype] for dtype in DTYPES]
+    return [some[start : start + size] for some in by_dtype for start in range(0, len(some), size)]
 
 
 def run_all(dtypes: Sequence[str] = (), ops: Sequence[str] = (), most: int = 0, jobs: int = 1, tell: bool = True, log: Any = None) -> list[Outcome]:
