@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import trustformers_ir as tfir
 from trustformers_ir.frontend.torch_export.export import export
 from trustformers_ir.frontend.torch_export.read import import_program
@@ -244,7 +246,6 @@ def _evaluated(module: Any, tensors: Sequence[Any]) -> Any:
 
 
 def _native(module: Any, tensors: Sequence[Any]) -> Any:
-    import numpy as np
     import torch.utils._pytree as pytree
 
     found = tfir.compile(module, threads=1)(*tensors)
@@ -252,7 +253,6 @@ def _native(module: Any, tensors: Sequence[Any]) -> Any:
 
 
 def _tensor(array: Any) -> Any:
-    import numpy as np
     import torch
 
     if array.dtype.name == "bfloat16":

@@ -96,8 +96,8 @@ def trilinear(
     for t, axes in ((a, expand1), (b, expand2), (d, expand3)):
         for axis in sorted(axes):
             t = t.unsqueeze(axis)
-        grown.append(t)
-    return (grown[0] * grown[1] * grown[2]).sum(list(sumdim))
+        grown.append(_wide(t))
+    return (grown[0] * grown[1] * grown[2]).sum(list(sumdim)).to(c.dtype)
 
 
 @aten("_cdist_forward")
