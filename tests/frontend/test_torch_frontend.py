@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch_opinfo
 import torch_zoo
 from torch import nn
 
@@ -182,31 +181,6 @@ def test_sixty_model_types_agree_with_eager() -> None:
 
 
 # --- ops ---------------------------------------------------------------------------------------------------------------------------
-
-SAMPLED = (
-    "add", "div.trunc_rounding", "where", "clamp", "cumsum", "sort", "topk", "index_put", "scatter_reduce.amax", "masked_scatter", "gather", "unfold",
-    "as_strided", "bucketize", "var_mean", "linalg.vector_norm", "einsum", "nn.functional.conv_transpose2d", "nn.functional.max_pool2d",
-    "nn.functional.scaled_dot_product_attention", "nn.functional.group_norm", "nn.functional.pad.circular", "roll", "diagonal_scatter", "fft.rfft",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SAMPLED)
-def test_samples_of_torch_agree(name: str) -> None:
-    info = next(i for i in torch_opinfo.infos() if torch_opinfo.full_name(i) == name)
-    dtypes = torch_opinfo.chosen(info)
-    outcome = torch_opinfo.run(info, dtypes[len(name) % len(dtypes)])
-    assert outcome.ok, outcome
-    assert outcome.agree or outcome.refused, outcome
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", torch_opinfo.DTYPES, ids=str)
-def test_all_samples_of_torch_agree(dtype: torch.dtype) -> None:
-    outcomes = [torch_opinfo.run(i, dtype) for i in torch_opinfo.infos() if dtype in torch_opinfo.chosen(i)]
-    wrong = {o.op: o.row() for o in outcomes if not o.ok and o.op not in torch_opinfo.KNOWN}
-    assert not wrong, wrong
-    assert sum(o.agree for o in outcomes) > 1000
-
 
 def test_the_table_has_the_names_and_the_arguments_of_aten() -> None:
     for name in (*ATEN, *REFUSED):

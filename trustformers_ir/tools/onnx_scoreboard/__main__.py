@@ -1,7 +1,6 @@
 """``python -m trustformers_ir.tools.onnx_scoreboard [--json FILE] [--filter TEXT] [--jobs N]``: all cases, and a table of what came of them per op.
 
-Each worker process runs a share of the cases and says what came of each; one that dies or takes too long loses the case it was at, and another
-goes on behind it.
+A case that ends its process, or takes too long, is lost, and the others are run (``tools/worker_pool.py``).
 """
 
 from __future__ import annotations
@@ -9,16 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from trustformers_ir.tools.onnx_scoreboard.cases import Case, model_cases, node_cases
 from trustformers_ir.tools.onnx_scoreboard.judge import Outcome, Status, run
+from trustformers_ir.tools.worker_pool import rows_of
 
 SECONDS = 120.0  # for one case
 
@@ -41,73 +39,14 @@ def of_row(row: dict[str, object]) -> Outcome:
     return Outcome(**{**row, "status": Status(row["status"])})  # type: ignore[arg-type]
 
 
-class _Worker:
-    """A process that runs the cases of the given numbers, in order."""
-
-    def __init__(self, numbers: Sequence[int], arguments: Sequence[str]) -> None:
-        self.waiting, self.arguments = list(numbers), list(arguments)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.since = 0.0
-        self.ready = False
-        self.rest = b""
-        self.start()
-
-    def start(self) -> None:
-        if not self.waiting:
-            return
-        command = [sys.executable, "-m", "trustformers_ir.tools.onnx_scoreboard", "--worker", ",".join(map(str, self.waiting)), *self.arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.since, self.ready = time.monotonic(), False
-
-    def lost(self, why: str) -> dict[str, object]:
-        """The case that it was at; another process goes on behind it."""
-        number = self.waiting.pop(0)
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-        self.rest = b""
-        self.start()
-        return {"number": number, "lost": why}
-
-    def rows(self) -> Iterator[dict[str, object]]:
-        """What it has said since."""
-        if self.process is None or self.process.stdout is None:
-            return
-        handle = self.process.stdout.fileno()
-        while select.select([handle], [], [], 0)[0]:
-            content = os.read(handle, 1 << 16)
-            if not content:
-                code = self.process.wait()
-                self.process = None
-                if self.waiting:
-                    yield self.lost(f"the process ended with {code}")
-                return
-            *lines, self.rest = (self.rest + content).split(b"\n")
-            for line in lines:
-                row = json.loads(line)
-                self.since, self.ready = time.monotonic(), True
-                if row["number"] in self.waiting:
-                    self.waiting.remove(row["number"])
-                    yield row
-        if time.monotonic() - self.since > SECONDS:
-            yield self.lost(f"no end after {SECONDS:.0f} s")
-
-
 def run_all(cases: Sequence[Case], jobs: int, arguments: Sequence[str], tell: bool = True) -> list[Outcome]:
     """What came of every case, in order."""
-    workers = [_Worker(range(n, len(cases), jobs), arguments) for n in range(jobs)]
     found: dict[int, Outcome] = {}
-    while any(w.process is not None for w in workers):
-        for w in workers:
-            for row in w.rows():
-                number = int(str(row.pop("number")))
-                case = cases[number]
-                lost = row.get("lost")
-                found[number] = Outcome(case.name, case.op, Status.CRASHED, str(lost), case.expanded, case.suite) if lost else of_row(row)
-                if tell and sys.stderr.isatty():
-                    print(f"\r{len(found)} of {len(cases)}", end="", file=sys.stderr)
-        time.sleep(0.02)
+    for row in rows_of(["trustformers_ir.tools.onnx_scoreboard", *arguments], len(cases), jobs, SECONDS, tell):
+        number = int(row.pop("number"))
+        case = cases[number]
+        lost = row.get("lost")
+        found[number] = Outcome(case.name, case.op, Status.CRASHED, str(lost), case.expanded, case.suite) if lost else of_row(row)
     return [found[i] for i in range(len(cases))]
 
 

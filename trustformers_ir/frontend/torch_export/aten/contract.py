@@ -41,35 +41,36 @@ def linear(c: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 @aten("addmm")
 def addmm(c: Call, x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    return _added(c, x, a.matmul(b), beta, alpha)
+    if x.ndim == 1 and x.dtype is a.dtype in HALVES and alpha == 1 and beta == 1 and c.facts.is_equal(x.shape[0], b.shape[1]):
+        return F.linear(a, b.transpose(0, 1), x)  # weights in 16 bits stay so
+    return _added(c, x, _wide(a).matmul(_wide(b)), beta, alpha)
 
 
-@aten("baddbmm")
-def baddbmm(c: Call, x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    return _added(c, x, a.matmul(b), beta, alpha)
-
-
-@aten("addmv")
-def addmv(c: Call, x: Tensor, a: Tensor, v: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    return _added(c, x, a.matmul(v), beta, alpha)
+@aten("baddbmm", "addmv")
+def added_product(c: Call, x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    return _added(c, x, _wide(a).matmul(_wide(b)), beta, alpha)
 
 
 @aten("addbmm")
 def addbmm(c: Call, x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    wide = DType.f32 if a.dtype in HALVES else a.dtype
-    return _added(c, x, a.to(wide).matmul(b.to(wide)).sum(0), beta, alpha)
+    return _added(c, x, _wide(a).matmul(_wide(b)).sum(0), beta, alpha)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In f32 where it has 16 bits: torch rounds a product with something added to it once, at its end."""
+    return x.to(DType.f32) if x.dtype in HALVES else x
 
 
 def _added(c: Call, x: Tensor, y: Tensor, beta: Any, alpha: Any) -> Tensor:
-    """``beta * x + alpha * y``; nothing of x, NaN neither, where beta is 0."""
-    y = y.to(c.dtype)
+    """``beta * x + alpha * y`` in the dtype of ``y``, then in that of the result; nothing of x, NaN neither, where beta is 0."""
     if c.dtype is DType.bool:
-        return x.bool().logical_and(bool(beta)).logical_or(y.logical_and(bool(alpha)))
-    y = y if alpha == 1 else y * constant(c, alpha, c.dtype)
+        return x.bool().logical_and(bool(beta)).logical_or(y.bool().logical_and(bool(alpha)))
+    y = y if y.dtype is DType.f32 else y.to(c.dtype)
+    y = y if alpha == 1 else y * constant(c, alpha, y.dtype)
     if isinstance(beta, (int, float, complex)) and beta == 0:
-        return y.expand(*c.shape)
-    x = x.to(c.dtype)
-    return (x if beta == 1 else x * constant(c, beta, c.dtype)) + y
+        return y.expand(*c.shape).to(c.dtype)
+    x = x.to(y.dtype)
+    return ((x if beta == 1 else x * constant(c, beta, y.dtype)) + y).to(c.dtype)
 
 
 @aten("einsum")
@@ -95,8 +96,8 @@ def trilinear(
     for t, axes in ((a, expand1), (b, expand2), (d, expand3)):
         for axis in sorted(axes):
             t = t.unsqueeze(axis)
-        grown.append(t)
-    return (grown[0] * grown[1] * grown[2]).sum(list(sumdim))
+        grown.append(_wide(t))
+    return (grown[0] * grown[1] * grown[2]).sum(list(sumdim)).to(c.dtype)
 
 
 @aten("_cdist_forward")

@@ -69,9 +69,9 @@ def _progression(c: Call, args: tuple[Any, ...], named: dict[str, Any]) -> tuple
 
 @aten("linspace", "linspace.Tensor_Tensor", "linspace.Tensor_Scalar", "linspace.Scalar_Tensor")
 def linspace(c: Call, start: Any, end: Any, steps: int, **_: Any) -> Tensor:
-    """From the nearer end, as torch has it."""
+    """From the nearer end, as torch has it; of whole numbers where the result is."""
     work = c.dtype if c.dtype.is_float and c.dtype not in HALVES else DType.f64 if not c.dtype.is_float else DType.f32
-    a, b = (as_tensor(v, work) for v in (start, end))
+    a, b = (as_tensor(v.to(c.dtype) if isinstance(v, Tensor) else int(v) if c.dtype.is_integer else v, work) for v in (start, end))
     (n,) = c.shape
     if isinstance(n, int) and n <= 1:
         return filled(c, a.to(c.dtype), c.shape, c.dtype)

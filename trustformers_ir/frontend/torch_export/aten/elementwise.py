@@ -366,10 +366,10 @@ def _without_nan(c: Call, op: Op, x: Tensor, y: Tensor) -> Tensor:
 
 @aten("lerp.Scalar", "lerp.Tensor")
 def lerp(c: Call, start: Tensor, end: Tensor, weight: Any) -> Tensor:
-    """From the nearer end, as torch has it."""
-    a, b, w = c.alike(start, end, weight)
+    """From the nearer end, as torch has it; in f32 where the dtype has 16 bits."""
+    a, b, w = c.alike(start, end, weight, dtype=DType.f32 if c.dtype in HALVES else c.dtype)
     step = b - a
-    return F.where(w.abs().lt(constant(c, 0.5, c.dtype)), a + w * step, b - step * (1.0 - w))
+    return F.where(w.abs().lt(constant(c, 0.5, w.dtype)), a + w * step, b - step * (1.0 - w)).to(c.dtype)
 
 
 # --- activations -------------------------------------------------------------------------------------------------------------------
