@@ -331,6 +331,13 @@ def test_an_operator_set_of_the_future_is_refused() -> None:
     assert caught.value.codes == (Code.ONNX_UNSUPPORTED,)
 
 
+@pytest.mark.parametrize(("op", "opset", "first"), [("Gelu", 13, 20), ("Attention", 22, 23)])
+def test_an_op_that_came_later_is_refused(op: str, opset: int, first: int) -> None:
+    ports = [("q", F, [1, 2, 3, 4])] * (1 if op == "Gelu" else 3)
+    with pytest.raises(CompilerError, match=f"came with operator set {first}, and the model follows {opset}"):
+        tfir.compile(model([node(op, "q" if op == "Gelu" else "q q q", "y")], ports[:1], ["y"], opset=opset))
+
+
 def test_attention_is_one_op_where_it_can_be() -> None:
     ports = [(name, F, ["b", 4, "s", 8]) for name in "qkv"]
     proto = model([node("Attention", "q k v", "y", is_causal=1)], ports, ["y"], opset=24)

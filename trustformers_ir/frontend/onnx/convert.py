@@ -22,7 +22,7 @@ from trustformers_ir.frontend.onnx.budget import Budget
 from trustformers_ir.frontend.onnx.elements import ELEMENTS, STRING, Element, held
 from trustformers_ir.frontend.onnx.node import RULES, Node
 from trustformers_ir.frontend.onnx.reader import OnnxFile
-from trustformers_ir.frontend.onnx.schemas import expansion, standard
+from trustformers_ir.frontend.onnx.schemas import came_later, expansion, standard
 from trustformers_ir.frontend.onnx.values import SMALL, Failed, Item, Missing, Refused, Row, Unknown, text_of
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.binding import Shaped, bind_dims
@@ -349,6 +349,9 @@ class Reader:
             own = self.functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
             if own is not None:
                 return self.call(own, n)
+            if (first := came_later(domain, n.op, version)) is not None:
+                message = f"the op {n.op} came with operator set {first}, and the model follows {version}"
+                raise Refused(message, "convert the model to that set (onnx.version_converter)", broken=True)
             early = folded(n) if domain == "" else None
             if early is not None:
                 return [early]

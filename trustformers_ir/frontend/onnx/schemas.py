@@ -20,6 +20,16 @@ def standard(domain: str, name: str) -> bool:
 
 
 @functools.cache
+def came_later(domain: str, name: str, version: int) -> int | None:
+    """With which operator set the first op of that name came, where that is after ``version``; None where it did not."""
+    from onnx import defs
+
+    if not version or not defs.has(name, domain) or defs.has(name, max_inclusive_version=version, domain=domain):
+        return None
+    return min(int(s.since_version) for s in defs.get_all_schemas_with_history() if s.name == name and s.domain == domain)
+
+
+@functools.cache
 def attribute_kinds(domain: str, name: str, version: int) -> Mapping[str, int]:
     """The kinds (``AttributeProto.AttributeType``) of the attributes of an op; empty for one that ONNX does not have."""
     from onnx import defs
