@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trustformers_ir.codegen.export.coreml.package import MARKER
+from trustformers_ir.codegen.export.coreml.weights import WeightForm
 from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import check_writable
@@ -114,10 +115,12 @@ def _coreml(model: Any, path: str, options: Options) -> Written:
     found = dtype_of(options.dtype) or DType.f16
     if found not in (DType.f16, DType.f32):
         raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
-    if options.quantize not in (None, "int8"):
-        raise CompilerError.of(Code.USAGE, f"'{options.quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
+    forms = {form.value: form for form in WeightForm}
+    if options.quantize is not None and options.quantize not in forms:
+        message = f"'{options.quantize}' is no form of weights of Core ML packages"
+        raise CompilerError.of(Code.USAGE, message, help=f"give {', '.join(forms)}, or leave it out")
     module = _graph(model, options.example_inputs, DType.f32 if is_checkpoint(model) else None)
-    return write_coreml(path, module, dtype=found, quantize=options.quantize)
+    return write_coreml(path, module, dtype=found, weights=forms.get(options.quantize))
 
 
 def _stablehlo(model: Any, path: str, options: Options) -> Written:

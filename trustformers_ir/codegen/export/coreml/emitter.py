@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.coreml.weights import WeightForm, coded, takes
 from trustformers_ir.codegen.export.emitting import GraphEmitter, Unsupported
 from trustformers_ir.codegen.op_rules import OpRules
 from trustformers_ir.ir import ops
@@ -38,13 +39,14 @@ MOST_AXES = 5
 
 
 class Emitter(GraphEmitter[Any]):
-    """The ops of a function, in order. Lives inside a function of the builder ``mb``; ``given``: its inputs. Sizes are ``i32[1]``."""
+    """The ops of a function, in order. Lives inside a function of the builder ``mb``; ``given``: its inputs; ``form``: what matrices are kept in,
+    None for numbers. Sizes are ``i32[1]``."""
 
     system, page, rules = "for Core ML", "docs/coreml.md", RULES
 
-    def __init__(self, mb: Any, module: Module, function: Function, given: Sequence[Any]) -> None:
+    def __init__(self, mb: Any, module: Module, function: Function, given: Sequence[Any], form: WeightForm | None = None) -> None:
         super().__init__(module, function)
-        self.mb = mb
+        self.mb, self.form = mb, form
         #: of each op by its name, where in the source it comes from
         self.places: dict[str, str] = {}
         self._weights: dict[str, Any] = {}
@@ -112,8 +114,21 @@ class Emitter(GraphEmitter[Any]):
     def weight(self, name: str) -> Any:
         if name not in self._weights:
             w = self.module.weights[name]
-            self._weights[name] = self.mb.const(val=self.stored(w.data, w.type.dtype), name=self.fresh(name))
+            array = self.stored(w.data, w.type.dtype)
+            if self.form is not None and takes(w.type.dtype, array.shape):
+                self._weights[name] = self._coded(name, array, self.form)
+            else:
+                self._weights[name] = self.mb.const(val=array, name=self.fresh(name))
         return self._weights[name]
+
+    def _coded(self, name: str, array: np.ndarray, form: WeightForm) -> Any:
+        """A weight in codes."""
+        from coremltools.converters.mil.mil import types
+
+        found = coded(form, array)
+        packed = {"int4": types.np_int4_dtype, "palette4": types.np_uint4_dtype}.get(form.value)
+        operands = {k: v.astype(packed) if k == found.packed else v for k, v in found.operands.items()}
+        return getattr(self.mb, found.op)(name=self.fresh(name), **operands)
 
     def stored(self, array: Any, dtype: DType) -> np.ndarray:
         """Numbers as the program holds them. Refuses integers that 32 bits cannot hold."""

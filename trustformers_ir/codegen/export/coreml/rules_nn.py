@@ -42,7 +42,8 @@ def _linear(e: Emitter, o: Operation) -> Any:
         raise Unsupported("its weight is packed")
     y, matrix = e.value(x), e.cast(e.value(weight), weight.type.dtype, x.type.dtype)
     added = None if bias is None else e.value(bias)
-    if matrix.val is not None and matrix.op.op_type == "const" and x.type.rank in (2, 3) and (added is None or added.val is not None):
+    still = matrix.op is not None and (matrix.op.op_type == "const" or matrix.op.op_type.startswith("constexpr"))
+    if still and x.type.rank in (2, 3) and (added is None or added.val is not None):
         return e("linear", x=y, weight=matrix, **({} if added is None else {"bias": added}))
     y = e("expand_dims", x=y, axes=[0]) if x.type.rank == 1 else y
     y = e("matmul", x=y, y=matrix, transpose_y=True)

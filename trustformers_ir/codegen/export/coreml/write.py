@@ -23,6 +23,7 @@ from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, r
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
 from trustformers_ir.codegen.export.coreml.evaluate import run_function
 from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module, settle
+from trustformers_ir.codegen.export.coreml.weights import WEIGHTS_KEY, WeightForm
 from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
 from trustformers_ir.ir.core import Function, Module
@@ -38,33 +39,34 @@ assert rules_elementwise and rules_nn and rules_shape  # imported for their rule
 LARGEST = 65504.0  # of f16
 UNSEEN = 1e38  # what masks are made of counts as infinite
 PROBES = 3
+KINDS = {"constexpr_affine_dequantize": "int8", "constexpr_blockwise_shift_scale": "int4", "constexpr_lut_to_dense": "palette4"}
 MOST = 1 << 20  # a dim without a bound: the format wants one
 _CLEANUP = ("const_elimination", "noop_elimination", "dead_code_elimination", "dedup_op_and_var_names")
 _NARROW = ("add_fp16_cast", "const_elimination", "cast_optimization", "dead_code_elimination")
 _LAST = ("const_deduplication", "dead_code_elimination")
 
 
-def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantize: str | None = None, seed: int = 0) -> Written:
+def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, weights: WeightForm | None = None, seed: int = 0) -> Written:
     """Writes the function ``main`` of ``module`` as a package. ``CompilerError`` with all ops that have no form there; nothing is left half-written.
 
-    ``dtype``: what floats of f32 are computed in, f16 or f32. ``quantize``: None, or ``int8``, symmetric with a scale for each output, for matrices.
-    ``seed``: of the inputs on which ranges are looked at.
+    ``dtype``: what floats of f32 are computed in, f16 or f32. ``weights``: what matrices are kept in, None for numbers. ``seed``: of the inputs on
+    which ranges are looked at.
     """
     ct = coremltools_module()
     with atomic_folder(path, marker=MARKER) as folder:
-        program, inputs, places = _program(ct, module)
+        program, inputs, places = _program(ct, module, weights)
         wide: tuple[Wide, ...] = ()
         narrow = None
         if dtype is DType.f16:
             wide, kept = _ranges(program.functions["main"], module, places, seed)
             narrow = kept
         model = _converted(ct, program, inputs, narrow)
-        if quantize is not None:
-            model = _quantized(ct, model)
         model.short_description = module.metadata.get("architecture", module.main.name)
         model.version = VERSION
         for key, value in module.metadata.items():
             model.user_defined_metadata[key] = value
+        if weights is not None:
+            model.user_defined_metadata[WEIGHTS_KEY] = weights.value
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".coreml.") as scratch:  # coremltools insists on the ending
             made = Path(scratch) / "made.mlpackage"
             model.save(os.fspath(made))
@@ -76,7 +78,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantiz
         return Written((path,), size, _kinds(function), sum(o.op_type != "const" for o in function.operations), wide)
 
 
-def _program(ct: Any, module: Module) -> tuple[Any, list[Any], dict[str, str]]:
+def _program(ct: Any, module: Module, weights: WeightForm | None) -> tuple[Any, list[Any], dict[str, str]]:
     """The program in f32, its inputs as the format describes them, and where in the source each op comes from."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import Function as MilFunction
@@ -93,11 +95,16 @@ def _program(ct: Any, module: Module) -> tuple[Any, list[Any], dict[str, str]]:
         given = [d if isinstance(d, int) else d.symbol for d in shape]
         specs[name] = mb.placeholder(shape=given, dtype=_builtin(stored), allow_rank0_input=False)
     program = Program()
-    with MilFunction(specs, opset_version=ct.target.iOS17) as function:
-        emitter = Emitter(mb, module, main, list(function.inputs.values()))
+    with MilFunction(specs, opset_version=_target(ct, main, weights)) as function:
+        emitter = Emitter(mb, module, main, list(function.inputs.values()), weights)
         function.set_outputs(emitter.run())
     program.add_function("main", function)
     return program, types, emitter.places
+
+
+def _target(ct: Any, main: Function, weights: WeightForm | None) -> Any:
+    """The oldest system that can do it: 4 bits and states came with iOS 18."""
+    return ct.target.iOS18 if main.states or weights in (WeightForm.INT4, WeightForm.PALETTE4) else ct.target.iOS17
 
 
 def _builtin(stored: Any) -> Any:
@@ -140,18 +147,9 @@ def _converted(ct: Any, program: Any, inputs: Sequence[Any], kept: set[str] | No
         precision = ct.transform.FP16ComputePrecision(op_selector=lambda op: not any(o.name in kept for o in op.outputs))
     with _quiet():
         return ct.convert(
-            program, convert_to="mlprogram", inputs=list(inputs), minimum_deployment_target=ct.target.iOS17, compute_precision=precision,
-            pass_pipeline=pipeline, skip_model_load=True,
+            program, convert_to="mlprogram", inputs=list(inputs), minimum_deployment_target=program.functions["main"].opset_version,
+            compute_precision=precision, pass_pipeline=pipeline, skip_model_load=True,
         )  # fmt: skip
-
-
-def _quantized(ct: Any, model: Any) -> Any:
-    """Matrices in int8, symmetric, a scale for each of their rows."""
-    from coremltools.optimize import coreml as compress
-
-    plan = compress.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=512)
-    with _quiet():
-        return compress.linear_quantize_weights(model, config=compress.OptimizationConfig(global_config=plan))
 
 
 def _ranges(function: Any, module: Module, places: Mapping[str, str], seed: int) -> tuple[tuple[Wide, ...], set[str]]:
@@ -175,7 +173,7 @@ def _ranges(function: Any, module: Module, places: Mapping[str, str], seed: int)
     beyond = {name for name, top in largest.items() if top > LARGEST}
     wide = tuple(Wide(n, largest[n], places.get(n, "")) for n in largest if n in beyond)
     kept = {o.name for op in function.operations for o in op.outputs if op.op_type != "const" and _touches(op, beyond)}
-    return wide, kept | _angles(function)
+    return wide, _with_codes(function, kept | _angles(function))
 
 
 def _arguments(module: Module) -> list[tuple[str, Any]]:
@@ -191,6 +189,17 @@ def _inputs(op: Any) -> list[Any]:
     for v in op.inputs.values():
         flat += list(v) if isinstance(v, (list, tuple)) else [v]
     return [v for v in flat if v is not None]
+
+
+def _with_codes(function: Any, kept: set[str]) -> set[str]:
+    """And the weights in codes that those read, with all that reads them: products take no cast of such a weight."""
+    found = set(kept)
+    for op in function.operations:
+        if op.op_type.startswith("constexpr"):
+            family = [op, *op.outputs[0].child_ops]
+            if any(o.name in found for member in family for o in member.outputs):
+                found |= {o.name for member in family for o in member.outputs}
+    return found
 
 
 def _angles(function: Any) -> set[str]:
@@ -215,7 +224,7 @@ def _kinds(function: Any) -> dict[str, int]:
                 continue  # codes, scales
             kinds[{"fp16": "f16", "fp32": "f32", "int32": "i32"}.get(_word(op.outputs[0]), _word(op.outputs[0]))] += 1
         elif op.op_type.startswith("constexpr"):
-            kinds["int8"] += 1
+            kinds[KINDS[op.op_type]] += 1
     return dict(kinds)
 
 
