@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.export.coreml.evaluate import Package, computes_in_f16
-from trustformers_ir.codegen.export.coreml.weights import WEIGHTS_KEY, WeightForm, rounded_module
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -18,8 +16,8 @@ from trustformers_ir.ir.interpreter import argument_names, evaluate
 from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
-from trustformers_ir.tools.agreement.onnx_file import OnnxFile
-from trustformers_ir.tools.agreement.onnx_file import package as python_package
+from trustformers_ir.tools.agreement.coreml_file import CoreMlFile
+from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
 from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
 from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
@@ -146,7 +144,7 @@ def _graph(path: str, source: Module) -> Subject:
 def _onnx(path: str, source: Module) -> Subject:
     file = OnnxFile.open(path)
     least = 0.0 if file.least is None else UNITS[file.least]
-    versions = (python_package(name).__version__ for name in ("onnxruntime", "onnx"))
+    versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
     ways = (("onnxruntime", file.runtime, file.runtime_values), ("onnx.reference", file.reference, file.reference_values))
 
     def shown(inner: Callable[[Arrays, set[str]], Mapping[str, np.ndarray]]) -> Callable[[Module, Arrays], Mapping[str, np.ndarray]]:
@@ -176,19 +174,14 @@ def _gguf(path: str, source: Module) -> Subject:
 
 
 def _coreml(path: str, source: Module) -> Subject:
-    """A package in numpy, for Apple's runtime is not here: it says nothing of a graph, so its inputs are those of the source."""
-    package = Package(path)
-    program = package.program()
-    shapes = [a.type.rank for a in source.main.outputs]
-
-    def compute(arrays: Arrays) -> list[np.ndarray]:
-        made = list(package.run(arrays).values())
-        return [m if n >= len(shapes) or shapes[n] else m.reshape(()) for n, m in enumerate(made)]
-
-    run = Run("numpy", compute, importlib.metadata.version("coremltools"), least=UNITS[DType.f16] if computes_in_f16(program) else 0.0)
-    form = next((f for f in WeightForm if f.value == package.metadata.get(WEIGHTS_KEY)), None)
-    truth = None if form is None else rounded_module(source, form)
-    return Subject(path, "Core ML package", signature(source), len(program.functions["main"].outputs), (run,), truth=truth)
+    """It says nothing of a graph, so its inputs are those of the source."""
+    file = CoreMlFile(path, source)
+    version = importlib.metadata.version("coremltools")
+    if file.capacity:
+        run = Run("numpy", file.read_on, version, file.true_scores, least=file.least)
+    else:
+        run = Run("numpy", file.run, version, least=file.least)
+    return Subject(path, "Core ML package", signature(source), file.outputs, (run,), truth=file.truth)
 
 
 def _stablehlo(path: str, source: Module) -> Subject:

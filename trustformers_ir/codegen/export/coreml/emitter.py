@@ -51,7 +51,12 @@ class Emitter(GraphEmitter[Any]):
         self.places: dict[str, str] = {}
         self._weights: dict[str, Any] = {}
         self._ports = [self.fresh(str(v.name)) for v in given]
+        #: where what a state is after the call goes
+        self._kept = {after: port for (_, after), port in zip(function.next_states.items(), given[len(given) - function.states :], strict=True)}
         for value, port in zip(function.args, given, strict=True):
+            if value in function.next_states:
+                self._values[value] = self("read_state", input=port)
+                continue
             x = self("squeeze", x=port, axes=[0]) if value.type.rank == 0 else port
             self._values[value] = self("not_equal", x=x, y=np.int32(0)) if value.type.dtype is DType.bool else x
 
@@ -60,7 +65,8 @@ class Emitter(GraphEmitter[Any]):
     def run(self) -> list[Any]:
         """Writes every operation; the outputs. ``CompilerError`` with all ops that cannot be written."""
         self.write()
-        return [self._output(number, value) for number, value in enumerate(self.function.outputs)]
+        results = self.function.outputs[: len(self.function.outputs) - self.function.states]
+        return [self._output(number, value) for number, value in enumerate(results)]
 
     def check(self, o: Operation) -> None:
         for t in (*o.operand_types, *(r.type for r in o.results)):
@@ -76,7 +82,10 @@ class Emitter(GraphEmitter[Any]):
         if any(v in self._values and self._values[v] is None for v in o.operands if v is not None):  # said already, of what it reads
             return self.stand_ins(o)
         try:
-            return super().made(found, o)
+            made = super().made(found, o)
+            if o.results and o.results[0] in self._kept:  # what is read from then on is what the state holds
+                made = [self("coreml_update_state", state=self._kept[o.results[0]], value=made[0])]
+            return made
         except (ValueError, TypeError, NotImplementedError) as problem:  # of the builder, which checks what it is given
             raise Unsupported(str(problem).strip().splitlines()[0]) from problem
 
@@ -173,6 +182,11 @@ class Emitter(GraphEmitter[Any]):
         parts = [self.dim(d) for d in dims]
         parts = [self.mb.const(val=p, name=self.fresh("constant")) if isinstance(p, np.ndarray) else p for p in parts]
         return parts[0] if len(parts) == 1 else self("concat", values=parts, axis=0)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether what came with them (iOS 18) can be said."""
+        return bool(self.function.states)
 
     def reshape(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
         """``x`` under another shape. One size that is not known need not be computed."""

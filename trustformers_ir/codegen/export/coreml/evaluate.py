@@ -20,6 +20,7 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
 Watch = Callable[[Any, np.ndarray], None]
 State = dict[str, np.ndarray]
+KEPT = 2  # programs that are kept, for inputs of other shapes each: a text, and a token of it
 
 
 class Package:
@@ -92,7 +93,9 @@ class Package:
                 found = load(spec, specification_version=spec.specificationVersion, file_weights_dir=self._model.weights_dir)
             except Exception as error:
                 raise self._broken(error) from error
-            self._programs = {key: found}  # one: steps of a text have one shape
+            self._programs[key] = found
+            while len(self._programs) > KEPT:
+                del self._programs[next(iter(self._programs))]
         return self._programs[key]
 
     def _broken(self, error: Exception) -> CompilerError:

@@ -1,8 +1,6 @@
 """Core ML packages: the program out of the graph, in f32 or f16, with dims that stay dynamic; a folder that appears whole.
 
-f16 is what Apple's neural engine computes in, and it ends at 65504. So before anything is rounded the program is executed in f32 on made-up inputs
-(``evaluate.py``), the largest magnitude of each tensor is noted, and ops that read or make a larger one stay in f32. So do those that make angles,
-which f16 has too few digits for: what sine and cosine read.
+A function with states, what a decoder has read, becomes a model with states: packages for iOS 18, whose callers keep them between calls.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ import numpy as np
 
 from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
-from trustformers_ir.codegen.export.coreml.evaluate import run_function
 from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module, settle
+from trustformers_ir.codegen.export.coreml.ranges import look_at_ranges
 from trustformers_ir.codegen.export.coreml.weights import WEIGHTS_KEY, WeightForm
 from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
@@ -31,14 +29,9 @@ from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
-from trustformers_ir.ir.probes import draw_dims, draw_inputs
-from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
 assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
-LARGEST = 65504.0  # of f16
-UNSEEN = 1e38  # what masks are made of counts as infinite
-PROBES = 3
 KINDS = {"constexpr_affine_dequantize": "int8", "constexpr_blockwise_shift_scale": "int4", "constexpr_lut_to_dense": "palette4"}
 MOST = 1 << 20  # a dim without a bound: the format wants one
 _CLEANUP = ("const_elimination", "noop_elimination", "dead_code_elimination", "dedup_op_and_var_names")
@@ -58,7 +51,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, weights
         wide: tuple[Wide, ...] = ()
         narrow = None
         if dtype is DType.f16:
-            wide, kept = _ranges(program.functions["main"], module, places, seed)
+            wide, kept = look_at_ranges(program.functions["main"], module, places, seed)
             narrow = kept
         model = _converted(ct, program, inputs, narrow)
         model.short_description = module.metadata.get("architecture", module.main.name)
@@ -89,6 +82,9 @@ def _program(ct: Any, module: Module, weights: WeightForm | None) -> tuple[Any, 
     ranges = _ranges_of_dims(ct, module)
     types, specs = [], {}
     for name, v in zip(argument_names(main), main.args, strict=True):
+        if v in main.next_states:
+            specs[name] = mb.state_tensor_placeholder(v.type.concrete({}), _builtin(np.float16))
+            continue
         stored = np.int32 if v.type.dtype is DType.bool else STORED[v.type.dtype]
         shape = [ranges[d] if not isinstance(d, int) else d for d in v.type.shape] or [1]
         types.append(ct.TensorType(name=name, shape=shape, dtype=stored))
@@ -118,6 +114,8 @@ def _check_arguments(main: Function) -> None:
     for name, v in zip(argument_names(main), main.args, strict=True):
         if v.type.dtype not in STORED:
             problems.add(Code.CANNOT_EXPORT, f"the input '{name}' is {v.type}, and Core ML computes in no {v.type.dtype}", Where())
+        elif v in main.next_states and (v.type.dtype is not DType.f16 or any(not isinstance(d, int) for d in v.type.shape)):
+            problems.add(Code.CANNOT_EXPORT, f"the state '{name}' is {v.type}, and states there are f16, of one size for good", Where())
         elif v.type.rank > 5:
             problems.add(Code.CANNOT_EXPORT, f"the input '{name}' is {v.type}, and arrays have at most 5 axes there", Where())
         elif any(d == 0 for d in v.type.shape):
@@ -150,69 +148,6 @@ def _converted(ct: Any, program: Any, inputs: Sequence[Any], kept: set[str] | No
             program, convert_to="mlprogram", inputs=list(inputs), minimum_deployment_target=program.functions["main"].opset_version,
             compute_precision=precision, pass_pipeline=pipeline, skip_model_load=True,
         )  # fmt: skip
-
-
-def _ranges(function: Any, module: Module, places: Mapping[str, str], seed: int) -> tuple[tuple[Wide, ...], set[str]]:
-    """Tensors beyond f16 on seeded inputs, and the names of the ops that stay in f32 for them and for angles."""
-    largest: dict[str, float] = {}
-
-    def watch(op: Any, value: np.ndarray) -> None:
-        if value.dtype == np.float32:
-            magnitude = np.abs(value)
-            magnitude = magnitude[magnitude < UNSEEN]
-            name = op.outputs[0].name
-            largest[name] = max(largest.get(name, 0.0), float(magnitude.max(initial=0.0)))
-
-    for number in range(PROBES):
-        note("looking at ranges", number, PROBES)
-        random = np.random.default_rng((seed, number))
-        drawn = draw_inputs(module, draw_dims(module, random), random)
-        feeds = {k: np.asarray(v).reshape(np.shape(v) or (1,)) for k, v in drawn.items()}
-        stored = {name: np.int32 if v.type.dtype is DType.bool else STORED[v.type.dtype] for name, v in _arguments(module)}
-        run_function(function, {k: v.astype(stored[k]) for k, v in feeds.items()}, watch)
-    beyond = {name for name, top in largest.items() if top > LARGEST}
-    wide = tuple(Wide(n, largest[n], places.get(n, "")) for n in largest if n in beyond)
-    kept = {o.name for op in function.operations for o in op.outputs if op.op_type != "const" and _touches(op, beyond)}
-    return wide, _with_codes(function, kept | _angles(function))
-
-
-def _arguments(module: Module) -> list[tuple[str, Any]]:
-    return list(zip(argument_names(module.main), module.main.args, strict=True))
-
-
-def _touches(op: Any, names: set[str]) -> bool:
-    return any(o.name in names for o in op.outputs) or any(v.name in names for v in _inputs(op))
-
-
-def _inputs(op: Any) -> list[Any]:
-    flat: list[Any] = []
-    for v in op.inputs.values():
-        flat += list(v) if isinstance(v, (list, tuple)) else [v]
-    return [v for v in flat if v is not None]
-
-
-def _with_codes(function: Any, kept: set[str]) -> set[str]:
-    """And the weights in codes that those read, with all that reads them: products take no cast of such a weight."""
-    found = set(kept)
-    for op in function.operations:
-        if op.op_type.startswith("constexpr"):
-            family = [op, *op.outputs[0].child_ops]
-            if any(o.name in found for member in family for o in member.outputs):
-                found |= {o.name for member in family for o in member.outputs}
-    return found
-
-
-def _angles(function: Any) -> set[str]:
-    """What sine and cosine read, back to where it comes from something that is no number of f32, or from a matrix product."""
-    found: set[str] = set()
-    waiting = [op for op in function.operations if op.op_type in ("sin", "cos")]
-    while waiting:
-        op = waiting.pop()
-        if op.outputs[0].name in found or op.op_type == "const":
-            continue
-        found |= {o.name for o in op.outputs}
-        waiting += [v.op for v in _inputs(op) if v.op is not None and v.op.op_type not in ("linear", "matmul", "gather", "layer_norm", "conv")]
-    return found
 
 
 def _kinds(function: Any) -> dict[str, int]:
