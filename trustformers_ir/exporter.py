@@ -13,15 +13,15 @@ from trustformers_ir.codegen.export.coreml.package import MARKER
 from trustformers_ir.codegen.export.coreml.weights import WeightForm
 from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.codegen.export.written import Written
+from trustformers_ir.frontend.generation import fixed_cache, only_step
 from trustformers_ir.ir.abi import PIECE, STEP
 from trustformers_ir.ir.atomic import check_writable
 from trustformers_ir.ir.clone import clone_module
-from trustformers_ir.ir.core import Function, Module
+from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dims import symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
-from trustformers_ir.models.cached import CacheForm
 from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, opened, to_module
 
 CAPACITY = 2048  # tokens of a cache, where nothing else is asked for and the model has as many positions
@@ -143,19 +143,16 @@ def _decoder(model: Any, options: Options, dtype: DType | None) -> Module:
     if options.capacity is not None and options.capacity < 1:
         raise CompilerError.of(Code.USAGE, f"a cache of {options.capacity} tokens holds none", help=f"the default is {CAPACITY}")
     opened_model, _ = opened(model)
-    module = to_module(opened_model, options.example_inputs, dtype, CacheForm(DType.f16, places=options.capacity or CAPACITY))
+    module = to_module(opened_model, options.example_inputs, dtype, fixed_cache(options.capacity or CAPACITY))
     if STEP not in module.functions:
         message = "only language models have caches: what a checkpoint folder, a GGUF file or random:<model_type> names"
         raise CompilerError.of(Code.CANNOT_EXPORT, message, help="leave out cache")
-    step = module.functions[STEP]
     held = module.facts.bounds(symbol(PIECE))[1]
     if options.capacity is not None and options.capacity > held:
         message = f"a cache of {options.capacity} tokens is asked for, and the model has positions for {held}"
         raise CompilerError.of(Code.USAGE, message, help=f"give at most {held}")
     check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
-    module.functions = {"main": Function("main", step.body, step.states)}
-    module.metadata = {key: text for key, text in module.metadata.items() if not key.startswith("default.")}  # of inputs that it has no more
-    return canonical(module)
+    return canonical(only_step(module))
 
 
 def _stablehlo(model: Any, path: str, options: Options) -> Written:

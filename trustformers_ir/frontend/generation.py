@@ -26,7 +26,7 @@ from trustformers_ir.frontend.gguf.container import GgufFile
 from trustformers_ir.frontend.trace import trace_into
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.abi import DECODE, PAGES, PIECE, POOL, PREFILL, START, STEP
-from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.core import Function, Module, Weight
 from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
@@ -81,6 +81,19 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
         facts = {"table": SymbolFact(1, longest), **{POOL.of(window): SymbolFact(1) for window in tables}}
     for name, function, specs in ((PREFILL, prefill, texts), (DECODE, decode, tokens)):
         trace_into(module, name, function, facts=facts, weights=weights, states=len(caches), **specs)
+
+
+def fixed_cache(places: int) -> CacheForm:
+    """A cache in f16 for one text of so many tokens, or of as many as the model has positions for where those are fewer."""
+    return CacheForm(DType.f16, places=places)
+
+
+def only_step(module: Module) -> Module:
+    """The module of a language model with a fixed cache, changed so that reading on is all that it does, as ``main``."""
+    step = module.functions[STEP]
+    module.functions = {"main": Function("main", step.body, step.states)}
+    module.metadata = {key: text for key, text in module.metadata.items() if not key.startswith("default.")}  # of inputs that it has no more
+    return module
 
 
 def end_tokens(source: Any) -> list[int]:

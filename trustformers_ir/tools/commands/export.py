@@ -23,7 +23,8 @@ def export(
         list[str], typer.Option("-o", "--output", metavar="FILE", help="*.gguf, *.onnx, *.mlir or *.mlpackage; may be repeated.", show_default=False)
     ],
     quantize: Annotated[
-        str | None, typer.Option(metavar="T", help="The type of matrices: q8_0, …, q4_k_m, …; Core ML: int8, int4, palette4.", show_default="as stored")
+        str | None,
+        typer.Option(metavar="T", help="The type of matrices: f32, q8_0, …, q4_k_m, …; Core ML: int8, int4, palette4.", show_default="as stored"),
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of what is not quantized: f32, f16 or bf16; Core ML: f16, f32.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
