@@ -168,7 +168,7 @@ def _reads(op: Any) -> list[Any]:
 def _given(v: Any, values: Mapping[str, np.ndarray]) -> Any:
     if isinstance(v, (list, tuple)):
         return [_given(x, values) for x in v]
-    return values[v.name] if v.name in values else v.val
+    return values.get(v.name, v.val)
 
 
 def _numpy(v: Any) -> Any:
