@@ -105,7 +105,7 @@ def test_the_file(form: WeightForm, tmp_path: Path) -> None:
     assert made.kinds[form.value] == len(matrices)  # type: ignore[union-attr]
     package = Package(path)
     assert package.metadata[WEIGHTS_KEY] == form.value
-    assert sum(op.op_type == OPS[form] for op in package.program().functions["main"].operations) == len(matrices)
+    assert sum(op.op_type == OPS[form] for op in package.program.functions["main"].operations) == len(matrices)
     stored = blobs(path)
     for w in matrices:
         found = coded(form, np.asarray(w.data))

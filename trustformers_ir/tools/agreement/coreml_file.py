@@ -33,7 +33,7 @@ class CoreMlFile:
         self.package = Package(path)
         main = source.main
         self._ranks = [v.type.rank for v in main.outputs]
-        program = self.package.program()
+        program = self.package.program
         self.outputs = len(program.functions["main"].outputs)
         self.least = UNITS[DType.f16] if computes_in_f16(program) else 0.0
         form = next((f for f in WeightForm if f.value == self.package.metadata.get(WEIGHTS_KEY)), None)

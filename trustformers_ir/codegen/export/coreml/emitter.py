@@ -200,3 +200,11 @@ class Emitter(GraphEmitter[Any]):
         if plain.count(-1) <= 1:
             return self("reshape", x=x, shape=np.array(plain, np.int32))
         return self("reshape", x=x, shape=self.shape(target))
+
+    def spread(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
+        """``x`` of a shape as one of a wider shape, its numbers repeated."""
+        full = (*(1 for _ in range(len(target) - len(source))), *source)
+        y = self.reshape(x, source, full) if len(full) > len(source) else x
+        if full == tuple(target):
+            return y
+        return self("tile", x=y, reps=self.shape([1 if a == b else b for a, b in zip(full, target, strict=True)]))

@@ -8,6 +8,7 @@ are wider.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,6 @@ from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 
 Watch = Callable[[Any, np.ndarray], None]
 State = dict[str, np.ndarray]
-KEPT = 2  # programs that are kept, for inputs of other shapes each: a text, and a token of it
 
 
 class Package:
@@ -36,7 +36,6 @@ class Package:
             raise self._broken(error) from error
         self._ports = {i.name: i.type.multiArrayType for i in self._spec.description.input}
         self._states = {i.name: tuple(i.type.stateType.arrayType.shape) for i in self._spec.description.state}
-        self._programs: dict[tuple[Any, ...], Any] = {}
         self._constants: State = {}  # of weights in codes, the numbers
 
     @property
@@ -63,7 +62,7 @@ class Package:
             message = f"the inputs are {', '.join(self._ports)}, and {', '.join(inputs) or 'none'} were given"
             raise CompilerError.of(Code.INPUT_COUNT, message, Where(file=self.path), "give each by its name")
         feeds = {name: self._fitting(name, np.asarray(given)) for name, given in inputs.items()}
-        function = self.program({name: a.shape for name, a in feeds.items()}).functions["main"]
+        function = self._program_for({name: a.shape for name, a in feeds.items()}).functions["main"]
         feeds = {name: a.astype(_numpy(function.inputs[name])) for name, a in feeds.items()}
         found = run_function(function, feeds, states=self.new_state() if state is None else state, constants=self._constants)
         return {o.name: found[o.name] for o in function.outputs}
@@ -78,25 +77,30 @@ class Package:
             raise CompilerError.of(Code.INPUT_SHAPE, message, Where(file=self.path), "give an array of such a shape")
         return array
 
-    def program(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
-        """The program as ``coremltools`` has it, for inputs of certain shapes: the reader checks all types again, and knows sizes then."""
-        from coremltools.converters.mil.frontend.milproto.load import load
+    @functools.cached_property
+    def program(self) -> Any:
+        """The program as ``coremltools`` has it; its reader checks the types of all ops again."""
+        return self._loaded(self._spec)
 
-        key = tuple(sorted((shapes or {}).items()))
-        if key not in self._programs:
+    def _program_for(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The program; one for inputs of these shapes alone where the reader cannot compare sizes that are not known."""
+        try:
+            return self.program
+        except CompilerError:
             spec = type(self._spec)()
             spec.CopyFrom(self._spec)
-            try:
-                for port in spec.mlProgram.functions["main"].inputs:
-                    for dim, size in zip(port.type.tensorType.dimensions, (shapes or {}).get(port.name, ()), strict=False):
-                        dim.constant.size = size
-                found = load(spec, specification_version=spec.specificationVersion, file_weights_dir=self._model.weights_dir)
-            except Exception as error:
-                raise self._broken(error) from error
-            self._programs[key] = found
-            while len(self._programs) > KEPT:
-                del self._programs[next(iter(self._programs))]
-        return self._programs[key]
+            for port in spec.mlProgram.functions["main"].inputs:
+                for dim, size in zip(port.type.tensorType.dimensions, shapes.get(port.name, ()), strict=False):
+                    dim.constant.size = size
+            return self._loaded(spec)
+
+    def _loaded(self, spec: Any) -> Any:
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        try:
+            return load(spec, specification_version=spec.specificationVersion, file_weights_dir=self._model.weights_dir)
+        except Exception as error:
+            raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> CompilerError:
         why = str(error).strip() or type(error).__name__
@@ -108,9 +112,9 @@ def evaluate_package(path: str | os.PathLike[str], inputs: Mapping[str, np.ndarr
     return Package(path).run(inputs)
 
 
-def read_program(path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
-    """The program of a package as ``coremltools`` has it; ``shapes``: those of its inputs, where they are dynamic."""
-    return Package(path).program(shapes)
+def read_program(path: str | os.PathLike[str]) -> Any:
+    """The program of a package as ``coremltools`` has it."""
+    return Package(path).program
 
 
 def computes_in_f16(program: Any) -> bool:
@@ -148,6 +152,7 @@ def run_function(
             with np.errstate(all="ignore"):
                 made = np.asarray(result)
                 values[out.name] = made if made.dtype == dtype else made.astype(dtype)
+            _check_shape(out, values[out.name])
             if watch is not None:
                 watch(op, values[out.name])
         if op.op_type.startswith("constexpr"):
@@ -156,6 +161,14 @@ def run_function(
             if last[x.name] == number and x.name not in kept:
                 values.pop(x.name, None)
     return {name: values[name] for name in kept}
+
+
+def _check_shape(out: Any, made: np.ndarray) -> None:
+    """What an op makes has the shape that the program says, as far as that is known before it runs."""
+    said = out.shape if out.rank else ()
+    if len(said) != made.ndim or any(isinstance(n, (int, np.integer)) and n != m for n, m in zip(said, made.shape, strict=True)):
+        message = f"'{out.name}' of a Core ML package is {list(made.shape)}, and its program says {list(map(str, said))}"
+        raise CompilerError.of(Code.CHECK_FAILED, message)
 
 
 def _reads(op: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Ops of MIL in numpy: what the value inference of ``coremltools`` lacks, gets wrong, or computes one number at a time. Behind ``evaluate.py``."""
+"""Ops of MIL in numpy, by their names: products, norms, reductions, scatters, weights in codes; the plain ones are in ``numpy_plain.py``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.coreml.numpy_plain import PLAIN, wide
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 
 
-def _wide(x: Any) -> Any:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype == np.float16 else x
-
-
 def _matmul(x: Any, y: Any, transpose_x: Any = False, transpose_y: Any = False) -> Any:
-    x, y = _wide(x), _wide(y)
+    x, y = wide(x), wide(y)
     return np.matmul(np.swapaxes(x, -1, -2) if transpose_x else x, np.swapaxes(y, -1, -2) if transpose_y else y)
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    y = np.matmul(_wide(x), _wide(weight).T)
-    return y if bias is None else y + _wide(bias)
+    y = np.matmul(wide(x), wide(weight).T)
+    return y if bias is None else y + wide(bias)
 
 
 def _conv(
     x: Any, weight: Any, bias: Any = None, strides: Any = None, pad_type: Any = "valid", pad: Any = None, dilations: Any = None, groups: Any = 1
 ) -> Any:  # fmt: skip
     """Windows of the padded input times the weights, group by group."""
-    x, weight = _wide(x), _wide(weight)
+    x, weight = wide(x), wide(weight)
     axes = x.ndim - 2
     strides = [1] * axes if strides is None else [int(s) for s in strides]
     dilations = [1] * axes if dilations is None else [int(d) for d in dilations]
@@ -48,33 +44,33 @@ def _conv(
         for part, w in zip(np.split(views, groups, axis=1), np.split(weight, groups), strict=True)
     ]  # fmt: skip
     y = np.concatenate(made, axis=1)
-    return y if bias is None else y + _wide(bias).reshape(outputs, *[1] * axes)
+    return y if bias is None else y + wide(bias).reshape(outputs, *[1] * axes)
 
 
 def _layer_norm(x: Any, axes: Any = None, gamma: Any = None, beta: Any = None, epsilon: Any = 1e-5) -> Any:
-    x = _wide(x)
+    x = wide(x)
     over = tuple(int(a) for a in axes) if axes is not None else tuple(range(x.ndim))
     off = x - x.mean(over, keepdims=True)
-    y = off / np.sqrt(np.mean(off * off, over, keepdims=True) + _wide(epsilon))
-    y = y if gamma is None else y * _wide(gamma)
-    return y if beta is None else y + _wide(beta)
+    y = off / np.sqrt(np.mean(off * off, over, keepdims=True) + wide(epsilon))
+    y = y if gamma is None else y * wide(gamma)
+    return y if beta is None else y + wide(beta)
 
 
 def _softmax(x: Any, axis: Any = -1) -> Any:
-    x = _wide(x)
+    x = wide(x)
     power = np.exp(x - x.max(axis=int(axis), keepdims=True))
     return power / power.sum(axis=int(axis), keepdims=True)
 
 
 def _silu(x: Any) -> Any:
-    x = _wide(x)
+    x = wide(x)
     return x / (1 + np.exp(-x))
 
 
 def _reduced(how: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: Any, axes: Any = None, keep_dims: Any = False) -> Any:
         over = None if axes is None else tuple(int(a) for a in np.atleast_1d(axes))
-        return np.asarray(how(_wide(x), axis=over, keepdims=bool(keep_dims)))
+        return np.asarray(how(wide(x), axis=over, keepdims=bool(keep_dims)))
 
     return run
 
@@ -137,14 +133,14 @@ def _top_k(
     x: Any, k: Any = 1, axis: Any = -1, ascending: Any = False, sort: Any = True, return_indices: Any = True, output_indices_dtype: Any = None
 ) -> Any:  # fmt: skip
     x, axis = np.asarray(x), int(axis)
-    order = np.argsort(x if ascending else -_wide(x).astype(np.float64), axis=axis, kind="stable")
+    order = np.argsort(x if ascending else -wide(x).astype(np.float64), axis=axis, kind="stable")
     order = np.take(order, np.arange(int(k)), axis=axis)
     found = np.take_along_axis(x, order, axis)
     return (found, order) if return_indices else (found,)
 
 
 def _cumsum(x: Any, axis: Any = 0, exclusive: Any = False, reverse: Any = False) -> Any:
-    x, axis = _wide(x), int(axis)
+    x, axis = wide(x), int(axis)
     x = np.flip(x, axis) if reverse else x
     y = np.cumsum(x, axis, dtype=x.dtype)
     y = y - x if exclusive else y
@@ -152,7 +148,7 @@ def _cumsum(x: Any, axis: Any = 0, exclusive: Any = False, reverse: Any = False)
 
 
 def _gelu(x: Any, mode: Any = "EXACT") -> Any:
-    x = _wide(x)
+    x = wide(x)
     if mode == "EXACT":
         return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / np.sqrt(2)))
     if mode == "TANH_APPROXIMATION":
@@ -197,6 +193,7 @@ def _looked_up(indices: Any, lut: Any, vector_axis: Any = None) -> Any:
 
 
 NUMPY: Mapping[str, Callable[..., Any]] = {
+    **PLAIN,
     "matmul": _matmul, "linear": _linear, "conv": _conv, "layer_norm": _layer_norm, "softmax": _softmax, "silu": _silu, "gelu": _gelu,
     "reduce_sum": _reduced(np.sum), "reduce_mean": _reduced(np.mean), "reduce_max": _reduced(np.max), "reduce_min": _reduced(np.min),
     "reduce_prod": _reduced(np.prod), "reduce_log_sum_exp": _reduced(_log_sum_exp), "scatter_nd": _scatter_nd, "gather_nd": _gather_nd,
@@ -205,7 +202,7 @@ NUMPY: Mapping[str, Callable[..., Any]] = {
     "identity": lambda x: x, "cumsum": _cumsum,
     "reduce_argmax": lambda x, axis=-1, keep_dims=False, output_dtype=None: np.argmax(x, axis=int(axis), keepdims=bool(keep_dims)),
     "reduce_argmin": lambda x, axis=-1, keep_dims=False, output_dtype=None: np.argmin(x, axis=int(axis), keepdims=bool(keep_dims)),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-_wide(x))),
-    "softplus": lambda x: np.logaddexp(0, _wide(x)),
-    "sigmoid_hard": lambda x, alpha=0.2, beta=0.5: np.clip(_wide(x) * _wide(alpha) + _wide(beta), 0, 1),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-wide(x))),
+    "softplus": lambda x: np.logaddexp(0, wide(x)),
+    "sigmoid_hard": lambda x, alpha=0.2, beta=0.5: np.clip(wide(x) * wide(alpha) + wide(beta), 0, 1),
 }  # fmt: skip

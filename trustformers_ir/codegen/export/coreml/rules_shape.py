@@ -61,12 +61,8 @@ def _transpose(e: Emitter, o: Operation) -> Any:
 
 @rule(ops.Expand)
 def _expand(e: Emitter, o: Operation) -> Any:
-    x, target = o.inputs[0], o.result.type.shape
-    source = (*(1 for _ in range(len(target) - x.type.rank)), *x.type.shape)
-    y = e.reshape(e.value(x), x.type.shape, source) if len(source) > x.type.rank else e.value(x)
-    if source == target:
-        return y
-    return e("tile", x=y, reps=e.shape([1 if a == b else b for a, b in zip(source, target, strict=True)]))
+    x = o.inputs[0]
+    return e.spread(e.value(x), x.type.shape, o.result.type.shape)
 
 
 @rule(ops.Concat)
