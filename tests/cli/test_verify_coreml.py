@@ -25,7 +25,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.reader import to_module
 from trustformers_ir.tools.cli import main
 
-LLAMA = MODELS["llama"]
+LLAMA = MODELS["llama"].replace("num_hidden_layers=2", "num_hidden_layers=1")
 FORMS = list(WeightForm)
 DECODERS = [name for name in MODELS if name not in ("bert", "vit")]
 
@@ -39,7 +39,7 @@ def verdicts(source: str, files: dict[str, Path], *words: str) -> dict[str, bool
     return found
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(f, marks=[pytest.mark.long] * (f is not WeightForm.INT4)) for f in FORMS])
 def test_a_fault_is_seen_beside_the_rounding(form: WeightForm, tmp_path: Path) -> None:
     """What is compared with is the source with its weights rounded the same way. A package that says so, and whose weights are not, is red too."""
     files, source = {kind: tmp_path / f"{kind}.mlpackage" for kind in ("f32", "f16", *KINDS, "plain")}, tfir.api.to_module(LLAMA)

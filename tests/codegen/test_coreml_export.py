@@ -31,7 +31,7 @@ BOUNDS = {DType.f32: 3e-6, DType.f16: 3e-3, DType.bf16: 3e-2}
 #: forms of ops that a package cannot say, and why
 REFUSED = {
     "and": "no ops on bits", "or": "no ops on bits", "xor": "no ops on bits", "pow": "powers of integers", "conv1d": "convolves floats",
-    "expand": "no input", "slice": "no input", "top_k": "not known before", "div": "divides floats",
+    "shift_left": "grow beyond them", "expand": "no input", "slice": "no input", "top_k": "not known before", "div": "divides floats",
 }  # fmt: skip
 EVERYWHERE = ("computes in no", "no empty arrays")
 FEW = 4  # samples of an op that are run by default; `-m long` runs all

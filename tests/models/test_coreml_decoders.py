@@ -52,7 +52,7 @@ def test_what_is_written(model_type: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "model", model_type, eos_token_id=None, **{length: 48})
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 1.5
+            parameter *= 2.5
     model.save_pretrained(tmp_path / "model")
     made = tfir.export(str(tmp_path / "model"), str(tmp_path / "m.mlpackage"), dtype="f32", cache="f16", capacity=32)
     assert not made.wide  # type: ignore[union-attr]

@@ -36,6 +36,12 @@ STORED: Mapping[DType, Any] = {
 }  # fmt: skip
 WORDS: Mapping[Any, str] = {np.float32: "fp32", np.float16: "fp16", np.int32: "int32", np.bool_: "bool"}
 MOST_AXES = 5
+MOVED = (ops.Reshape, ops.Transpose, ops.Expand)  #: ops that know arrays of more axes
+
+
+def packed(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The shape under which an array lies in the program: one of too many axes without those of size 1."""
+    return tuple(shape) if len(shape) <= MOST_AXES else tuple(d for d in shape if d != 1)
 
 
 class Emitter(GraphEmitter[Any]):
@@ -72,7 +78,7 @@ class Emitter(GraphEmitter[Any]):
         for t in (*o.operand_types, *(r.type for r in o.results)):
             if t is not None and t.dtype not in STORED:
                 raise Unsupported(f"Core ML computes in no {t.dtype}")
-            if t is not None and t.rank > MOST_AXES:
+            if t is not None and len(t.shape if not isinstance(o.op, MOVED) else packed(t.shape)) > MOST_AXES:
                 raise Unsupported(f"arrays have at most {MOST_AXES} axes")
 
     def stand_ins(self, o: Operation) -> list[None]:
@@ -190,6 +196,7 @@ class Emitter(GraphEmitter[Any]):
 
     def reshape(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
         """``x`` under another shape. One size that is not known need not be computed."""
+        source, target = packed(source), packed(target)
         if tuple(source) == tuple(target):
             return x
         if len(target) > MOST_AXES:
@@ -203,8 +210,9 @@ class Emitter(GraphEmitter[Any]):
 
     def spread(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
         """``x`` of a shape as one of a wider shape, its numbers repeated."""
-        full = (*(1 for _ in range(len(target) - len(source))), *source)
-        y = self.reshape(x, source, full) if len(full) > len(source) else x
-        if full == tuple(target):
-            return y
-        return self("tile", x=y, reps=self.shape([1 if a == b else b for a, b in zip(full, target, strict=True)]))
+        pairs: list[tuple[Dim, Dim]] = list(zip((*(1 for _ in range(len(target) - len(source))), *source), target, strict=True))
+        if len(target) > MOST_AXES:
+            pairs = [(a, b) for a, b in pairs if b != 1]
+        full = tuple(a for a, _ in pairs)
+        y = x if full == tuple(source) else self.reshape(x, source, full)
+        return y if all(a == b for a, b in pairs) else self("tile", x=y, reps=self.shape([1 if a == b else b for a, b in pairs]))

@@ -195,6 +195,57 @@ def _seen(e: Emitter, op: ops.Attention, queries: Any, keys: Any, mask: Any, sta
     return out
 
 
+@rule(ops.PackedAttention)
+def _packed_attention(e: Emitter, o: Operation) -> Any:
+    """One attention over all that lie behind each other, in which each sees its own."""
+    op = o.op
+    assert isinstance(op, ops.PackedAttention)
+    q, k, v, q_starts, k_starts = o.inputs
+    tokens, heads, features = q.type.shape
+    keys, kv_heads, values = k.type.shape[0], k.type.shape[1], v.type.shape[2]
+    if not isinstance(features, int) and op.scale is None:
+        raise Unsupported("the number of features is not known")
+    scale = op.scale if op.scale is not None else 1 / math.sqrt(features)  # type: ignore[arg-type]
+    x, y, z = (e("transpose", x=e.value(t), perm=[1, 0, 2]) for t in (q, k, v))
+    x = e("mul", x=x, y=e.like(scale, q))
+    groups = heads // kv_heads
+    x = e.reshape(x, (heads, tokens, features), (kv_heads, groups * tokens, features))
+    scores = e.reshape(e("matmul", x=x, y=y, transpose_y=True), (kv_heads, groups * tokens, keys), (heads, tokens, keys))
+    if op.softcap is not None:
+        cap = e.like(op.softcap, q)
+        scores = e("mul", x=e("tanh", x=e("real_div", x=scores, y=cap)), y=cap)
+    # of each token, [tokens, 1]: where its keys begin and end, and at which of them it stands
+    i, j, far = e("expand_dims", x=row(e, tokens), axes=[1]), row(e, keys), np.int32(1 << 30)
+    own, theirs = (e("expand_dims", x=e.value(t), axes=[0]) for t in (q_starts, k_starts))
+    begun = e("less_equal", x=own, y=i)
+
+    def of(starts: Any, before: bool) -> Any:
+        a, b = (starts, -far) if before else (far, starts)
+        return e("reduce_max" if before else "reduce_min", x=_chosen(e, begun, a, b, (tokens, q_starts.type.shape[0])), axes=[1], keep_dims=True)
+
+    first, end = of(theirs, True), of(theirs, False)
+    seen = e("logical_and", x=e("greater_equal", x=j, y=first), y=e("less", x=j, y=end))
+    for there in (e("greater", x=first, y=-far), e("less", x=end, y=far)):  # it is in a sequence at all
+        seen = e("logical_and", x=seen, y=there)
+    position = e("sub", x=e("add", x=i, y=end), y=of(own, False))
+    if op.causal:
+        seen = e("logical_and", x=seen, y=e("less_equal", x=j, y=position))
+    if op.window is not None:
+        seen = e("logical_and", x=seen, y=e("greater", x=j, y=e("sub", x=position, y=np.int32(op.window))))
+    least = -65504.0 if q.type.dtype is DType.f16 else float(np.finfo(np.float32).min)
+    weights = e("softmax", x=e("select", cond=seen, a=scores, b=e.like(least, q)), axis=-1)
+    weights = e("select", cond=seen, a=weights, b=e.like(0, q))
+    weights = e.reshape(weights, (heads, tokens, keys), (kv_heads, groups * tokens, keys))
+    made = e.reshape(e("matmul", x=weights, y=z), (kv_heads, groups * tokens, values), (heads, tokens, values))
+    return e("transpose", x=made, perm=[1, 0, 2])
+
+
+def _chosen(e: Emitter, cond: Any, a: Any, b: Any, shape: Any) -> Any:
+    """One of two integers, one of them a row, for each place of a matrix."""
+    wide = [x if isinstance(x, np.int32) else e.spread(x, (1, shape[1]), shape) for x in (a, b)]
+    return e("select", cond=cond, a=wide[0], b=wide[1])
+
+
 @rule(ops.CacheWrite)
 def _cache_write(e: Emitter, o: Operation) -> Any:
     """A slice of a state; elsewhere each place takes its new row, or what it has."""

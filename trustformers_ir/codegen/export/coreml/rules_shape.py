@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, rule
+from trustformers_ir.codegen.export.coreml.emitter import MOST_AXES, STORED, WORDS, Emitter, rule
 from trustformers_ir.codegen.export.coreml.rules_elementwise import whole
 from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
@@ -56,7 +56,11 @@ def _reshape(e: Emitter, o: Operation) -> Any:
 @rule(ops.Transpose)
 def _transpose(e: Emitter, o: Operation) -> Any:
     assert isinstance(o.op, ops.Transpose)
-    return e("transpose", x=e.operand(o, 0), perm=list(o.op.perm)) if o.op.perm else e.operand(o, 0)
+    shape, perm = o.inputs[0].type.shape, list(o.op.perm)
+    if len(shape) > MOST_AXES:  # it lies there without axes of size 1
+        there = [axis for axis, d in enumerate(shape) if d != 1]
+        perm = [there.index(axis) for axis in perm if axis in there]
+    return e("transpose", x=e.operand(o, 0), perm=perm) if perm != sorted(perm) else e.operand(o, 0)
 
 
 @rule(ops.Expand)

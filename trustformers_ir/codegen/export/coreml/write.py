@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, rules_shape
+from trustformers_ir.codegen.export.coreml import rules_contract, rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
 from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module, settle
 from trustformers_ir.codegen.export.coreml.ranges import look_at_ranges
@@ -31,7 +31,7 @@ from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.version import VERSION
 
-assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
+assert rules_contract and rules_elementwise and rules_nn and rules_shape  # imported for their rules
 KINDS = {"constexpr_affine_dequantize": "int8", "constexpr_blockwise_shift_scale": "int4", "constexpr_lut_to_dense": "palette4"}
 MOST = 1 << 20  # a dim without a bound: the format wants one
 _CLEANUP = ("const_elimination", "noop_elimination", "dead_code_elimination", "dedup_op_and_var_names")
