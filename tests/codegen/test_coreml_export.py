@@ -194,9 +194,9 @@ def test_all_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
 
     def f(x: Any) -> Any:
         whole = x.to(DType.i32)
-        return x.cumprod(0), whole**whole, x.to(DType.f64)
+        return whole & (whole + 1), whole**whole, x.to(DType.f64)
 
-    refusals(path, f, ["cumprod", "pow", "cast"], __file__)
+    refusals(path, f, ["and", "pow", "cast"], __file__)
     for options in ({"dtype": "bf16"}, {"quantize": "q4_0"}, {"opset": 20}):
         with pytest.raises(CompilerError):
             tfir.export(MODELS["bert"], str(path), **options)  # type: ignore[arg-type]

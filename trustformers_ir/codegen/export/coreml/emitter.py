@@ -36,7 +36,7 @@ STORED: Mapping[DType, Any] = {
 }  # fmt: skip
 WORDS: Mapping[Any, str] = {np.float32: "fp32", np.float16: "fp16", np.int32: "int32", np.bool_: "bool"}
 MOST_AXES = 5
-MOVED = (ops.Reshape, ops.Transpose, ops.Expand)  #: ops that know arrays of more axes
+MOVED = (ops.Reshape, ops.Transpose, ops.Expand, ops.Unfold)  #: ops that know arrays of more axes
 
 
 def packed(shape: Sequence[Dim]) -> tuple[Dim, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter, rule
+from trustformers_ir.codegen.export.coreml.emitter import MOST_AXES, STORED, Emitter, rule
 from trustformers_ir.codegen.export.coreml.rules_elementwise import whole
 from trustformers_ir.codegen.export.coreml.rules_shape import row
 from trustformers_ir.codegen.export.emitting import Unsupported
@@ -101,8 +101,8 @@ def _cumprod(e: Emitter, o: Operation) -> Any:
     op, v = o.op, o.inputs[0]
     assert isinstance(op, ops.CumProd)
     rank, axis, dtype = v.type.rank, op.axis % v.type.rank, o.result.type.dtype
-    if rank + 1 > 5:
-        raise Unsupported("arrays have at most 5 axes")
+    if rank + 1 > MOST_AXES:
+        raise Unsupported(f"arrays have at most {MOST_AXES} axes")
     wide = DType.f32 if dtype is DType.f16 else dtype
     x = e("expand_dims", x=e.cast(e.value(v), v.type.dtype, wide), axes=[axis])  # [..., place, term, ...]
     size = v.type.shape[axis]
@@ -132,13 +132,18 @@ def _unfold(e: Emitter, o: Operation) -> Any:
             x = e("concat", values=[*edges[: bool(w.before)], x, *edges[bool(w.before) :]], axis=axis)
         shape[axis] = shape[axis] + w.before + w.after
     places = o.result.type.shape[lead : lead + count]
-    for n in reversed(range(count)):
+    moving = [n for n, w in enumerate(op.windows) if w.size > 1 or w.stride > 1]  # others have each element once, in an axis of 1
+    if lead + count + len(moving) > MOST_AXES:
+        raise Unsupported(f"arrays have at most {MOST_AXES} axes")
+    for n in reversed(moving):
         w = op.windows[n]
         start = e("mul", x=row(e, places[n]), y=np.int32(w.stride)) if w.stride > 1 else row(e, places[n])
         at = e("add", x=e("expand_dims", x=start, axes=[1]), y=np.arange(w.size, dtype=np.int32)[None] * np.int32(w.dilation))
         x = e("gather", x=x, indices=at, axis=lead + n)
-    perm = [*range(lead), *(lead + 2 * n for n in range(count)), *(lead + 2 * n + 1 for n in range(count))]
-    x = _turned(e, x, perm)
+    before = [lead + n + sum(m < n for m in moving) for n in range(count)]  # where the places of each axis are
+    x = _turned(e, x, [*range(lead), *before, *(before[n] + 1 for n in moving)])
+    shape = list(o.result.type.shape)
+    x = e.reshape(x, [*shape[: lead + count], *(shape[lead + count + n] for n in moving)], shape)
     return e("cast", x=x, dtype="bool") if dtype is DType.bool else x
 
 
@@ -150,8 +155,8 @@ def _check(e: Emitter, o: Operation) -> Any:
 
 @rule(ops.ShiftLeft, ops.ShiftRight)
 def _shift(e: Emitter, o: Operation) -> Any:
-    """Times or through a power of two out of a table; a quotient is rounded down, as sign bits come in. 2^31 is no number there: to the right, what is
-    left is the sign, as of all that lies beyond."""
+    """Times or through a power of two out of a table; a quotient is rounded down, as sign bits come in. 2^31 is no number there: to the right, what
+    is left is the sign, as of all that lies beyond."""
     dtype = o.result.type.dtype
     left = isinstance(o.op, ops.ShiftLeft)
     if left and dtype is not DType.i32:
