@@ -156,7 +156,15 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
 
 @overload
 def export(
-    model: Any, path: str | os.PathLike[str], *, quantize: str | None = ..., dtype: Any = ..., example_inputs: Any = ..., opset: int | None = ...
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    quantize: str | None = ...,
+    dtype: Any = ...,
+    example_inputs: Any = ...,
+    opset: int | None = ...,
+    cache: str | None = ...,
+    capacity: int | None = ...,
 ) -> Written: ...
 @overload
 def export(
@@ -167,6 +175,8 @@ def export(
     dtype: Any = ...,
     example_inputs: Any = ...,
     opset: int | None = ...,
+    cache: str | None = ...,
+    capacity: int | None = ...,
 ) -> list[Written]: ...
 def export(
     model: Any,
@@ -176,6 +186,8 @@ def export(
     dtype: Any = None,
     example_inputs: Any = None,
     opset: int | None = None,
+    cache: str | None = None,
+    capacity: int | None = None,
 ) -> Written | list[Written]:
     """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, ``.mlir`` or
     ``.mlpackage``. Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other
@@ -185,9 +197,11 @@ def export(
     are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
     (docs/onnx_export.md).
 
-    Core ML packages: ``model`` as for ONNX; ``dtype`` is what floats are computed in, ``f16`` (if not said) or ``f32``; ``quantize`` None or
-    ``int8``, weights of matrices in 8 bits. Dims that are dynamic stay so. In f16, tensors that overflow on seeded inputs stay in f32 and are in
-    ``wide`` of what is returned, by name (docs/coreml.md).
+    Core ML packages: ``model`` as for ONNX; ``dtype`` is what floats are computed in, ``f16`` (if not said) or ``f32``; ``quantize`` None, or weights
+    of matrices as ``int8``, ``int4`` in blocks of 32, or ``palette4``, 16 numbers by k-means. Dims that are dynamic stay so. In f16, tensors that
+    overflow on seeded inputs stay in f32 and are in ``wide`` of what is returned, by name. ``cache="f16"``: a language model that reads on, keys and
+    values of up to ``capacity`` tokens (2048, or as many as it has positions for) in states: ``input_ids[1, piece]`` and ``start[1]``, how many were
+    read before, to ``logits[1, vocab]`` of the token after them (docs/coreml.md).
 
     StableHLO: ``model`` as for ONNX; all dims that are dynamic stay so. Weights are in the text (docs/stablehlo.md).
 
@@ -198,7 +212,7 @@ def export(
     """
     from trustformers_ir import exporter
 
-    options = exporter.Options(quantize, dtype, example_inputs, opset)
+    options = exporter.Options(quantize, dtype, example_inputs, opset, cache, capacity)
     if isinstance(path, (str, os.PathLike)):
         return exporter.export(model, [path], options)[0]
     return exporter.export(model, path, options)

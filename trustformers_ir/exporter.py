@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from trustformers_ir.codegen.export.coreml.package import MARKER
+from trustformers_ir.codegen.export.coreml.weights import WeightForm
 from trustformers_ir.codegen.export.emitting import canonical
 from trustformers_ir.codegen.export.written import Written
+from trustformers_ir.frontend.generation import fixed_cache, only_step
+from trustformers_ir.ir.abi import PIECE, STEP
 from trustformers_ir.ir.atomic import check_writable
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
+from trustformers_ir.ir.dims import symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, opened, to_module
+
+CAPACITY = 2048  # tokens of a cache, where nothing else is asked for and the model has as many positions
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Options:
     dtype: Any = None
     example_inputs: Any = None
     opset: int | None = None
+    cache: str | None = None
+    capacity: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,37 @@ def _coreml(model: Any, path: str, options: Options) -> Written:
     found = dtype_of(options.dtype) or DType.f16
     if found not in (DType.f16, DType.f32):
         raise CompilerError.of(Code.USAGE, f"Core ML does not compute in {found}", help="give f16 or f32")
-    if options.quantize not in (None, "int8"):
-        raise CompilerError.of(Code.USAGE, f"'{options.quantize}' is no form of weights of Core ML packages", help="give int8, or leave it out")
-    module = _graph(model, options.example_inputs, DType.f32 if is_checkpoint(model) else None)
-    return write_coreml(path, module, dtype=found, quantize=options.quantize)
+    forms = {form.value: form for form in WeightForm}
+    if options.quantize is not None and options.quantize not in forms:
+        message = f"'{options.quantize}' is no form of weights of Core ML packages"
+        raise CompilerError.of(Code.USAGE, message, help=f"give {', '.join(forms)}, or leave it out")
+    numbers = DType.f32 if is_checkpoint(model) else None
+    if options.cache is None and options.capacity is None:
+        module = _graph(model, options.example_inputs, numbers)
+    else:
+        module = _decoder(model, options, numbers)
+    return write_coreml(path, module, dtype=found, weights=forms.get(options.quantize))
+
+
+def _decoder(model: Any, options: Options, dtype: DType | None) -> Module:
+    """The graph of a language model that reads on, whose caches have one size for good: states, as Core ML has them."""
+    if options.cache is None:
+        raise CompilerError.of(Code.USAGE, "capacity is that of a cache, and none was asked for", help="cache='f16' keeps keys and values as states")
+    if options.cache != "f16":
+        raise CompilerError.of(Code.USAGE, f"cache is {options.cache!r}, and states of Core ML packages are of f16", help="give f16")
+    if options.capacity is not None and options.capacity < 1:
+        raise CompilerError.of(Code.USAGE, f"a cache of {options.capacity} tokens holds none", help=f"the default is {CAPACITY}")
+    opened_model, _ = opened(model)
+    module = to_module(opened_model, options.example_inputs, dtype, fixed_cache(options.capacity or CAPACITY))
+    if STEP not in module.functions:
+        message = "only language models have caches: what a checkpoint folder, a GGUF file or random:<model_type> names"
+        raise CompilerError.of(Code.CANNOT_EXPORT, message, help="leave out cache")
+    held = module.facts.bounds(symbol(PIECE))[1]
+    if options.capacity is not None and options.capacity > held:
+        message = f"a cache of {options.capacity} tokens is asked for, and the model has positions for {held}"
+        raise CompilerError.of(Code.USAGE, message, help=f"give at most {held}")
+    check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
+    return canonical(only_step(module))
 
 
 def _stablehlo(model: Any, path: str, options: Options) -> Written:
@@ -137,6 +172,6 @@ def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
 FORMATS: Mapping[str, Format] = {
     ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset"})),
     ".gguf": Format("GGUF files", _gguf, frozenset({"quantize", "dtype"})),
-    ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs"}), MARKER),
+    ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs", "cache", "capacity"}), MARKER),
     ".mlir": Format("StableHLO files", _stablehlo, frozenset({"dtype", "example_inputs"})),
 }

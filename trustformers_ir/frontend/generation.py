@@ -8,11 +8,16 @@ Both give ``logits[batch, vocab]``, the scores of the token after the last one t
 some rotary positions depend on it. ``key_i`` and ``value_i``, ``[batch, heads, capacity, features]``, are states: the cache of layer i. Where a cache
 is kept in codes, ``key_scale_i`` and ``value_scale_i`` stand beside them; where it is kept in pages, ``[pool, heads, 64, features]``, there is an
 input ``pages[batch, table]`` before the states, and one ``pages_w`` for the layers that see w tokens alone.
+
+Where a cache has so many places for good (``CacheForm.places``), one function takes the place of both:
+
+    step(input_ids[1, piece], start[1], key_0, value_0, …)     reads the next tokens of one text
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,8 @@ from trustformers_ir.frontend.folder import Folder
 from trustformers_ir.frontend.gguf.container import GgufFile
 from trustformers_ir.frontend.trace import trace_into
 from trustformers_ir.ir import ops
-from trustformers_ir.ir.abi import DECODE, PAGES, POOL, PREFILL
-from trustformers_ir.ir.core import Module, Weight
+from trustformers_ir.ir.abi import DECODE, PAGES, PIECE, POOL, PREFILL, START, STEP
+from trustformers_ir.ir.core import Function, Module, Weight
 from trustformers_ir.ir.diagnostics import Code
 from trustformers_ir.ir.dims import SymbolFact, symbol
 from trustformers_ir.ir.dtypes import DType
@@ -35,6 +40,8 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
     """Gives the module of a language model its ``prefill`` and ``decode``; one of another model stays as it is."""
     if not isinstance(model, LanguageModel):
         return
+    if form.places is not None and model.longest is not None:
+        form = replace(form, places=min(form.places, model.longest))
     caches: dict[str, TensorType] = {}
     windows: list[int | None] = []
     for layer, o in enumerate(o for o in module.main.body if isinstance(o.op, ops.Attention)):
@@ -58,6 +65,14 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
     def decode(input_ids: Tensor, start: Tensor, **kept: Tensor) -> dict[str, Tensor]:
         return read(input_ids, start, None, start + 1, kept)
 
+    if form.places is not None:
+
+        def step(input_ids: Tensor, start: Tensor, **kept: Tensor) -> dict[str, Tensor]:
+            return read(input_ids, start, None, start + input_ids.shape[1], kept)
+
+        specs: dict[str, Any] = {"input_ids": DType.i64[1, PIECE], START: DType.i64[1], **caches}
+        trace_into(module, STEP, step, facts={PIECE: SymbolFact(1, form.places)}, weights=weights, states=len(caches), **specs)
+        return
     texts: dict[str, Any] = {"input_ids": ids, "start": many, "last": many, "whole": many, **named, **caches}
     tokens: dict[str, Any] = {"input_ids": one, "start": many, **named, **caches}
     facts = {"capacity": SymbolFact(1, model.longest)}
@@ -66,6 +81,19 @@ def add_generation(module: Module, model: object, weights: Mapping[str, Weight],
         facts = {"table": SymbolFact(1, longest), **{POOL.of(window): SymbolFact(1) for window in tables}}
     for name, function, specs in ((PREFILL, prefill, texts), (DECODE, decode, tokens)):
         trace_into(module, name, function, facts=facts, weights=weights, states=len(caches), **specs)
+
+
+def fixed_cache(places: int) -> CacheForm:
+    """A cache in f16 for one text of so many tokens, or of as many as the model has positions for where those are fewer."""
+    return CacheForm(DType.f16, places=places)
+
+
+def only_step(module: Module) -> Module:
+    """The module of a language model with a fixed cache, changed so that reading on is all that it does, as ``main``."""
+    step = module.functions[STEP]
+    module.functions = {"main": Function("main", step.body, step.states)}
+    module.metadata = {key: text for key, text in module.metadata.items() if not key.startswith("default.")}  # of inputs that it has no more
+    return module
 
 
 def end_tokens(source: Any) -> list[int]:

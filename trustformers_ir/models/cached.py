@@ -26,10 +26,11 @@ STORAGES = {"f32": DType.f32, "f16": DType.f16, "bf16": DType.bf16, "q8_0": DTyp
 @dataclass(frozen=True)
 class CacheForm:
     """How keys and values are kept: as ``storage`` (i8: codes in groups with a scale of 16 bits each; None: as the model computes them), and in pages
-    where ``paged``."""
+    where ``paged``. ``places``: of how many tokens for good, of one text; None: as many as a call brings memory for."""
 
     storage: DType | None = None
     paged: bool = False
+    places: int | None = None
 
     @classmethod
     def parse(cls, text: object) -> CacheForm:
@@ -43,6 +44,8 @@ class CacheForm:
     def states(self, name: str, kept: TensorType, window: int | None) -> dict[str, TensorType]:
         """What keeps ``kept[batch, heads, length, features]`` of a layer that sees so many tokens: the types by name."""
         batch, heads, _, features = kept.shape
+        if self.places is not None:
+            return {name: TensorType((1, heads, self.places, features), self.storage or kept.dtype)}
         lead = (symbol(POOL.of(window)), heads, PAGE) if self.paged else (batch, heads, symbol("capacity"))
         if self.storage is not DType.i8:
             return {name: TensorType((*lead, features), self.storage or kept.dtype)}

@@ -95,7 +95,8 @@ class Agreement:
 def agreement(
     path: str, source: Module, subjects: Sequence[Subject], seeded: int, seed: int, tolerance: float | None, attribute: bool = True
 ) -> Agreement:
-    """Each subject in each of its ways next to a float64 run of the source. ``tolerance``: instead of what dtype and depth give."""
+    """Each subject in each of its ways next to a float64 run of the source, whose weights are rounded first where the file says that it rounds them.
+    ``tolerance``: instead of what dtype and depth give."""
     same_signature(path, source, subjects)
     probes = make_probes(source, seeded, seed)
     runs = [(s, r) for s in subjects for r in s.runs]
@@ -104,12 +105,12 @@ def agreement(
     failures: dict[int, CompilerError] = {}
     for number, probe in enumerate(probes):
         note("probing", number, len(probes))
-        true = true_outputs(source, probe.arrays)
+        truths = {id(m): true_outputs(m, probe.arrays) for m in {id(m): m for m in (s.truth or source for s in subjects)}.values()}
         for n, (subject, run) in enumerate(runs):
             if n in failures:
                 continue
             try:
-                found = _compare(source, subject, run, probe, true, tolerance)
+                found = _compare(source, subject, run, probe, truths[id(subject.truth or source)], tolerance)
             except CompilerError as error:
                 if any(d.code is not Code.CHECK_FAILED for d in error.diagnostics):
                     raise
@@ -122,7 +123,7 @@ def agreement(
                 smallest[n] = probe
     verdicts = []
     for n, (subject, run) in enumerate(runs):
-        culprits, untold = (_blame(source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
+        culprits, untold = (_blame(subject.truth or source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
         rows = tuple(worst[n].values())
         verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold))
     return Agreement(path, seed, tuple(probes), tuple(verdicts))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import trustformers_ir as tfir
-from trustformers_ir.codegen.export.coreml.evaluate import computes_in_f16, evaluate_package, read_program
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -17,6 +16,7 @@ from trustformers_ir.ir.interpreter import argument_names, evaluate, result_name
 from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
+from trustformers_ir.tools.agreement.coreml_file import CoreMlFile
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
 from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
@@ -45,7 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read."""
+    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read. ``truth``: the source with its weights
+    as the file says that it rounds them, where it says so: what it is compared with then."""
 
     path: str
     kind: str
@@ -53,35 +54,43 @@ class Subject:
     outputs: int
     runs: tuple[Run, ...]
     module: Module | None = None
+    truth: Module | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A kind of file: its ending, how it is opened (with the source beside it), and what may execute it."""
+    """A kind of file: its ending, how it is opened (with the source beside it), and what may execute it. ``compiles``: ``--compiled`` compiles it.
+    ``graph``: it holds a graph that can be the source of others."""
 
     ending: str
     kind: str
     by: tuple[str, ...]
     open: Callable[[str, Module], Subject]
+    compiles: bool = False
+    graph: bool = True
 
 
 def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -> Subject:
     """The file, executed by what is named in ``by``, or by all that is there. Raises ``CompilerError`` when there is none."""
     note(f"reading {path}")
-    reader = next((r for r in READERS if r.ending and path.endswith(r.ending)), READERS[-1])
-    native = compiled and reader.ending not in (".onnx", ".mlir", ".tfc")
-    subject = _native(path, tfir.compile(path), reader.kind) if native else reader.open(path, source)
+    reader = _reader(path)
+    subject = _native(path, tfir.compile(path), reader.kind) if compiled and reader.compiles else reader.open(path, source)
     runs = tuple(r for r in subject.runs if (r.by in by if by else not r.asked))
     if not runs:
         message = f"nothing of --by {', '.join(by)} executes '{path}'"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), f"it is executed by {', '.join(r.by for r in subject.runs)}")
-    return Subject(subject.path, subject.kind, subject.inputs, subject.outputs, runs, subject.module)
+    return replace(subject, runs=runs)
+
+
+def _reader(path: str) -> Reader:
+    """The row of a file's kind."""
+    return next((r for r in READERS if path.rstrip("/").endswith(r.ending)), READERS[-1])
 
 
 def open_source(path: str) -> Module:
     """The graph of the first file, of which a float64 run is the truth."""
     note(f"reading {path}")
-    if path.endswith((".mlpackage", ".mlir")):  # it says nothing of a graph that can be read
+    if not _reader(path).graph:
         message, help = f"'{path}' cannot be the first", f"name the model before it: tfc verify MODEL {path}"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
     return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
@@ -175,16 +184,14 @@ def _gguf(path: str, source: Module) -> Subject:
 
 
 def _coreml(path: str, source: Module) -> Subject:
-    """A package in numpy, for Apple's runtime is not here: it says nothing of a graph, so its inputs are those of the source."""
-    program = read_program(path)
-    shapes = [a.type.rank for a in source.main.outputs]
-
-    def compute(arrays: Arrays) -> list[np.ndarray]:
-        made = list(evaluate_package(path, arrays).values())
-        return [m if n >= len(shapes) or shapes[n] else m.reshape(()) for n, m in enumerate(made)]
-
-    run = Run("numpy", compute, importlib.metadata.version("coremltools"), least=UNITS[DType.f16] if computes_in_f16(program) else 0.0)
-    return Subject(path, "Core ML package", signature(source), len(program.functions["main"].outputs), (run,))
+    """It says nothing of a graph, so its inputs are those of the source."""
+    file = CoreMlFile(path, source)
+    version = importlib.metadata.version("coremltools")
+    if file.capacity:
+        run = Run("numpy", file.read_on, version, file.true_scores, least=file.least)
+    else:
+        run = Run("numpy", file.run, version, least=file.least)
+    return Subject(path, "Core ML package", signature(source), file.outputs, (run,), truth=file.truth)
 
 
 def _stablehlo(path: str, source: Module) -> Subject:
@@ -202,9 +209,9 @@ def _stablehlo(path: str, source: Module) -> Subject:
 READERS = (
     Reader(".tfc", "artifact", ("native code",), _artifact),
     Reader(".onnx", "ONNX file", ("onnxruntime", "onnx.reference"), _onnx),
-    Reader(".gguf", "GGUF file", ("interpreter", "llama.cpp"), _gguf),
-    Reader(".mlpackage", "Core ML package", ("numpy",), _coreml),
-    Reader(".mlir", "StableHLO file", ("xla", "stablehlo"), _stablehlo),
-    Reader("", "graph", ("interpreter",), _graph),
+    Reader(".gguf", "GGUF file", ("interpreter", "llama.cpp"), _gguf, compiles=True),
+    Reader(".mlpackage", "Core ML package", ("numpy",), _coreml, graph=False),
+    Reader(".mlir", "StableHLO file", ("xla", "stablehlo"), _stablehlo, graph=False),
+    Reader("", "graph", ("interpreter",), _graph, compiles=True),
 )
 RUNNERS = tuple(dict.fromkeys(name for r in READERS for name in r.by))

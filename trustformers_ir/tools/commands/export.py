@@ -23,17 +23,22 @@ def export(
         list[str], typer.Option("-o", "--output", metavar="FILE", help="*.gguf, *.onnx, *.mlir or *.mlpackage; may be repeated.", show_default=False)
     ],
     quantize: Annotated[
-        str | None, typer.Option(metavar="T", help="The type of matrices: f32, f16, bf16, q8_0, …, q4_k_m, …; or int8.", show_default="as stored")
+        str | None,
+        typer.Option(metavar="T", help="The type of matrices: f32, q8_0, …, q4_k_m, …; Core ML: int8, int4, palette4.", show_default="as stored"),
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of what is not quantized: f32, f16 or bf16; Core ML: f16, f32.")] = None,
     opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="C", help="Core ML: a language model that keeps what it has read in states, as f16.", show_default=False)
+    ] = None,
+    capacity: Annotated[int | None, typer.Option(min=1, metavar="N", help="With --cache: the most tokens of a text.", show_default="2048")] = None,
     lock: Lock = None,
     bom: Bom = None,
     json: Json = False,
 ) -> None:
     """Write MODEL for other systems."""
     started = time.perf_counter()
-    keeper = Keeper.of(Request.of(EXPORT, model, output, quantize=quantize, dtype=dtype, opset=opset), lock, bom)
+    keeper = Keeper.of(Request.of(EXPORT, model, output, quantize=quantize, dtype=dtype, opset=opset, cache=cache, capacity=capacity), lock, bom)
     with console.progress("exporting"):
         made = write(keeper.request, output)
         keeper.keep(functools.partial(exported, made, output))

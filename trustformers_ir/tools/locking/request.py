@@ -33,7 +33,7 @@ OPTIONS: Mapping[str, Mapping[str, type]] = {
         "target": str, "quantize": str, "calibrate": list, "dtype": str, "schedules": str, "cache": str, "dynamic": list, "input": list,
         "embed_weights": bool,
     },
-    EXPORT: {"quantize": str, "dtype": str, "opset": int},
+    EXPORT: {"quantize": str, "dtype": str, "opset": int, "cache": str, "capacity": int},
 }  # fmt: skip
 
 

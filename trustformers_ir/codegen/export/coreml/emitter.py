@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trustformers_ir.codegen.export.coreml.weights import WeightForm, coded, takes
 from trustformers_ir.codegen.export.emitting import GraphEmitter, Unsupported
 from trustformers_ir.codegen.op_rules import OpRules
 from trustformers_ir.ir import ops
@@ -35,21 +36,33 @@ STORED: Mapping[DType, Any] = {
 }  # fmt: skip
 WORDS: Mapping[Any, str] = {np.float32: "fp32", np.float16: "fp16", np.int32: "int32", np.bool_: "bool"}
 MOST_AXES = 5
+MOVED = (ops.Reshape, ops.Transpose, ops.Expand, ops.Unfold)  #: ops that know arrays of more axes
+
+
+def packed(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The shape under which an array lies in the program: one of too many axes without those of size 1."""
+    return tuple(shape) if len(shape) <= MOST_AXES else tuple(d for d in shape if d != 1)
 
 
 class Emitter(GraphEmitter[Any]):
-    """The ops of a function, in order. Lives inside a function of the builder ``mb``; ``given``: its inputs. Sizes are ``i32[1]``."""
+    """The ops of a function, in order. Lives inside a function of the builder ``mb``; ``given``: its inputs; ``form``: what matrices are kept in,
+    None for numbers. Sizes are ``i32[1]``."""
 
     system, page, rules = "for Core ML", "docs/coreml.md", RULES
 
-    def __init__(self, mb: Any, module: Module, function: Function, given: Sequence[Any]) -> None:
+    def __init__(self, mb: Any, module: Module, function: Function, given: Sequence[Any], form: WeightForm | None = None) -> None:
         super().__init__(module, function)
-        self.mb = mb
+        self.mb, self.form = mb, form
         #: of each op by its name, where in the source it comes from
         self.places: dict[str, str] = {}
         self._weights: dict[str, Any] = {}
         self._ports = [self.fresh(str(v.name)) for v in given]
+        #: where what a state is after the call goes
+        self._kept = {after: port for (_, after), port in zip(function.next_states.items(), given[len(given) - function.states :], strict=True)}
         for value, port in zip(function.args, given, strict=True):
+            if value in function.next_states:
+                self._values[value] = self("read_state", input=port)
+                continue
             x = self("squeeze", x=port, axes=[0]) if value.type.rank == 0 else port
             self._values[value] = self("not_equal", x=x, y=np.int32(0)) if value.type.dtype is DType.bool else x
 
@@ -58,13 +71,14 @@ class Emitter(GraphEmitter[Any]):
     def run(self) -> list[Any]:
         """Writes every operation; the outputs. ``CompilerError`` with all ops that cannot be written."""
         self.write()
-        return [self._output(number, value) for number, value in enumerate(self.function.outputs)]
+        results = self.function.outputs[: len(self.function.outputs) - self.function.states]
+        return [self._output(number, value) for number, value in enumerate(results)]
 
     def check(self, o: Operation) -> None:
         for t in (*o.operand_types, *(r.type for r in o.results)):
             if t is not None and t.dtype not in STORED:
                 raise Unsupported(f"Core ML computes in no {t.dtype}")
-            if t is not None and t.rank > MOST_AXES:
+            if t is not None and len(t.shape if not isinstance(o.op, MOVED) else packed(t.shape)) > MOST_AXES:
                 raise Unsupported(f"arrays have at most {MOST_AXES} axes")
 
     def stand_ins(self, o: Operation) -> list[None]:
@@ -74,7 +88,10 @@ class Emitter(GraphEmitter[Any]):
         if any(v in self._values and self._values[v] is None for v in o.operands if v is not None):  # said already, of what it reads
             return self.stand_ins(o)
         try:
-            return super().made(found, o)
+            made = super().made(found, o)
+            if o.results and o.results[0] in self._kept:  # what is read from then on is what the state holds
+                made = [self("coreml_update_state", state=self._kept[o.results[0]], value=made[0])]
+            return made
         except (ValueError, TypeError, NotImplementedError) as problem:  # of the builder, which checks what it is given
             raise Unsupported(str(problem).strip().splitlines()[0]) from problem
 
@@ -112,8 +129,21 @@ class Emitter(GraphEmitter[Any]):
     def weight(self, name: str) -> Any:
         if name not in self._weights:
             w = self.module.weights[name]
-            self._weights[name] = self.mb.const(val=self.stored(w.data, w.type.dtype), name=self.fresh(name))
+            array = self.stored(w.data, w.type.dtype)
+            if self.form is not None and takes(w.type.dtype, array.shape):
+                self._weights[name] = self._coded(name, array, self.form)
+            else:
+                self._weights[name] = self.mb.const(val=array, name=self.fresh(name))
         return self._weights[name]
+
+    def _coded(self, name: str, array: np.ndarray, form: WeightForm) -> Any:
+        """A weight in codes."""
+        from coremltools.converters.mil.mil import types
+
+        found = coded(form, array)
+        packed = {"int4": types.np_int4_dtype, "palette4": types.np_uint4_dtype}.get(form.value)
+        operands = {k: v.astype(packed) if k == found.packed else v for k, v in found.operands.items()}
+        return getattr(self.mb, found.op)(name=self.fresh(name), **operands)
 
     def stored(self, array: Any, dtype: DType) -> np.ndarray:
         """Numbers as the program holds them. Refuses integers that 32 bits cannot hold."""
@@ -159,8 +189,14 @@ class Emitter(GraphEmitter[Any]):
         parts = [self.mb.const(val=p, name=self.fresh("constant")) if isinstance(p, np.ndarray) else p for p in parts]
         return parts[0] if len(parts) == 1 else self("concat", values=parts, axis=0)
 
+    @property
+    def has_states(self) -> bool:
+        """Whether what came with them (iOS 18) can be said."""
+        return bool(self.function.states)
+
     def reshape(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
         """``x`` under another shape. One size that is not known need not be computed."""
+        source, target = packed(source), packed(target)
         if tuple(source) == tuple(target):
             return x
         if len(target) > MOST_AXES:
@@ -171,3 +207,12 @@ class Emitter(GraphEmitter[Any]):
         if plain.count(-1) <= 1:
             return self("reshape", x=x, shape=np.array(plain, np.int32))
         return self("reshape", x=x, shape=self.shape(target))
+
+    def spread(self, x: Any, source: Sequence[Dim], target: Sequence[Dim]) -> Any:
+        """``x`` of a shape as one of a wider shape, its numbers repeated."""
+        pairs: list[tuple[Dim, Dim]] = list(zip((*(1 for _ in range(len(target) - len(source))), *source), target, strict=True))
+        if len(target) > MOST_AXES:
+            pairs = [(a, b) for a, b in pairs if b != 1]
+        full = tuple(a for a, _ in pairs)
+        y = x if full == tuple(source) else self.reshape(x, source, full)
+        return y if all(a == b for a, b in pairs) else self("tile", x=y, reps=self.shape([1 if a == b else b for a, b in pairs]))

@@ -236,7 +236,12 @@ def _atan2(e: Emitter, o: Operation) -> Any:
 
 @rule(ops.Select)
 def _select(e: Emitter, o: Operation) -> Any:
-    return e("select", cond=e.operand(o, 0), a=e.operand(o, 1), b=e.operand(o, 2))
+    """The result has the shape of the two that are chosen from, which the condition does not widen there."""
+    _, a, b = o.inputs
+    shape = o.result.type.shape
+    x, y = (v if t.type.shape in ((), shape) else e.spread(v, t.type.shape, shape) for v, t in ((e.value(a), a), (e.value(b), b)))
+    x = e.spread(x, a.type.shape, shape) if a.type.shape == b.type.shape == () != shape else x
+    return e("select", cond=e.operand(o, 0), a=x, b=y)
 
 
 @rule(ops.Clamp)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import STORED, WORDS, Emitter, rule
+from trustformers_ir.codegen.export.coreml.emitter import MOST_AXES, STORED, WORDS, Emitter, rule
 from trustformers_ir.codegen.export.coreml.rules_elementwise import whole
 from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
@@ -56,17 +56,17 @@ def _reshape(e: Emitter, o: Operation) -> Any:
 @rule(ops.Transpose)
 def _transpose(e: Emitter, o: Operation) -> Any:
     assert isinstance(o.op, ops.Transpose)
-    return e("transpose", x=e.operand(o, 0), perm=list(o.op.perm)) if o.op.perm else e.operand(o, 0)
+    shape, perm = o.inputs[0].type.shape, list(o.op.perm)
+    if len(shape) > MOST_AXES:  # it lies there without axes of size 1
+        there = [axis for axis, d in enumerate(shape) if d != 1]
+        perm = [there.index(axis) for axis in perm if axis in there]
+    return e("transpose", x=e.operand(o, 0), perm=perm) if perm != sorted(perm) else e.operand(o, 0)
 
 
 @rule(ops.Expand)
 def _expand(e: Emitter, o: Operation) -> Any:
-    x, target = o.inputs[0], o.result.type.shape
-    source = (*(1 for _ in range(len(target) - x.type.rank)), *x.type.shape)
-    y = e.reshape(e.value(x), x.type.shape, source) if len(source) > x.type.rank else e.value(x)
-    if source == target:
-        return y
-    return e("tile", x=y, reps=e.shape([1 if a == b else b for a, b in zip(source, target, strict=True)]))
+    x = o.inputs[0]
+    return e.spread(e.value(x), x.type.shape, o.result.type.shape)
 
 
 @rule(ops.Concat)

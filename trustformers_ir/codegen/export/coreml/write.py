@@ -1,8 +1,6 @@
 """Core ML packages: the program out of the graph, in f32 or f16, with dims that stay dynamic; a folder that appears whole.
 
-f16 is what Apple's neural engine computes in, and it ends at 65504. So before anything is rounded the program is executed in f32 on made-up inputs
-(``evaluate.py``), the largest magnitude of each tensor is noted, and ops that read or make a larger one stay in f32. So do those that make angles,
-which f16 has too few digits for: what sine and cosine read.
+A function with states, what a decoder has read, becomes a model with states: packages for iOS 18, whose callers keep them between calls.
 """
 
 from __future__ import annotations
@@ -13,16 +11,17 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml import rules_elementwise, rules_nn, rules_shape
+from trustformers_ir.codegen.export.coreml import rules_contract, rules_elementwise, rules_nn, rules_shape
 from trustformers_ir.codegen.export.coreml.emitter import STORED, Emitter
-from trustformers_ir.codegen.export.coreml.evaluate import run_function
 from trustformers_ir.codegen.export.coreml.package import MARKER, coremltools_module, settle
+from trustformers_ir.codegen.export.coreml.ranges import look_at_ranges
+from trustformers_ir.codegen.export.coreml.weights import WEIGHTS_KEY, WeightForm
 from trustformers_ir.codegen.export.written import Wide, Written
 from trustformers_ir.ir.atomic import atomic_folder
 from trustformers_ir.ir.core import Function, Module
@@ -30,41 +29,37 @@ from trustformers_ir.ir.diagnostics import Code, Collector, Where
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
-from trustformers_ir.ir.probes import draw_dims, draw_inputs
-from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
-assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
-LARGEST = 65504.0  # of f16
-UNSEEN = 1e38  # what masks are made of counts as infinite
-PROBES = 3
+assert rules_contract and rules_elementwise and rules_nn and rules_shape  # imported for their rules
+KINDS = {"constexpr_affine_dequantize": "int8", "constexpr_blockwise_shift_scale": "int4", "constexpr_lut_to_dense": "palette4"}
 MOST = 1 << 20  # a dim without a bound: the format wants one
 _CLEANUP = ("const_elimination", "noop_elimination", "dead_code_elimination", "dedup_op_and_var_names")
 _NARROW = ("add_fp16_cast", "const_elimination", "cast_optimization", "dead_code_elimination")
 _LAST = ("const_deduplication", "dead_code_elimination")
 
 
-def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantize: str | None = None, seed: int = 0) -> Written:
+def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, weights: WeightForm | None = None, seed: int = 0) -> Written:
     """Writes the function ``main`` of ``module`` as a package. ``CompilerError`` with all ops that have no form there; nothing is left half-written.
 
-    ``dtype``: what floats of f32 are computed in, f16 or f32. ``quantize``: None, or ``int8``, symmetric with a scale for each output, for matrices.
-    ``seed``: of the inputs on which ranges are looked at.
+    ``dtype``: what floats of f32 are computed in, f16 or f32. ``weights``: what matrices are kept in, None for numbers. ``seed``: of the inputs on
+    which ranges are looked at.
     """
     ct = coremltools_module()
     with atomic_folder(path, marker=MARKER) as folder:
-        program, inputs, places = _program(ct, module)
+        program, inputs, places = _program(ct, module, weights)
         wide: tuple[Wide, ...] = ()
         narrow = None
         if dtype is DType.f16:
-            wide, kept = _ranges(program.functions["main"], module, places, seed)
+            wide, kept = look_at_ranges(program.functions["main"], module, places, seed)
             narrow = kept
         model = _converted(ct, program, inputs, narrow)
-        if quantize is not None:
-            model = _quantized(ct, model)
         model.short_description = module.metadata.get("architecture", module.main.name)
         model.version = VERSION
         for key, value in module.metadata.items():
             model.user_defined_metadata[key] = value
+        if weights is not None:
+            model.user_defined_metadata[WEIGHTS_KEY] = weights.value
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".coreml.") as scratch:  # coremltools insists on the ending
             made = Path(scratch) / "made.mlpackage"
             model.save(os.fspath(made))
@@ -76,7 +71,7 @@ def write_coreml(path: str, module: Module, *, dtype: DType = DType.f16, quantiz
         return Written((path,), size, _kinds(function), sum(o.op_type != "const" for o in function.operations), wide)
 
 
-def _program(ct: Any, module: Module) -> tuple[Any, list[Any], dict[str, str]]:
+def _program(ct: Any, module: Module, weights: WeightForm | None) -> tuple[Any, list[Any], dict[str, str]]:
     """The program in f32, its inputs as the format describes them, and where in the source each op comes from."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import Function as MilFunction
@@ -87,17 +82,25 @@ def _program(ct: Any, module: Module) -> tuple[Any, list[Any], dict[str, str]]:
     ranges = _ranges_of_dims(ct, module)
     types, specs = [], {}
     for name, v in zip(argument_names(main), main.args, strict=True):
+        if v in main.next_states:
+            specs[name] = mb.state_tensor_placeholder(v.type.concrete({}), _builtin(np.float16))
+            continue
         stored = np.int32 if v.type.dtype is DType.bool else STORED[v.type.dtype]
         shape = [ranges[d] if not isinstance(d, int) else d for d in v.type.shape] or [1]
         types.append(ct.TensorType(name=name, shape=shape, dtype=stored))
         given = [d if isinstance(d, int) else d.symbol for d in shape]
         specs[name] = mb.placeholder(shape=given, dtype=_builtin(stored), allow_rank0_input=False)
     program = Program()
-    with MilFunction(specs, opset_version=ct.target.iOS17) as function:
-        emitter = Emitter(mb, module, main, list(function.inputs.values()))
+    with MilFunction(specs, opset_version=_target(ct, main, weights)) as function:
+        emitter = Emitter(mb, module, main, list(function.inputs.values()), weights)
         function.set_outputs(emitter.run())
     program.add_function("main", function)
     return program, types, emitter.places
+
+
+def _target(ct: Any, main: Function, weights: WeightForm | None) -> Any:
+    """The oldest system that can do it: 4 bits and states came with iOS 18."""
+    return ct.target.iOS18 if main.states or weights in (WeightForm.INT4, WeightForm.PALETTE4) else ct.target.iOS17
 
 
 def _builtin(stored: Any) -> Any:
@@ -111,6 +114,8 @@ def _check_arguments(main: Function) -> None:
     for name, v in zip(argument_names(main), main.args, strict=True):
         if v.type.dtype not in STORED:
             problems.add(Code.CANNOT_EXPORT, f"the input '{name}' is {v.type}, and Core ML computes in no {v.type.dtype}", Where())
+        elif v in main.next_states and (v.type.dtype is not DType.f16 or any(not isinstance(d, int) for d in v.type.shape)):
+            problems.add(Code.CANNOT_EXPORT, f"the state '{name}' is {v.type}, and states there are f16, of one size for good", Where())
         elif v.type.rank > 5:
             problems.add(Code.CANNOT_EXPORT, f"the input '{name}' is {v.type}, and arrays have at most 5 axes there", Where())
         elif any(d == 0 for d in v.type.shape):
@@ -140,70 +145,9 @@ def _converted(ct: Any, program: Any, inputs: Sequence[Any], kept: set[str] | No
         precision = ct.transform.FP16ComputePrecision(op_selector=lambda op: not any(o.name in kept for o in op.outputs))
     with _quiet():
         return ct.convert(
-            program, convert_to="mlprogram", inputs=list(inputs), minimum_deployment_target=ct.target.iOS17, compute_precision=precision,
-            pass_pipeline=pipeline, skip_model_load=True,
+            program, convert_to="mlprogram", inputs=list(inputs), minimum_deployment_target=program.functions["main"].opset_version,
+            compute_precision=precision, pass_pipeline=pipeline, skip_model_load=True,
         )  # fmt: skip
-
-
-def _quantized(ct: Any, model: Any) -> Any:
-    """Matrices in int8, symmetric, a scale for each of their rows."""
-    from coremltools.optimize import coreml as compress
-
-    plan = compress.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=512)
-    with _quiet():
-        return compress.linear_quantize_weights(model, config=compress.OptimizationConfig(global_config=plan))
-
-
-def _ranges(function: Any, module: Module, places: Mapping[str, str], seed: int) -> tuple[tuple[Wide, ...], set[str]]:
-    """Tensors beyond f16 on seeded inputs, and the names of the ops that stay in f32 for them and for angles."""
-    largest: dict[str, float] = {}
-
-    def watch(op: Any, value: np.ndarray) -> None:
-        if value.dtype == np.float32:
-            magnitude = np.abs(value)
-            magnitude = magnitude[magnitude < UNSEEN]
-            name = op.outputs[0].name
-            largest[name] = max(largest.get(name, 0.0), float(magnitude.max(initial=0.0)))
-
-    for number in range(PROBES):
-        note("looking at ranges", number, PROBES)
-        random = np.random.default_rng((seed, number))
-        drawn = draw_inputs(module, draw_dims(module, random), random)
-        feeds = {k: np.asarray(v).reshape(np.shape(v) or (1,)) for k, v in drawn.items()}
-        stored = {name: np.int32 if v.type.dtype is DType.bool else STORED[v.type.dtype] for name, v in _arguments(module)}
-        run_function(function, {k: v.astype(stored[k]) for k, v in feeds.items()}, watch)
-    beyond = {name for name, top in largest.items() if top > LARGEST}
-    wide = tuple(Wide(n, largest[n], places.get(n, "")) for n in largest if n in beyond)
-    kept = {o.name for op in function.operations for o in op.outputs if op.op_type != "const" and _touches(op, beyond)}
-    return wide, kept | _angles(function)
-
-
-def _arguments(module: Module) -> list[tuple[str, Any]]:
-    return list(zip(argument_names(module.main), module.main.args, strict=True))
-
-
-def _touches(op: Any, names: set[str]) -> bool:
-    return any(o.name in names for o in op.outputs) or any(v.name in names for v in _inputs(op))
-
-
-def _inputs(op: Any) -> list[Any]:
-    flat: list[Any] = []
-    for v in op.inputs.values():
-        flat += list(v) if isinstance(v, (list, tuple)) else [v]
-    return [v for v in flat if v is not None]
-
-
-def _angles(function: Any) -> set[str]:
-    """What sine and cosine read, back to where it comes from something that is no number of f32, or from a matrix product."""
-    found: set[str] = set()
-    waiting = [op for op in function.operations if op.op_type in ("sin", "cos")]
-    while waiting:
-        op = waiting.pop()
-        if op.outputs[0].name in found or op.op_type == "const":
-            continue
-        found |= {o.name for o in op.outputs}
-        waiting += [v.op for v in _inputs(op) if v.op is not None and v.op.op_type not in ("linear", "matmul", "gather", "layer_norm", "conv")]
-    return found
 
 
 def _kinds(function: Any) -> dict[str, int]:
@@ -215,7 +159,7 @@ def _kinds(function: Any) -> dict[str, int]:
                 continue  # codes, scales
             kinds[{"fp16": "f16", "fp32": "f32", "int32": "i32"}.get(_word(op.outputs[0]), _word(op.outputs[0]))] += 1
         elif op.op_type.startswith("constexpr"):
-            kinds["int8"] += 1
+            kinds[KINDS[op.op_type]] += 1
     return dict(kinds)
 
 
