@@ -33,7 +33,7 @@ OPTIONS: Mapping[str, Mapping[str, type]] = {
         "target": str, "quantize": str, "calibrate": list, "dtype": str, "schedules": str, "cache": str, "dynamic": list, "input": list,
         "embed_weights": bool,
     },
-    EXPORT: {"quantize": str, "dtype": str, "opset": int},
+    EXPORT: {"quantize": str, "calibrate": list, "dtype": str, "opset": int},
 }  # fmt: skip
 
 
@@ -123,7 +123,8 @@ def saved(request: Request, executable: Runnable, output: str) -> Made:
 
 def export(request: Request, outputs: Sequence[str]) -> list[Written]:
     """Writes the files of a request to export."""
-    return tfir.export(request.model, list(outputs), **{name: request.option(name) for name in OPTIONS[EXPORT]})
+    given = {name: request.option(name) for name in OPTIONS[EXPORT] if name != "calibrate"}
+    return tfir.export(request.model, list(outputs), **given, calibration=[Path(p) for p in request.option("calibrate") or ()] or None)
 
 
 def exported(written: Sequence[Written], outputs: Sequence[str]) -> Made:
