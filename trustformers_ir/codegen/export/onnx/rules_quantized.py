@@ -79,8 +79,8 @@ def _quantize_static(e: Emitter, o: Operation) -> str:
 @rule(ops.LinearInt8)
 def _linear_int8(e: Emitter, o: Operation) -> str:
     """Both factors behind a ``DequantizeLinear``, the weight's by output. Scales and zero points of rows do not go into that of the activation: ONNX
-    Runtime multiplies whole numbers where those are one number each, and fails on a row's. So there the codes themselves are multiplied, less 128,
-    and what a row has of its own comes behind: ``scale * (sum of (q - 128) * w - (zero - 128) * sum of w)``."""
+    Runtime multiplies whole numbers where those are one number each, and fails on a row's. So there the codes themselves are multiplied, less 128
+    so that little is taken away again, and what a row has of its own comes behind: ``scale * (sum of (q - 128) * w - (zero - 128) * sum of w)``."""
     q, scale, zero, weight, weight_scale, weight_sum, bias = o.operands
     assert q is not None and scale is not None and zero is not None and weight is not None and weight_scale is not None and weight_sum is not None
     if weight.type.layout != ROW_MAJOR:
@@ -90,11 +90,18 @@ def _linear_int8(e: Emitter, o: Operation) -> str:
     if known is not None and scale.type.rank == 0:
         y = e("MatMul", _numbers(e, e.value(q), e.value(scale), e.constant(known, DType.u8)), matrix)
     else:
-        codes = _numbers(e, e.value(q), e.constant(1.0, DType.f32), e.constant(MIDDLE, DType.u8))
-        away = e("Sub", e.cast(e.value(zero), DType.i32, DType.f32), e.constant(float(MIDDLE), DType.f32))
+        middle = MIDDLE if _sums_of(e, weight_sum, weight) else 0
+        codes = _numbers(e, e.value(q), e.constant(1.0, DType.f32), e.constant(middle, DType.u8))
+        away = e("Sub", e.cast(e.value(zero), DType.i32, DType.f32), e.constant(float(middle), DType.f32))
         sums = e("Mul", e.cast(e.value(weight_sum), DType.i32, DType.f32), e.value(weight_scale))
         y = e("Mul", e("Sub", e("MatMul", codes, matrix), e("Mul", away, sums)), e.value(scale))
     return y if bias is None else e("Add", y, e.value(bias))
+
+
+def _sums_of(e: Emitter, sums: Value, weight: Value) -> bool:
+    """Whether the former are known to be the sums of the rows of the latter."""
+    made, of = (None if found is None else e.module.weights[found[0]].origin for found in (e.weight_of(sums), e.weight_of(weight)))
+    return made is not None and of is not None and made == (*of, "sum")
 
 
 # -- weights in blocks ------------------------------------------------------------------------------------------------------
