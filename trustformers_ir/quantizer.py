@@ -187,11 +187,12 @@ def told(recipe: Recipe, quantizer: Pass, rows: Sequence[dict[str, Any]]) -> dic
     who compiled and of who loads. ``rows`` are those of the pass. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
     check_quantized(rows, recipe)
     if isinstance(quantizer, QuantizeInt8):
+        owners: dict[int, str] = {}  # whose name the vector of factors has, which products of one activation share
         for row in (row for row in rows if row["int8"]):
             if quantizer.ranges is not None:
                 known = quantizer.ranges[str(row["name"])]
                 row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
             if (s := quantizer.smoothings.get(str(row["name"]))) is not None:
-                row["smoothing"] = s.as_dict()
+                row["smoothing"] = {**s.as_dict(), "of": owners.setdefault(id(s), str(row["name"]))}
     found = {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
     return {RECIPE_KEY: str(recipe), QUANTIZATION_KEY: json.dumps(found, sort_keys=True, separators=(",", ":"))}

@@ -52,7 +52,8 @@ class Difference:
 @dataclass(frozen=True)
 class Verdict:
     """A file as one program executes it. ``failure``: what that program said when it could not. ``untold``: why no culprit is named, where one was
-    looked for."""
+    looked for. ``quantize``: the recipe of a file that is compared with the source quantized by it, and ``moved`` how far that lies from the source
+    itself, by the largest magnitude of an output."""
 
     path: str
     kind: str
@@ -62,6 +63,8 @@ class Verdict:
     failure: CompilerError | None = None
     culprits: tuple[Culprit, ...] = ()
     untold: str = ""
+    quantize: str = ""
+    moved: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -84,7 +87,7 @@ class Agreement:
     def as_dict(self) -> dict[str, Any]:
         files = [
             {"path": v.path, "kind": v.kind, "by": v.by, "version": v.version, "holds": v.holds, "failure": _said(v.failure), "untold": v.untold,
-             "culprits": [asdict(c) for c in v.culprits]}
+             "culprits": [asdict(c) for c in v.culprits], "quantize": v.quantize or None, "moved": v.moved}
             for v in self.verdicts
         ]  # fmt: skip
         rows = [asdict(d) | {"holds": d.holds} for v in self.verdicts for d in v.differences]
@@ -95,21 +98,26 @@ class Agreement:
 def agreement(
     path: str, source: Module, subjects: Sequence[Subject], seeded: int, seed: int, tolerance: float | None, attribute: bool = True
 ) -> Agreement:
-    """Each subject in each of its ways next to a float64 run of the source. ``tolerance``: instead of what dtype and depth give."""
+    """Each subject in each of its ways next to a float64 run of the source, quantized as the subject says that it is. ``tolerance``: instead of what
+    dtype and depth give."""
     same_signature(path, source, subjects)
     probes = make_probes(source, seeded, seed)
     runs = [(s, r) for s in subjects for r in s.runs]
     worst: dict[int, dict[int, Difference]] = {n: {} for n in range(len(runs))}
     smallest: dict[int, Probe] = {}
     failures: dict[int, CompilerError] = {}
+    moved: dict[int, float] = {}
     for number, probe in enumerate(probes):
         note("probing", number, len(probes))
         true = true_outputs(source, probe.arrays)
+        quantized = {id(s.quantized): true_outputs(s.quantized, probe.arrays) for s in subjects if s.quantized is not None}
         for n, (subject, run) in enumerate(runs):
+            if subject.quantized is not None:
+                moved[n] = max(moved.get(n, 0.0), _moved(source, true, quantized[id(subject.quantized)]))
             if n in failures:
                 continue
             try:
-                found = _compare(source, subject, run, probe, true, tolerance)
+                found = _compare(source, subject, run, probe, quantized.get(id(subject.quantized), true), tolerance)
             except CompilerError as error:
                 if any(d.code is not Code.CHECK_FAILED for d in error.diagnostics):
                     raise
@@ -122,9 +130,11 @@ def agreement(
                 smallest[n] = probe
     verdicts = []
     for n, (subject, run) in enumerate(runs):
-        culprits, untold = (_blame(source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
+        graph = source if subject.quantized is None else subject.quantized
+        culprits, untold = (_blame(graph, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
         rows = tuple(worst[n].values())
-        verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold))
+        about = (subject.quantize, moved.get(n))
+        verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold, *about))
     return Agreement(path, seed, tuple(probes), tuple(verdicts))
 
 
@@ -160,6 +170,12 @@ def _compare(source: Module, subject: Subject, run: Run, probe: Probe, true: lis
     return [_difference(subject, run, probe, *row) for row in zip(names, away, allowed, strict=True)]
 
 
+def _moved(source: Module, true: list[np.ndarray], quantized: list[np.ndarray]) -> float:
+    """How far quantization alone carries the outputs."""
+    types = [v.type.dtype for v in source.main.outputs]
+    return max((distance(a, b, dtype).relative for a, b, dtype in zip(true, quantized, types, strict=True)), default=0.0)
+
+
 def _difference(subject: Subject, run: Run, probe: Probe, name: str, away: Distance, allowed: float) -> Difference:
     return Difference(subject.path, run.by, name, away.ulp, away.absolute, away.relative, away.kl, allowed, probe.name)
 
@@ -168,6 +184,8 @@ def _allowed(source: Module, subject: Subject, run: Run, probe: Probe) -> list[f
     """What the source allows, or the file's own graph where that rounds more: its dtypes and blocks are what it is asked for."""
     least = max(run.least, 0.0 if subject.module is None else _weights_unit(subject.module))
     least = least if least > _weights_unit(source) else 0.0
+    if subject.quantized is not None:
+        return tolerances(subject.quantized, probe.dims, least, same_codes=True)
     found = tolerances(source, probe.dims, least)
     if subject.module is None:
         return found

@@ -31,20 +31,30 @@ class OnnxFile:
     path: str
     inputs: Mapping[str, DType]
     outputs: Sequence[str]
-    least: DType | None  # the narrowest float dtype of its weights
+    least: DType | None  # the narrowest float dtype of its weights, scales of codes left out
+    told: Mapping[str, str]  # what it says of itself, ``metadata_props``
 
     @classmethod
     def open(cls, path: str) -> OnnxFile:
         onnx = package("onnx")
         try:
-            graph = onnx.load(path, load_external_data=False).graph
+            model = onnx.load(path, load_external_data=False)
         except Exception as error:
             message = f"'{path}' is no ONNX file: {error}"
             raise CompilerError.of(Code.UNREADABLE, message, Where(file=path)) from error
+        graph = model.graph
         weights = {t.name for t in graph.initializer}
         inputs = {i.name: _dtype(i.type.tensor_type.elem_type, i.name, path) for i in graph.input if i.name not in weights}
-        floats = [DTYPES[t.data_type] for t in graph.initializer if t.data_type in DTYPES and DTYPES[t.data_type].is_float]
-        return cls(path, inputs, [o.name for o in graph.output], min(floats, key=lambda d: d.bits, default=None))
+        scales = _scales(graph)
+        floats = [DTYPES[t.data_type] for t in graph.initializer if t.name not in scales and t.data_type in DTYPES]
+        least = min((d for d in floats if d.is_float), key=lambda d: d.bits, default=None)
+        return cls(path, inputs, [o.name for o in graph.output], least, {p.key: p.value for p in model.metadata_props})
+
+    def weight(self, name: str) -> np.ndarray | None:
+        """An initializer; None where it has none of that name."""
+        onnx = package("onnx")
+        found = next((t for t in onnx.load(self.path, load_external_data=False).graph.initializer if t.name == name), None)
+        return None if found is None else np.asarray(onnx.numpy_helper.to_array(found, str(Path(self.path).parent)))
 
     def runtime(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs by ONNX Runtime, with all of its rewrites, as its users have it."""
@@ -104,6 +114,12 @@ class OnnxFile:
         return {name: np.asarray(arrays[name]) for name in self.inputs}
 
 
+def _scales(graph: Any) -> set[str]:
+    """Names of what codes are multiplied by, as it is or widened."""
+    read = {n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return read | {n.input[0] for n in graph.node if n.op_type == "Cast" and n.output[0] in read}
+
+
 def _expose(onnx: Any, model: Any, count: int, narrow: Container[str]) -> dict[str, list[str]]:
     """Leaves the first nodes of a model, with an output for every value that is the result of an operation; which results each is."""
     names: dict[str, list[str]] = {}
@@ -140,8 +156,8 @@ def package(name: str) -> Any:
 
 
 def session(path: str) -> Any:
-    """ONNX Runtime with the file, on the CPU, without its log. Weights in blocks are multiplied by activations as the file has them: of its own accord it
-    would round these to 8 bits, which no file asks for."""
+    """ONNX Runtime with the file, on the CPU, without its log. Weights in blocks are multiplied by activations as the file has them: of its own
+    accord it would round these to 8 bits, which no file asks for."""
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import trustformers_ir as tfir
 from trustformers_ir.codegen.export.coreml.evaluate import computes_in_f16, evaluate_package, read_program
+from trustformers_ir.ir.abi import RECIPE_KEY
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -18,6 +19,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
+from trustformers_ir.tools.agreement.quantized_source import quantized_source
 from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
 from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
@@ -43,7 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read."""
+    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read. ``quantize``: the recipe that it says
+    it is quantized by; ``quantized``: the source as it is quantized there, which is what it should compute."""
 
     path: str
     kind: str
@@ -51,6 +54,8 @@ class Subject:
     outputs: int
     runs: tuple[Run, ...]
     module: Module | None = None
+    quantize: str = ""
+    quantized: Module | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def open_subject(path: str, source: Module, compiled: bool, by: Sequence[str]) -
     if not runs:
         message = f"nothing of --by {', '.join(by)} executes '{path}'"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), f"it is executed by {', '.join(r.by for r in subject.runs)}")
-    return Subject(subject.path, subject.kind, subject.inputs, subject.outputs, runs, subject.module)
+    return replace(subject, runs=runs)
 
 
 def open_source(path: str) -> Module:
@@ -82,7 +87,10 @@ def open_source(path: str) -> Module:
     if path.endswith((".mlpackage", ".mlir")):  # it says nothing of a graph that can be read
         message, help = f"'{path}' cannot be the first", f"name the model before it: tfc verify MODEL {path}"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
-    return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
+    module = tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
+    if path.endswith(".onnx"):  # what its codes stand for is in the graph
+        module.metadata |= {k: v for k, v in OnnxFile.open(path).told.items() if k == RECIPE_KEY}
+    return module
 
 
 def true_outputs(module: Module, arrays: Arrays) -> list[np.ndarray]:
@@ -144,7 +152,9 @@ def _onnx(path: str, source: Module) -> Subject:
     runs = tuple(
         Run(by, compute, version, values=shown(inner), least=least) for (by, compute, inner), version in zip(ways, versions, strict=True)
     )
-    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs)
+    intended = quantized_source(path, source, file.told, file.weight, file.least)
+    recipe = "" if intended is None else file.told[RECIPE_KEY]
+    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs, quantize=recipe, quantized=intended)
 
 
 def _gguf(path: str, source: Module) -> Subject:
