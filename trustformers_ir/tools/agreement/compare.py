@@ -14,12 +14,13 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import result_names
+from trustformers_ir.ir.ops.quantized import QuantizeDynamic, QuantizeStatic
 from trustformers_ir.ir.probes import Probe, make_probes
 from trustformers_ir.ir.progress import note
-from trustformers_ir.tools.agreement.blame import Culprit, blame
+from trustformers_ir.tools.agreement.blame import Culprit, blame, strays
 from trustformers_ir.tools.agreement.metrics import INFINITE, Distance, distance
 from trustformers_ir.tools.agreement.readers import Run, Subject, signature, true_outputs
-from trustformers_ir.tools.agreement.tolerance import UNITS, tolerances
+from trustformers_ir.tools.agreement.tolerance import UNITS, Codes, tolerances
 from trustformers_ir.tools.agreement.values import result_ids
 
 SHOWN = 5  # culprits of a file
@@ -53,7 +54,8 @@ class Difference:
 class Verdict:
     """A file as one program executes it. ``failure``: what that program said when it could not. ``untold``: why no culprit is named, where one was
     looked for. ``quantize``: the recipe of a file that is compared with the source quantized by it, and ``moved`` how far that lies from the source
-    itself, by the largest magnitude of an output."""
+    itself, by the largest magnitude of an output; ``strays``: operations that are wrong on the file's own operands, looked for where activations are
+    quantized."""
 
     path: str
     kind: str
@@ -65,10 +67,11 @@ class Verdict:
     untold: str = ""
     quantize: str = ""
     moved: float | None = None
+    strays: tuple[Culprit, ...] = ()
 
     @property
     def holds(self) -> bool:
-        return self.failure is None and all(d.holds for d in self.differences)
+        return self.failure is None and not self.strays and all(d.holds for d in self.differences)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Agreement:
     def as_dict(self) -> dict[str, Any]:
         files = [
             {"path": v.path, "kind": v.kind, "by": v.by, "version": v.version, "holds": v.holds, "failure": _said(v.failure), "untold": v.untold,
-             "culprits": [asdict(c) for c in v.culprits], "quantize": v.quantize or None, "moved": v.moved}
+             "culprits": [asdict(c) for c in v.culprits], "quantize": v.quantize or None, "moved": v.moved,
+             "strays": [asdict(c) for c in v.strays]}
             for v in self.verdicts
         ]  # fmt: skip
         rows = [asdict(d) | {"holds": d.holds} for v in self.verdicts for d in v.differences]
@@ -133,7 +137,8 @@ def agreement(
         graph = source if subject.quantized is None else subject.quantized
         culprits, untold = (_blame(graph, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
         rows = tuple(worst[n].values())
-        about = (subject.quantize, moved.get(n))
+        wrong = () if tolerance is not None or n in failures else _strays(subject, run, probes[0])
+        about = (subject.quantize, moved.get(n), wrong)
         verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold, *about))
     return Agreement(path, seed, tuple(probes), tuple(verdicts))
 
@@ -185,12 +190,23 @@ def _allowed(source: Module, subject: Subject, run: Run, probe: Probe) -> list[f
     least = max(run.least, 0.0 if subject.module is None else _weights_unit(subject.module))
     least = least if least > _weights_unit(source) else 0.0
     if subject.quantized is not None:
-        return tolerances(subject.quantized, probe.dims, least, same_codes=True)
+        return tolerances(subject.quantized, probe.dims, least, codes=Codes.SAME_BUT_TIES)
     found = tolerances(source, probe.dims, least)
     if subject.module is None:
         return found
     own = tolerances(subject.module, {name: probe.dims[name] for name in subject.module.facts.symbols if name in probe.dims}, run.least)
     return [max(a, b) for a, b in zip(found, own, strict=True)]
+
+
+def _strays(subject: Subject, run: Run, probe: Probe) -> tuple[Culprit, ...]:
+    """Where a file rounds activations to codes, one that is off by one shifts others, and in deep models outputs drift as far as codes are coarse. So
+    there each operation is looked at by itself."""
+    graph = subject.quantized
+    if graph is None or run.values is None or not any(isinstance(o.op, QuantizeDynamic | QuantizeStatic) for o in graph.main.body):
+        return ()
+    note("looking at each op")
+    known = run.values(graph, probe.arrays)
+    return tuple(strays(graph, probe.arrays, known, max(tolerances(graph, probe.dims, run.least, Codes.SAME))))[:SHOWN]
 
 
 def _weights_unit(module: Module) -> float:

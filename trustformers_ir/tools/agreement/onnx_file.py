@@ -45,8 +45,8 @@ class OnnxFile:
         graph = model.graph
         weights = {t.name for t in graph.initializer}
         inputs = {i.name: _dtype(i.type.tensor_type.elem_type, i.name, path) for i in graph.input if i.name not in weights}
-        scales = _scales(graph)
-        floats = [DTYPES[t.data_type] for t in graph.initializer if t.name not in scales and t.data_type in DTYPES]
+        read = _factors(graph)
+        floats = [DTYPES[t.data_type] for t in graph.initializer if t.name in read and t.data_type in DTYPES]
         least = min((d for d in floats if d.is_float), key=lambda d: d.bits, default=None)
         return cls(path, inputs, [o.name for o in graph.output], least, {p.key: p.value for p in model.metadata_props})
 
@@ -114,10 +114,21 @@ class OnnxFile:
         return {name: np.asarray(arrays[name]) for name in self.inputs}
 
 
-def _scales(graph: Any) -> set[str]:
-    """Names of what codes are multiplied by, as it is or widened."""
-    read = {n.input[1] for n in graph.node if n.op_type == "DequantizeLinear"}
-    return read | {n.input[0] for n in graph.node if n.op_type == "Cast" and n.output[0] in read}
+def _factors(graph: Any) -> set[str]:
+    """Names of what nodes read, but for what codes are multiplied by, as it is or widened."""
+    nodes = list(_nodes(graph))
+    scales = {n.input[1] for n in nodes if n.op_type == "DequantizeLinear"}
+    scales |= {n.input[0] for n in nodes if n.op_type == "Cast" and n.output[0] in scales}
+    return {x for n in nodes for x in n.input} - scales
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Those of subgraphs, too."""
+    for node in graph.node:
+        yield node
+        for a in node.attribute:
+            for inner in (*a.graphs, *([a.g] if a.HasField("g") else [])):
+                yield from _nodes(inner)
 
 
 def _expose(onnx: Any, model: Any, count: int, narrow: Container[str]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from trustformers_ir.ir.dtypes import HALVES, DType
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.rounding import round_to
 from trustformers_ir.passes.calibration import Range
-from trustformers_ir.passes.recipes import Calibrated, Recipe, find_recipe
+from trustformers_ir.passes.recipes import F16, Bf16, Calibrated, Recipe, find_recipe
 from trustformers_ir.passes.smoothing import Smoothing
 
 Factors = Callable[[str], "np.ndarray | None"]
@@ -37,7 +37,7 @@ def quantized_source(path: str, source: Module, told: Mapping[str, str], factors
         return None
     note("quantizing the source")
     module = canonical(clone_module(source))
-    if narrow in HALVES:
+    if narrow in HALVES and not is_narrow(told[RECIPE_KEY]):
         _narrow(module, narrow)
     try:
         recipe = find_recipe(told[RECIPE_KEY])
@@ -52,6 +52,11 @@ def quantized_source(path: str, source: Module, told: Mapping[str, str], factors
         if name not in before:
             w.settle(w.data)  # probes read it again and again
     return module
+
+
+def is_narrow(recipe: str) -> bool:
+    """Whether the recipe itself puts weights into 16 bits, where they are factors of f32 arithmetic."""
+    return recipe.partition("{")[0].strip() in (F16.name, Bf16.name)
 
 
 def _narrow(module: Module, dtype: DType) -> None:

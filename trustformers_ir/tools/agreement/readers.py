@@ -19,7 +19,7 @@ from trustformers_ir.ir.progress import note
 from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
-from trustformers_ir.tools.agreement.quantized_source import quantized_source
+from trustformers_ir.tools.agreement.quantized_source import is_narrow, quantized_source
 from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
 from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
@@ -142,7 +142,9 @@ def _graph(path: str, source: Module) -> Subject:
 
 def _onnx(path: str, source: Module) -> Subject:
     file = OnnxFile.open(path)
-    least = 0.0 if file.least is None else UNITS[file.least]
+    intended = quantized_source(path, source, file.told, file.weight, file.least)
+    recipe = "" if intended is None else file.told[RECIPE_KEY]
+    least = 0.0 if file.least is None or is_narrow(recipe) else UNITS[file.least]
     versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
     ways = (("onnxruntime", file.runtime, file.runtime_values), ("onnx.reference", file.reference, file.reference_values))
 
@@ -152,8 +154,6 @@ def _onnx(path: str, source: Module) -> Subject:
     runs = tuple(
         Run(by, compute, version, values=shown(inner), least=least) for (by, compute, inner), version in zip(ways, versions, strict=True)
     )
-    intended = quantized_source(path, source, file.told, file.weight, file.least)
-    recipe = "" if intended is None else file.told[RECIPE_KEY]
     return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs, quantize=recipe, quantized=intended)
 
 

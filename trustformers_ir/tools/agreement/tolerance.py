@@ -17,6 +17,7 @@ part p = min(1, max(1/k, sqrt(variance so far) / 2^-8)) of a row of k, which is 
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,19 +43,27 @@ def blocks_unit(format: Format, group: int = 0) -> float:
     return 0.8 * 2.0 ** (1 - math.floor(bits))
 
 
+class Codes(enum.Enum):
+    """Codes of activations where the truth makes such as well: those alone differ that lie near the middle between two; or none does, which is so of
+    an operation on the operands of the file itself. Where the truth makes none, each is off by a step."""
+
+    SAME_BUT_TIES = "ties"
+    SAME = "same"
+
+
 @dataclass(frozen=True)
 class Rounding:
     """How a file rounds. ``least``: a unit that no operation is more exact than: that of a file which computes in a narrower dtype than its source.
-    ``same_codes``: the truth makes the same codes of activations, so that those alone differ that lie near the middle between two."""
+    ``codes``: what becomes of codes of activations next to those of the truth."""
 
     dims: Mapping[str, int]
     least: float = 0.0
-    same_codes: bool = False
+    codes: Codes | None = None
 
 
-def tolerances(module: Module, dims: Mapping[str, int], least: float = 0.0, same_codes: bool = False) -> list[float]:
-    """What is allowed for each output of ``main``, with these sizes. ``least`` and ``same_codes``: of :class:`Rounding`."""
-    paths = _walk(module, module.main.body, [0.0] * len(module.main.args), Rounding(dims, least, same_codes))
+def tolerances(module: Module, dims: Mapping[str, int], least: float = 0.0, codes: Codes | None = None) -> list[float]:
+    """What is allowed for each output of ``main``, with these sizes. ``least`` and ``codes``: of :class:`Rounding`."""
+    paths = _walk(module, module.main.body, [0.0] * len(module.main.args), Rounding(dims, least, codes))
     found = []
     for v, variance in zip(module.main.outputs, paths, strict=True):
         exact = not (v.type.dtype.is_float or v.type.dtype.is_complex)
@@ -91,8 +100,8 @@ def _own(module: Module, o: Operation, result: Value, how: Rounding, before: flo
     if isinstance(o.op, MovementOp) or not (narrow or codes):
         return 0.0
     unit = max(UNITS[dtype], how.least)
-    if codes and how.same_codes:
-        return unit**2 * _flips(result, before, how)
+    if codes and how.codes is not None:
+        return unit**2 * _flips(result, before, how) if how.codes is Codes.SAME_BUT_TIES else 0.0
     inner = min(max(UNITS[dtype], UNITS[DType.f64]), UNITS[DType.f32])
     return _terms(o, result, how.dims) * max(inner, min(how.least, UNITS[DType.f32])) ** 2 + unit**2
 
