@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from trustformers_ir.codegen.export.coreml.package import MARKER
 from trustformers_ir.codegen.export.emitting import canonical
-from trustformers_ir.codegen.export.quantized import quantized
+from trustformers_ir.codegen.export.quantized import passes, quantized
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import check_writable
 from trustformers_ir.ir.clone import clone_module
@@ -116,11 +116,12 @@ def _onnx(model: Any, path: str, options: Options) -> Written:
         raise CompilerError.of(Code.USAGE, message, help=f"--opset {BLOCKED}, or leave it out")
     model, example_inputs = opened(model, options.example_inputs)
     module = _graph(model, example_inputs, options.dtype)
-    if recipe is not None:
-        known = learnt(module, recipe, lambda examples: batches_of(examples, module, model), merged=False)
-        quantizer = recipe.quantizer(known)
-        module.metadata |= told(recipe, quantizer, quantized(module, quantizer))
-    return write_onnx(path, module, opset=options.opset)
+    if recipe is None:
+        return write_onnx(path, module, opset=options.opset)
+    known = learnt(module, recipe, lambda examples: batches_of(examples, module, model), merged=False)
+    quantizer = recipe.quantizer(known)
+    module.metadata |= told(recipe, quantizer, quantized(module, quantizer))
+    return replace(write_onnx(path, module, opset=options.opset), passes=tuple(str(p) for p in passes(quantizer)))
 
 
 def _coreml(model: Any, path: str, options: Options) -> Written:

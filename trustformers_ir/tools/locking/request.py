@@ -131,7 +131,8 @@ def exported(written: Sequence[Written], outputs: Sequence[str]) -> Made:
     """What a lock says of files that are written."""
     files = [str(p) for w in written for name in w.files for p in tree_files(name)]
     graphs = any(not name.endswith(".gguf") for name in outputs)
-    return Made(tuple(files), tuple(str(p) for p in PASSES) if graphs else ())
+    more = dict.fromkeys(text for w in written for text in w.passes)
+    return Made(tuple(files), (*(str(p) for p in PASSES), *more) if graphs else ())
 
 
 def build(request: Request, outputs: Sequence[str]) -> Made:
