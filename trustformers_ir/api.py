@@ -156,7 +156,14 @@ def evaluate(module: Module, *inputs: np.ndarray, **named: Any) -> Any:
 
 @overload
 def export(
-    model: Any, path: str | os.PathLike[str], *, quantize: str | None = ..., dtype: Any = ..., example_inputs: Any = ..., opset: int | None = ...
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    quantize: Any = ...,
+    dtype: Any = ...,
+    example_inputs: Any = ...,
+    opset: int | None = ...,
+    calibration: Any = ...,
 ) -> Written: ...
 @overload
 def export(
