@@ -159,43 +159,47 @@ def export(
     model: Any,
     path: str | os.PathLike[str],
     *,
-    quantize: str | None = ...,
+    quantize: Any = ...,
     dtype: Any = ...,
     example_inputs: Any = ...,
     opset: int | None = ...,
     cache: str | None = ...,
     capacity: int | None = ...,
+    calibration: Any = ...,
 ) -> Written: ...
 @overload
 def export(
     model: Any,
     path: Sequence[str | os.PathLike[str]],
     *,
-    quantize: str | None = ...,
+    quantize: Any = ...,
     dtype: Any = ...,
     example_inputs: Any = ...,
     opset: int | None = ...,
     cache: str | None = ...,
     capacity: int | None = ...,
+    calibration: Any = ...,
 ) -> list[Written]: ...
 def export(
     model: Any,
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    quantize: str | None = None,
+    quantize: Any = None,
     dtype: Any = None,
     example_inputs: Any = None,
     opset: int | None = None,
     cache: str | None = None,
     capacity: int | None = None,
+    calibration: Any = None,
 ) -> Written | list[Written]:
     """Write ``model`` to ``path`` for another system, which the ending of ``path`` names: ``.gguf``, for llama.cpp, ``.onnx``, ``.mlir`` or
     ``.mlpackage``. Or to several paths: each takes those of the options that say something of its kind; a file that cannot be written keeps no other
     from being written, and ``CompilerError`` has the problems of all.
 
-    ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20). All dims that
-    are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. Raises ``CompilerError`` with all ops that have no form there
-    (docs/onnx_export.md).
+    ONNX: ``model`` is anything that :func:`compile` takes, with its ``example_inputs``; ``opset`` is the operator set, 18 to 24 (20; 21 for weights
+    in blocks). All dims that are dynamic stay so. Weights of more than a gigabyte lie in ``path.data`` beside it. ``quantize`` is a recipe as
+    :func:`compile` takes it, ``int8``, ``q8_0``, ``q4_0``, ``int4``, ``f16`` or ``bf16``, or an object of one, with its ``calibration``. Raises
+    ``CompilerError`` with all ops that have no form there (docs/onnx_export.md).
 
     Core ML packages: ``model`` as for ONNX; ``dtype`` is what floats are computed in, ``f16`` (if not said) or ``f32``; ``quantize`` None, or weights
     of matrices as ``int8``, ``int4`` in blocks of 32, or ``palette4``, 16 numbers by k-means. Dims that are dynamic stay so. In f16, tensors that
@@ -212,7 +216,7 @@ def export(
     """
     from trustformers_ir import exporter
 
-    options = exporter.Options(quantize, dtype, example_inputs, opset, cache, capacity)
+    options = exporter.Options(quantize, dtype, example_inputs, opset, calibration, cache, capacity)
     if isinstance(path, (str, os.PathLike)):
         return exporter.export(model, [path], options)[0]
     return exporter.export(model, path, options)

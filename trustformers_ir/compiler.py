@@ -26,17 +26,12 @@ from trustformers_ir.codegen.triton import build as gpu
 from trustformers_ir.codegen.triton import device
 from trustformers_ir.codegen.triton.aot import Workers
 from trustformers_ir.codegen.triton.target import GpuTarget, is_gpu
-from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.generation import end_tokens
-from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer
 from trustformers_ir.ir import env
 from trustformers_ir.ir.abi import (
     CALLING_KEY,
     GENERATION_KEY,
     PREFILL,
-    QUANTIZATION_KEY,
-    RECIPE_KEY,
-    TOKENIZER_KEY,
     CompiledModule,
     StoredWeight,
     TargetInfo,
@@ -47,7 +42,6 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dims import Facts, SymbolFact
 from trustformers_ir.ir.dtypes import DType
-from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.machine import memory
 from trustformers_ir.ir.mapped import let_go
 from trustformers_ir.ir.schedule_table import Choice, ScheduleKey, ScheduleTable, Tables
@@ -58,12 +52,11 @@ from trustformers_ir.passes import pipelines
 from trustformers_ir.passes.int8_error import ErrorReport
 from trustformers_ir.passes.manager import Pass, PassManager, Report, parse_pipeline
 from trustformers_ir.passes.options import option_fields, option_text
-from trustformers_ir.passes.quantize_int8 import QuantizeInt8
-from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe, find_recipe
+from trustformers_ir.passes.recipes import Recipe, find_recipe
 from trustformers_ir.passes.registry import PASSES
 from trustformers_ir.passes.weights import mapped_files
-from trustformers_ir.quantizer import calibrate, check_quantized, measure
-from trustformers_ir.reader import check_weights, dtype_of, examples_of, is_torch, opened, to_module, tokenizer_of
+from trustformers_ir.quantizer import learnt, measure, told
+from trustformers_ir.reader import batches_of, check_weights, dtype_of, examples_of, is_torch, opened, to_module, tokenizer_of
 from trustformers_ir.runtime import artifact
 from trustformers_ir.runtime.executable import Executable
 from trustformers_ir.runtime.gpu import code as device_code
@@ -171,18 +164,20 @@ class _Source:
         recipe, quantizer = request.quantize, None
         if recipe is not None:
             started = time.perf_counter()
-            quantizer = recipe.quantizer(_calibrated(module, recipe, model, threads))
+            quantizer = recipe.quantizer(learnt(module, recipe, lambda examples: batches_of(examples, module, model), threads))
             if recipe.calibrated:
                 seconds["calibration"] = time.perf_counter() - started
         return cls(model, module, names, files, recipe, quantizer, seconds)
 
     def metadata(self, report: Report) -> dict[str, str]:
         """What artifacts carry besides code; ``report`` is of the passes."""
-        told = {} if self.recipe is None else {RECIPE_KEY: str(self.recipe), QUANTIZATION_KEY: _told(self.recipe, self.quantizer, report)}
+        known: dict[str, str] = {}
+        if self.recipe is not None and self.quantizer is not None:
+            known = told(self.recipe, self.quantizer, next(p.log.rows for p in report.passes if p.name == self.quantizer.name))
         ends = end_tokens(self.model) if len(self.module.functions) > 1 else []
         calling = self.module.calling
-        told |= {} if calling is None else {CALLING_KEY: calling.text}
-        return tokenizer_of(self.model) | told | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
+        known |= {} if calling is None else {CALLING_KEY: calling.text}
+        return tokenizer_of(self.model) | known | ({GENERATION_KEY: json.dumps({"ends": ends})} if ends else {})
 
 
 def compile_model(model: Any, example_inputs: Any, request: Request, threads: int | None, run: bool = True) -> Runnable:
@@ -356,45 +351,8 @@ def quantization_error(model: Any, examples: Any, example_inputs: Any, request: 
         raise CompilerError.of(Code.USAGE, "an error of quantization without a recipe", help='quantize="int8"')
     model, _ = opened(model)
     module = _own_module(model, example_inputs, request)
-    return measure(module, recipe, _calibrated(module, recipe, model, threads), _batches(examples, module, model), threads)
-
-
-def _calibrated(module: Module, recipe: Recipe, model: Any, threads: int | None) -> Calibrated:
-    """What the recipe has to know of activations, by running the model on its examples."""
-    if not isinstance(recipe, Int8) or not recipe.calibrated:
-        return Calibrated()
-    if recipe.calibration is None:
-        what = "static activations need examples to find their ranges from" if recipe.static else "smoothing needs examples to find outliers in"
-        raise CompilerError.of(Code.CALIBRATION, what)
-    return calibrate(module, recipe, _batches(recipe.calibration, module, model), threads)
-
-
-def _batches(examples: Any, module: Module, model: Any) -> list[Batch]:
-    types = {name: a.type for name, a in zip(argument_names(module.main), module.main.args, strict=True)}
-    ids = types.get("input_ids")
-    high = module.facts.bounds(ids.shape[-1])[1] if ids is not None and ids.rank else float("inf")
-
-    def tokenizer() -> TextTokenizer | None:
-        text = tokenizer_of(model)
-        return load_tokenizer(text[TOKENIZER_KEY].encode(), str(model)) if text else None
-
-    return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)
-
-
-def _told(recipe: Recipe, quantizer: Pass | None, report: Report) -> str:
-    """What the pass decided about every product, as JSON for the manifest: ``report()["quantization"]`` of who compiled and of who loads. It is the
-    same for all targets. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
-    rows = next(p.log.rows for p in report.passes if quantizer is not None and p.name == quantizer.name)
-    check_quantized(rows, recipe)
-    if isinstance(quantizer, QuantizeInt8):
-        for row in (row for row in rows if row["int8"]):
-            if quantizer.ranges is not None:
-                known = quantizer.ranges[str(row["name"])]
-                row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
-            if (s := quantizer.smoothings.get(str(row["name"]))) is not None:
-                row["smoothing"] = s.as_dict()
-    told = {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
-    return json.dumps(told, sort_keys=True, separators=(",", ":"))
+    known = learnt(module, recipe, lambda given: batches_of(given, module, model), threads)
+    return measure(module, recipe, known, batches_of(examples, module, model), threads)
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------------------------

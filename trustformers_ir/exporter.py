@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from trustformers_ir.codegen.export.coreml.package import MARKER
 from trustformers_ir.codegen.export.coreml.weights import WeightForm
 from trustformers_ir.codegen.export.emitting import canonical
+from trustformers_ir.codegen.export.quantized import passes, quantized
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.frontend.generation import fixed_cache, only_step
 from trustformers_ir.ir.abi import PIECE, STEP
@@ -22,7 +23,9 @@ from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dims import symbol
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.progress import note
-from trustformers_ir.reader import check_weights, dtype_of, is_checkpoint, opened, to_module
+from trustformers_ir.passes.recipes import F16, Q4_0, Q8_0, Bf16, Int4, Int8, find_recipe
+from trustformers_ir.quantizer import learnt, told
+from trustformers_ir.reader import batches_of, check_weights, dtype_of, is_checkpoint, opened, to_module
 
 CAPACITY = 2048  # tokens of a cache, where nothing else is asked for and the model has as many positions
 
@@ -35,6 +38,7 @@ class Options:
     dtype: Any = None
     example_inputs: Any = None
     opset: int | None = None
+    calibration: Any = None
     cache: str | None = None
     capacity: int | None = None
 
@@ -108,11 +112,24 @@ def _gguf(model: Any, path: str, options: Options) -> Written:
 
 
 def _onnx(model: Any, path: str, options: Options) -> Written:
+    from trustformers_ir.codegen.export.onnx.rules_quantized import BLOCKED
     from trustformers_ir.codegen.export.onnx.write import write_onnx
 
-    if options.quantize is not None:
-        raise CompilerError.of(Code.NOT_BUILT, "quantized ONNX files are not built yet", help="leave out quantize; dtype='f16' halves a file")
-    return write_onnx(path, _graph(model, options.example_inputs, options.dtype), opset=options.opset)
+    recipe = find_recipe(options.quantize, options.calibration)
+    if recipe is not None and not isinstance(recipe, IN_ONNX):
+        names = ", ".join(kind.name for kind in IN_ONNX)
+        raise CompilerError.of(Code.CANNOT_EXPORT, f"no ONNX file says what '{recipe.name}' makes of weights", help=f"the recipes are {names}")
+    if isinstance(recipe, IN_BLOCKS) and options.opset is not None and options.opset < BLOCKED:
+        message = f"'{recipe.name}' needs opset {BLOCKED}: weights in blocks are new in that, and opset {options.opset} is asked for"
+        raise CompilerError.of(Code.USAGE, message, help=f"--opset {BLOCKED}, or leave it out")
+    model, example_inputs = opened(model, options.example_inputs)
+    module = _graph(model, example_inputs, options.dtype)
+    if recipe is None:
+        return write_onnx(path, module, opset=options.opset)
+    known = learnt(module, recipe, lambda examples: batches_of(examples, module, model), merged=False)
+    quantizer = recipe.quantizer(known)
+    module.metadata |= told(recipe, quantizer, quantized(module, quantizer))
+    return replace(write_onnx(path, module, opset=options.opset), passes=tuple(str(p) for p in passes(quantizer)))
 
 
 def _coreml(model: Any, path: str, options: Options) -> Written:
@@ -162,15 +179,18 @@ def _stablehlo(model: Any, path: str, options: Options) -> Written:
 
 
 def _graph(model: Any, example_inputs: Any, dtype: Any) -> Module:
-    """The graph as writers take it: of the front end, canonicalized, its weights looked at."""
+    """The graph as writers take it: of the front end, canonicalized, its weights looked at. Not that of the caller."""
     model, example_inputs = opened(model, example_inputs)
     module = to_module(model, example_inputs, dtype)
     check_weights(module, str(model) if isinstance(model, (str, Path)) else None)
     return canonical(clone_module(module) if module is model else module)
 
 
+IN_BLOCKS = (Q4_0, Q8_0, Int4)
+IN_ONNX = (Int8, *IN_BLOCKS, F16, Bf16)
+
 FORMATS: Mapping[str, Format] = {
-    ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset"})),
+    ".onnx": Format("ONNX files", _onnx, frozenset({"quantize", "dtype", "example_inputs", "opset", "calibration"})),
     ".gguf": Format("GGUF files", _gguf, frozenset({"quantize", "dtype"})),
     ".mlpackage": Format("Core ML packages", _coreml, frozenset({"quantize", "dtype", "example_inputs", "cache", "capacity"}), MARKER),
     ".mlir": Format("StableHLO files", _stablehlo, frozenset({"dtype", "example_inputs"})),

@@ -6,12 +6,14 @@ whose results would fill more than ``MOST_BYTES`` is run in pieces along the fir
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trustformers_ir.codegen import build as building
+from trustformers_ir.ir.abi import QUANTIZATION_KEY, RECIPE_KEY
 from trustformers_ir.ir.binding import Shaped, bind_dims
 from trustformers_ir.ir.clone import clone_module
 from trustformers_ir.ir.core import Module
@@ -24,8 +26,11 @@ from trustformers_ir.passes.calibration import Observed
 from trustformers_ir.passes.int8_error import Deviation, ErrorReport, ProductError
 from trustformers_ir.passes.linears import products
 from trustformers_ir.passes.manager import Pass, PassManager
+from trustformers_ir.passes.merge_linears import MergeLinears
 from trustformers_ir.passes.observe_activations import ObserveActivations
-from trustformers_ir.passes.recipes import Calibrated, Int8, Recipe
+from trustformers_ir.passes.quantize_int8 import QuantizeInt8
+from trustformers_ir.passes.read_blocks import ReadBlocks
+from trustformers_ir.passes.recipes import NOTHING, Calibrated, Int8, Recipe
 from trustformers_ir.passes.smoothing import Matrix, Sample, Smoothing, smoothed
 from trustformers_ir.passes.weights import rows_of
 from trustformers_ir.runtime.executable import Executable
@@ -37,12 +42,13 @@ Batch = Mapping[str, np.ndarray]
 
 
 class Probe:
-    """A copy of a module with more results, compiled for this machine. ``rows`` is what its pass wrote into its table."""
+    """A copy of a module with more results, compiled for this machine. ``rows`` is what its pass wrote into its table. ``merged``: see
+    :func:`learnt`."""
 
-    def __init__(self, module: Module, looking: Pass, threads: int | None) -> None:
+    def __init__(self, module: Module, looking: Pass, threads: int | None, merged: bool = True) -> None:
         copy = clone_module(module)
         target = building.find_target("cpu")
-        passes = pipelines.cpu(building.machine_shape(target).panel, looking)
+        passes = _passes(looking, merged, building.machine_shape(target).panel)
         report = PassManager(passes).run(copy)
         self.rows: list[dict[str, Any]] = report.passes[passes.index(looking)].log.rows
         self.executable = Executable(building.build(copy, target), threads)
@@ -79,9 +85,25 @@ def _real(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     return np.asarray(array[np.asarray(mask) != 0])
 
 
-def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None) -> Calibrated:
+def _passes(looking: Pass, merged: bool, panel: int = 48) -> list[Pass]:
+    found = pipelines.cpu(panel, looking)
+    return found if merged else [p for p in found if not isinstance(p, MergeLinears | ReadBlocks)]
+
+
+def learnt(module: Module, recipe: Recipe, batches: Callable[[Any], Iterable[Batch]], threads: int | None = None, merged: bool = True) -> Calibrated:
+    """What the recipe has to know of activations, by running the model on its examples, which ``batches`` makes inputs of. ``merged``: products are
+    those that native code has, several in one; or else those of the model, each by itself. ``CALIBRATION`` where it has no examples."""
+    if not isinstance(recipe, Int8) or not recipe.calibrated:
+        return NOTHING
+    if recipe.calibration is None:
+        what = "static activations need examples to find their ranges from" if recipe.static else "smoothing needs examples to find outliers in"
+        raise CompilerError.of(Code.CALIBRATION, what)
+    return calibrate(module, recipe, batches(recipe.calibration), threads, merged)
+
+
+def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: int | None = None, merged: bool = True) -> Calibrated:
     """What the examples show of the activation of every product that the recipe may quantize. ``CALIBRATION`` when they show none."""
-    probe = Probe(module, ObserveActivations(**recipe.sensitive), threads)
+    probe = Probe(module, ObserveActivations(**recipe.sensitive), threads, merged)
     seen = {int(row["result"]): Observed() for row in probe.rows}
     samples = {result: Sample() for result in seen} if recipe.smooths else {}
     examples = list(batches)
@@ -103,7 +125,7 @@ def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: i
     ranges = {result: observed.range(recipe.method, recipe.percentile) for result, observed in seen.items()}
     smoothings: dict[str, Smoothing] = {}
     if samples:
-        weights = _weights(module)
+        weights = _weights(module, merged)
         for number, (result, sample) in enumerate(samples.items()):
             note("smoothing", number, len(samples))
             names = [str(row["name"]) for row in probe.rows if row["result"] == result]
@@ -115,11 +137,11 @@ def calibrate(module: Module, recipe: Int8, batches: Iterable[Batch], threads: i
     return Calibrated(by_name if recipe.static else None, smoothings)
 
 
-def _weights(module: Module) -> dict[str, Matrix]:
+def _weights(module: Module, merged: bool) -> dict[str, Matrix]:
     """What gives the weight of each product that the passes in front of quantization leave, by name."""
     copy = clone_module(module)
     looking = ObserveActivations()
-    passes = pipelines.cpu(quantize=looking)
+    passes = _passes(looking, merged)
     PassManager(passes[: passes.index(looking)]).run(copy)
     return {p.name: rows_of(p.weight, p.transposed) for p in products(copy) if p.weight is not None}
 
@@ -158,3 +180,19 @@ def check_quantized(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> None:
     reasons = dict.fromkeys(f"{row['name']}: {row['reason']}" for row in rows)
     shown = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
     raise CompilerError.of(Code.NOTHING_QUANTIZED, f"nothing of the model is quantized: {shown or 'it has no products with known weights'}")
+
+
+def told(recipe: Recipe, quantizer: Pass, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What files say of how they are quantized: the recipe, and as JSON what its pass decided about every product, ``report()["quantization"]`` of
+    who compiled and of who loads. ``rows`` are those of the pass. ``NOTHING_QUANTIZED`` when each has a reason to stay as it is."""
+    check_quantized(rows, recipe)
+    if isinstance(quantizer, QuantizeInt8):
+        owners: dict[int, str] = {}  # whose name the vector of factors has, which products of one activation share
+        for row in (row for row in rows if row["int8"]):
+            if quantizer.ranges is not None:
+                known = quantizer.ranges[str(row["name"])]
+                row["activation"] = {"low": known.low, "high": known.high, "scale": float(known.scale), "zero": known.zero}
+            if (s := quantizer.smoothings.get(str(row["name"]))) is not None:
+                row["smoothing"] = {**s.as_dict(), "of": owners.setdefault(id(s), str(row["name"]))}
+    found = {"recipe": str(recipe), recipe.name: sum(bool(row[recipe.name]) for row in rows), "products": rows}
+    return {RECIPE_KEY: str(recipe), QUANTIZATION_KEY: json.dumps(found, sort_keys=True, separators=(",", ":"))}

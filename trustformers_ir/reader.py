@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from trustformers_ir.frontend.checkpoint import load_checkpoint
+from trustformers_ir.frontend.examples import Batch, read_examples
 from trustformers_ir.frontend.factory import call_factory, is_factory
 from trustformers_ir.frontend.gguf.container import GgufFile, open_gguf
 from trustformers_ir.frontend.gguf.model import load_gguf
 from trustformers_ir.frontend.gguf.vocabulary import tokenizer_json
 from trustformers_ir.frontend.random_model import PREFIX, random_model
 from trustformers_ir.frontend.safetensors import open_safetensors
-from trustformers_ir.frontend.tokenizer import tokenizer_text
+from trustformers_ir.frontend.tokenizer import TextTokenizer, load_tokenizer, tokenizer_text
 from trustformers_ir.frontend.trace import trace as trace_function
 from trustformers_ir.ir.abi import TOKENIZER_KEY
 from trustformers_ir.ir.core import Module, Weight
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.ir.interpreter import argument_names
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.text import parse_module, read_module
 from trustformers_ir.ir.types import TensorType
@@ -174,3 +176,16 @@ def tokenizer_of(model: Any) -> dict[str, str]:
     else:
         text = None
     return {} if text is None else {TOKENIZER_KEY: text}
+
+
+def batches_of(examples: Any, module: Module, model: Any) -> list[Batch]:
+    """Examples as inputs of a module; texts by the tokenizer of the model that it is of, cut at its length."""
+    types = {name: a.type for name, a in zip(argument_names(module.main), module.main.args, strict=True)}
+    ids = types.get("input_ids")
+    high = module.facts.bounds(ids.shape[-1])[1] if ids is not None and ids.rank else float("inf")
+
+    def tokenizer() -> TextTokenizer | None:
+        text = tokenizer_of(model)
+        return load_tokenizer(text[TOKENIZER_KEY].encode(), str(model)) if text else None
+
+    return read_examples(examples, types, None if high == float("inf") else int(high), tokenizer)

@@ -1,4 +1,4 @@
-"""Faults for ONNX files: one of five kinds at a place that is drawn, and which operation of the source has it; and twelve tiny architectures."""
+"""Faults for ONNX files: one of six kinds at a place that is drawn, and which operation of the source has it; and twelve tiny architectures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def weights(model: Any) -> Iterator[tuple[Any, Change]]:
     for node in model.graph.node:
         for n, name in enumerate(node.input):
             t = known.get(name)
-            if node.op_type in ("MatMul", "Gemm") and t is not None and len(t.dims) == 2 and t.dims[0] == t.dims[1]:
+            if node.op_type in ("MatMul", "Gemm", "DequantizeLinear") and t is not None and len(t.dims) == 2 and t.dims[0] == t.dims[1]:
 
                 def change(node: Any = node, n: int = n, t: Any = t) -> None:
                     _put(model, node, n, numpy_helper.to_array(t).T)
@@ -127,7 +127,23 @@ def constants(model: Any) -> Iterator[tuple[Any, Change]]:
                 yield node, change
 
 
-KINDS = (permutations, weights, epsilons, masks, constants)
+def scales(model: Any) -> Iterator[tuple[Any, Change]]:
+    """What the codes of one output, or of one block of an output, are multiplied by is 10 % too large."""
+    known = initializers(model)
+    widened = {n.output[0]: n for n in model.graph.node if n.op_type == "Cast"}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in known:
+            reader, number = (widened[node.input[1]], 0) if node.input[1] in widened else (node, 1)
+
+            def change(reader: Any = reader, number: int = number, t: Any = known[reader.input[number]]) -> None:
+                array = numpy_helper.to_array(t).copy()
+                array[(..., 0) if array.ndim > 1 else 0] *= array.dtype.type(1.1)
+                _put(model, reader, number, array)
+
+            yield node, change
+
+
+KINDS = (permutations, weights, epsilons, masks, constants, scales)
 
 
 def inject(path: Path, to: Path, seed: int) -> tuple[str, str]:

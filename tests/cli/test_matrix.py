@@ -22,7 +22,7 @@ import trustformers_ir as tfir
 from trustformers_ir.ir.core import Module
 from trustformers_ir.tools.cli import main
 
-FORMATS = ("m.onnx", "m.mlir", "m.mlpackage", "m.tfc", "m8.tfc", "m.gguf")
+FORMATS = ("m.onnx", "m8.onnx", "m4.onnx", "m.mlir", "m.mlpackage", "m.tfc", "m8.tfc", "m.gguf")
 NO_GGUF = ("vit", "mistral", "gemma2", "falcon", "gpt_neox")  # no architecture, or a window, scale, ALiBi or GELU that it cannot say
 NO_MASK = ("vit",)
 QUICK = "llama"
@@ -53,10 +53,11 @@ def model_of(name: str, folder: Path) -> str:
 
 def write(model: str | Module, path: Path) -> Path:
     """A file of the format that its name says."""
+    quantize = {"8": "int8", "4": "q4_0"}.get(path.stem[-1])
     if path.suffix == ".tfc":
-        tfir.compile(model, quantize="int8" if path.stem.endswith("8") else None).save(str(path))
+        tfir.compile(model, quantize=quantize).save(str(path))
     else:
-        tfir.export(model, str(path), dtype="f32" if path.suffix == ".mlpackage" else None)
+        tfir.export(model, str(path), dtype="f32" if path.suffix == ".mlpackage" else None, quantize=quantize)
     return path
 
 
@@ -109,7 +110,7 @@ def test_a_fault_in_a_format_turns_that_format_red(tmp_path: Path) -> None:
     """Every second file has a fault, of another kind each; then the others have."""
     source = tfir.api.to_module(MODELS[QUICK])
     good = {f: write(MODELS[QUICK], tmp_path / f) for f in FORMATS}
-    kinds = dict(zip(FORMATS, ("permutation", "transposed", "epsilon", "mask", "permutation", "epsilon"), strict=True))
+    kinds = dict(zip(FORMATS, ("permutation", "epsilon", "transposed", "transposed", "epsilon", "mask", "permutation", "epsilon"), strict=True))
     for turn in range(2):
         bad = {f: spoil(QUICK, source, good[f], kinds[f]) for f in FORMATS[turn::2]}
         assert verdicts(MODELS[QUICK], list((good | bad).values())) == {f: f not in bad for f in FORMATS}

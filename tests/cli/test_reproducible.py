@@ -93,9 +93,10 @@ def test_two_builds_have_the_same_bytes(tmp_path: Path) -> None:
     ``test_coreml_export.py``."""
     commands = (
         ("export", "model", "-o", "m.onnx", "-o", "m.gguf", "-o", "m.mlir", "--lock", "model.lock", "--bom", "bom.json"),
+        ("export", "model", "-o", "int8.onnx", "--quantize", "int8", "--lock", "int8.lock"),
         ("compile", "factory:make", "-o", "f.tfc", "--lock", "f.lock"),
     )
-    same_everywhere(PLACES[:2], tmp_path, commands, "m.onnx", "m.gguf", "m.mlir", "f.tfc", "model.lock", "f.lock", "bom.json")
+    same_everywhere(PLACES[:2], tmp_path, commands, "m.onnx", "m.gguf", "m.mlir", "int8.onnx", "f.tfc", "model.lock", "f.lock", "bom.json")
 
 
 @pytest.mark.long
@@ -107,6 +108,8 @@ def test_many_builds(tmp_path: Path) -> None:
         *(("export", "model", "-o", f"{kind}.gguf", "--quantize", kind) for kind in ("q8_0", "q4_k_m", "q2_k", "q5_1")),
         ("export", "model", "-o", "int8.mlpackage", "--quantize", "int8"),
         ("export", "factory:make", "-o", "f.onnx"),
+        ("export", "model", "-o", "q4_0.onnx", "--quantize", "q4_0"),
+        ("export", "model", "-o", "s.onnx", "--quantize", "int8{activations=static}", "--calibrate", "examples.npz", "--lock", "so.lock"),
         ("compile", "m.onnx", "-o", "onnx.tfc", "--target", "cpu:avx2"),
         ("compile", "q4_k_m.gguf", "-o", "gguf.tfc", "--target", "cpu:avx2"),
         ("compile", "model", "-o", "fat.tfc", "--target", "cpu:avx2,cpu:avx512", "--quantize", "int8"),

@@ -113,6 +113,48 @@ def test_an_onnx_file_as_the_source(made: Path) -> None:
     assert code == 0 and all(0 < d["relative"] < d["tolerance"] for d in told["differences"])
 
 
+def test_a_quantized_file_is_compared_with_what_it_says_that_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The source with the same codes: as near as a file in floats. It may be the source itself. One that is 10 % off in a block is not."""
+    tfir.export(LLAMA, "q.onnx", quantize="q4_0")
+    code, told = verified(LLAMA, "q.onnx", "--probe", "1")
+    (difference, _), (file, _) = told["differences"], told["files"]
+    assert code == 0 and difference["relative"] < difference["tolerance"] < 2e-5
+    assert file["quantize"] == "q4_0" and 0.01 < file["moved"] < 1 and not file["strays"]
+    assert "q.onnx is compared with the source quantized by q4_0, which lies 0." in capsys.readouterr().out
+    code, told = verified("q.onnx", "q.onnx", "--probe", "1", "--by", "onnxruntime")
+    assert code == 0 and told["files"][0]["quantize"] is None and told["differences"][0]["relative"] < 1e-5
+
+
+def test_what_a_quantized_file_says_of_itself_is_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another recipe than the file has is seen; none that there is, said."""
+    tfir.export(LLAMA, "q.onnx", quantize="q4_0")
+    model = onnx.load("q.onnx")
+    (recipe,) = (p for p in model.metadata_props if p.key == "quantize")
+    recipe.value = "q8_0"
+    onnx.save(model, "other.onnx")
+    assert verified(LLAMA, "other.onnx", "--probe", "1", "--by", "onnxruntime")[0] == 1
+    for text in ("q9_0", "int8{activations=static}"):
+        recipe.value = text
+        onnx.save(model, "none.onnx")
+        assert main(["verify", LLAMA, "none.onnx", "--probe", "1"]) in (1, 2)
+    recipe.value = "q9_0"
+    onnx.save(model, "none.onnx")
+    assert main(["verify", LLAMA, "none.onnx"]) == 2 and "says that it is quantized, and not how" in capsys.readouterr().err
+
+
+def test_calibrated_files_bring_their_ranges() -> None:
+    """Ranges and factors of smoothing are the file's; the codes of weights behind them are not."""
+    ids = np.random.default_rng(0).integers(0, 99, (4, 12))
+    tfir.export(LLAMA, "s.onnx", quantize="int8{activations=static}", calibration=[{"input_ids": ids, "attention_mask": np.ones_like(ids)}])
+    code, told = verified(LLAMA, "s.onnx", "--probe", "1")
+    assert code == 0 and told["files"][0]["quantize"] == "int8{activations=static}"
+    model = onnx.load("s.onnx")
+    factors = next(t for t in model.graph.initializer if t.name.endswith(".smoothing"))
+    factors.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(factors) * np.float32(1.3), factors.name))
+    onnx.save(model, "bad.onnx")
+    assert verified(LLAMA, "bad.onnx", "--probe", "1", "--by", "onnxruntime")[0] == 1
+
+
 def test_files_that_say_nothing_of_their_operations(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(str(made / "b.onnx"))
     for node in model.graph.node:
@@ -185,18 +227,18 @@ def test_what_llama_cpp_cannot_read_is_red_and_ends_no_process_of_ours(made: Pat
 # -- seeded faults ----------------------------------------------------------------------------------------------------------
 
 
-def judged(name: str, source: Module, good: Path, seed: int, folder: Path) -> tuple[bool, bool, str]:
+def judged(model: str, source: Module, good: Path, seed: int, folder: Path) -> tuple[bool, bool, str]:
     """Whether exactly the file with the fault is red, whether the culprit comes first, and what was injected."""
     kind, place = inject(good, folder / "bad.onnx", seed)
     subjects = [open_subject(str(p), source, False, ["onnxruntime"]) for p in (good, folder / "bad.onnx")]
-    found: Agreement = agreement(MODELS[name], source, subjects, 2, 0, None)
+    found: Agreement = agreement(model, source, subjects, 2, 0, None)
     sound, bad = found.verdicts
-    first = bad.culprits[0] if bad.culprits else None
+    first = next(iter(bad.culprits or bad.strays), None)
     named = first is not None and f"{first.number}:{first.operation}" == place
-    return sound.holds and not bad.holds, named, f"{seed}: {kind} in {place} of {name}, blamed {first}"
+    return sound.holds and not bad.holds, named, f"{seed}: {kind} in {place} of {good.stem}, blamed {first}"
 
 
-def faults(seeds: range, folder: Path) -> tuple[int, int, list[str]]:
+def faults(seeds: range, folder: Path, quantize: str | None = None) -> tuple[int, int, list[str]]:
     red = first = 0
     missed, sources = [], {}
     names = list(MODELS)
@@ -204,9 +246,9 @@ def faults(seeds: range, folder: Path) -> tuple[int, int, list[str]]:
         name = names[seed % len(names)]
         path = folder / f"{name}.onnx"
         if name not in sources:
-            tfir.export(MODELS[name], str(path))
+            tfir.export(MODELS[name], str(path), quantize=quantize)
             sources[name] = open_source(MODELS[name])
-        alone, named, what = judged(name, sources[name], path, seed, folder)
+        alone, named, what = judged(MODELS[name], sources[name], path, seed, folder)
         red, first = red + alone, first + (alone and named)
         missed += [] if alone and named else [what]
     return red, first, missed
@@ -216,6 +258,21 @@ def test_seeded_faults(tmp_path: Path) -> None:
     """Twelve architectures, one of them with numbers in bf16, whose roundings allow more than a wrong epsilon makes."""
     red, first, missed = faults(range(10), tmp_path)
     assert red == 10 and first == 10, "\n".join(missed)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "q4_0"])
+def test_seeded_faults_of_quantized_files(quantize: str, tmp_path: Path) -> None:
+    """Among them scales of one output or block that are 10 % too large, and transposed codes."""
+    red, first, missed = faults(range(2), tmp_path, quantize)
+    assert red == 2 and first == 2, "\n".join(missed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantize", ["int8", "q4_0"])
+def test_fifty_seeded_faults_of_quantized_files(quantize: str, tmp_path: Path) -> None:
+    red, first, missed = faults(range(50), tmp_path, quantize)
+    print("\n".join(missed))
+    assert red >= 47 and first >= 45, "\n".join(missed)
 
 
 @pytest.mark.long

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "quantizer": {"ir", "passes", "codegen", "runtime"},
     "tuner": {"ir", "codegen", "runtime"},
     "reader": {"ir", "models", "frontend", "runtime"},
-    "exporter": {"ir", "frontend", "codegen", "reader"},
+    "exporter": {"ir", "frontend", "passes", "codegen", "quantizer", "reader"},
     "compiler": {"ir", "models", "frontend", "passes", "codegen", "runtime", "quantizer", "tuner", "reader"},
     # of the last four the types of results, and the version
     "api": {"ir", "runtime", "reader", "compiler", "exporter", "codegen", "passes", "tuner", ""},
@@ -82,6 +82,7 @@ LAZY = {
             for name in (
                 *(f"codegen.export.{f}.write" for f in ("coreml", "gguf", "onnx", "stablehlo")),
                 "codegen.export.gguf.kinds",
+                "codegen.export.onnx.rules_quantized",
                 "frontend.gguf.outward",
             )
         ],

@@ -153,14 +153,17 @@ def _ends(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factors(reach: np.ndarray, largest: np.ndarray, alpha: float) -> np.ndarray:
-    """1 where the feature or its weights are zero; around 1 in the (geometric) middle."""
+    """1 where the feature or its weights are zero; around 1 in the (geometric) middle. Each is the reciprocal of its reciprocal, which graphs and
+    files keep: it can be told from that."""
     there = (reach > 0) & (largest > 0)
     logs = np.zeros(len(reach))
     logs[there] = alpha * np.log2(reach[there].astype(np.float64)) - (1 - alpha) * np.log2(largest[there].astype(np.float64))
     if there.any():
         logs[there] -= np.median(logs[there])
     widest = np.log2(WIDEST) / 2
-    return np.exp2(np.clip(logs, -widest, widest)).astype(np.float32)
+    one = np.float32(1)
+    factors: np.ndarray = one / (one / np.exp2(np.clip(logs, -widest, widest)).astype(np.float32))
+    return factors
 
 
 def _range(low: np.ndarray, high: np.ndarray, factors: np.ndarray, margin: float) -> Range:

@@ -21,6 +21,7 @@ from trustformers_ir.ir.core import Module, Operation, Value
 from trustformers_ir.ir.diagnostics import CompilerError
 from trustformers_ir.ir.interpreter import run_operation
 from trustformers_ir.ir.ops.data import WeightOp
+from trustformers_ir.ir.ops.quantized import QuantizeDynamic, QuantizeStatic
 from trustformers_ir.ir.schema import widen
 from trustformers_ir.tools.agreement.values import all_values, result_ids
 
@@ -49,9 +50,59 @@ def blame(
     its end; then operations have no share, and the largest error of its own comes first. ``tolerance``: own errors far below it are roundings.
     """
     true, dims = all_values(module, arrays)
+    own = {
+        v: (shown.error, _changed(true[v], true[v] if shown.wanted is None else shown.wanted, shown.found))
+        for v, shown in _shown(module, true, dims, known).items()
+    }
+    wrong = None if outputs is None else _scaled(module, true, [_as(x, true[v])[0] for x, v in zip(outputs, module.main.outputs, strict=True)])
+    ranked = sorted((v for v, (error, _) in own.items() if error > tolerance * 1e-3), key=lambda v: -own[v][0])[:SUSPECTS]
+    numbers = {o: n for n, o in enumerate(module.main.body)}
+    found = []
+    for v in ranked:
+        producer = v.producer
+        assert producer is not None
+        share = None
+        if wrong is not None and wrong.any():
+            left = wrong - _scaled(module, true, _rerun(module, true, dims, v, own[v][1]))
+            share = 1 - float(left @ left) / float(wrong @ wrong)
+        found.append(Culprit(producer.op.mnemonic, numbers[producer], _place(producer), own[v][0], share))
+    return sorted(found, key=lambda c: (-(c.share or 0.0), -c.error))
+
+
+def strays(module: Module, arrays: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], allowed: float) -> list[Culprit]:
+    """The operations of ``module`` (canonical) that give something else than the definition does on the file's own operands, in their order. That is
+    sharp where rounding to codes makes the outputs of a right file drift: no error is handed on. ``allowed``: the own error of a right operation.
+    Codes may be one off, and their zero points, where their numbers lie in the middle between two: in one row, or in one of a hundred."""
+    true, dims = all_values(module, arrays)
+    numbers = {o: n for n, o in enumerate(module.main.body)}
+    found = []
+    for v, shown in _shown(module, true, dims, known).items():
+        o = v.producer
+        assert o is not None
+        if isinstance(o.op, QuantizeDynamic | QuantizeStatic) and v.type.dtype.is_integer and shown.wanted is not None:
+            off = np.abs(shown.wanted.astype(np.int64) - shown.found.astype(np.int64))
+            wrong = off.max(initial=0) > 1 or np.count_nonzero(off) > max(off.shape[-1] if off.ndim else 1, off.size // 100)
+        else:
+            wrong = shown.error > allowed
+        if wrong:
+            found.append(Culprit(o.op.mnemonic, numbers[o], _place(o), shown.error, None))
+    return found
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A value of a file, what the definition gives on the own operands of the file (None where it gives nothing), and the difference of the two."""
+
+    found: np.ndarray
+    wanted: np.ndarray | None
+    error: float
+
+
+def _shown(module: Module, true: Mapping[Value, np.ndarray], dims: dict[str, int], known: Mapping[str, np.ndarray]) -> dict[Value, _Shown]:
+    """In the order of the operations."""
     shown = {v: known[name] for name, v in result_ids(module).items() if name in known}
     theirs: dict[Value, np.ndarray] = {a: true[a] for a in module.main.args}
-    own: dict[Value, tuple[float, np.ndarray]] = {}
+    own: dict[Value, _Shown] = {}
     for o in module.main.body:
         if o.op.terminator:
             break
@@ -66,21 +117,8 @@ def blame(
                 have, misshapen = _as(shown[v], true[v])
                 if have is not None:
                     theirs[v] = have
-                    error = float("inf") if misshapen or want is None else _relative(want, have)
-                    own[v] = error, _changed(true[v], true[v] if want is None else want, have)
-    wrong = None if outputs is None else _scaled(module, true, [_as(x, true[v])[0] for x, v in zip(outputs, module.main.outputs, strict=True)])
-    ranked = sorted((v for v, (error, _) in own.items() if error > tolerance * 1e-3), key=lambda v: -own[v][0])[:SUSPECTS]
-    numbers = {o: n for n, o in enumerate(module.main.body)}
-    found = []
-    for v in ranked:
-        producer = v.producer
-        assert producer is not None
-        share = None
-        if wrong is not None and wrong.any():
-            left = wrong - _scaled(module, true, _rerun(module, true, dims, v, own[v][1]))
-            share = 1 - float(left @ left) / float(wrong @ wrong)
-        found.append(Culprit(producer.op.mnemonic, numbers[producer], _place(producer), own[v][0], share))
-    return sorted(found, key=lambda c: (-(c.share or 0.0), -c.error))
+                    own[v] = _Shown(have, want, float("inf") if misshapen or want is None else _relative(want, have))
+    return own
 
 
 def _place(o: Operation) -> str:

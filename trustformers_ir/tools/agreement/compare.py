@@ -14,12 +14,13 @@ from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, Collector, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import result_names
+from trustformers_ir.ir.ops.quantized import QuantizeDynamic, QuantizeStatic
 from trustformers_ir.ir.probes import Probe, make_probes
 from trustformers_ir.ir.progress import note
-from trustformers_ir.tools.agreement.blame import Culprit, blame
+from trustformers_ir.tools.agreement.blame import Culprit, blame, strays
 from trustformers_ir.tools.agreement.metrics import INFINITE, Distance, distance
 from trustformers_ir.tools.agreement.readers import Run, Subject, signature, true_outputs
-from trustformers_ir.tools.agreement.tolerance import UNITS, tolerances
+from trustformers_ir.tools.agreement.tolerance import UNITS, Codes, tolerances
 from trustformers_ir.tools.agreement.values import result_ids
 
 SHOWN = 5  # culprits of a file
@@ -52,7 +53,9 @@ class Difference:
 @dataclass(frozen=True)
 class Verdict:
     """A file as one program executes it. ``failure``: what that program said when it could not. ``untold``: why no culprit is named, where one was
-    looked for."""
+    looked for. ``quantize``: the recipe of a file that is compared with the source quantized by it, and ``moved`` how far that lies from the source
+    itself, by the largest magnitude of an output; ``strays``: operations that are wrong on the file's own operands, looked for where activations are
+    quantized."""
 
     path: str
     kind: str
@@ -62,10 +65,13 @@ class Verdict:
     failure: CompilerError | None = None
     culprits: tuple[Culprit, ...] = ()
     untold: str = ""
+    quantize: str = ""
+    moved: float | None = None
+    strays: tuple[Culprit, ...] = ()
 
     @property
     def holds(self) -> bool:
-        return self.failure is None and all(d.holds for d in self.differences)
+        return self.failure is None and not self.strays and all(d.holds for d in self.differences)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ class Agreement:
     def as_dict(self) -> dict[str, Any]:
         files = [
             {"path": v.path, "kind": v.kind, "by": v.by, "version": v.version, "holds": v.holds, "failure": _said(v.failure), "untold": v.untold,
-             "culprits": [asdict(c) for c in v.culprits]}
+             "culprits": [asdict(c) for c in v.culprits], "quantize": v.quantize or None, "moved": v.moved,
+             "strays": [asdict(c) for c in v.strays]}
             for v in self.verdicts
         ]  # fmt: skip
         rows = [asdict(d) | {"holds": d.holds} for v in self.verdicts for d in v.differences]
@@ -95,22 +102,26 @@ class Agreement:
 def agreement(
     path: str, source: Module, subjects: Sequence[Subject], seeded: int, seed: int, tolerance: float | None, attribute: bool = True
 ) -> Agreement:
-    """Each subject in each of its ways next to a float64 run of the source, whose weights are rounded first where the file says that it rounds them.
-    ``tolerance``: instead of what dtype and depth give."""
+    """Each subject in each of its ways next to a float64 run of the source, quantized as the subject says that it is. ``tolerance``: instead of what
+    dtype and depth give."""
     same_signature(path, source, subjects)
     probes = make_probes(source, seeded, seed)
     runs = [(s, r) for s in subjects for r in s.runs]
     worst: dict[int, dict[int, Difference]] = {n: {} for n in range(len(runs))}
     smallest: dict[int, Probe] = {}
     failures: dict[int, CompilerError] = {}
+    moved: dict[int, float] = {}
     for number, probe in enumerate(probes):
         note("probing", number, len(probes))
-        truths = {id(m): true_outputs(m, probe.arrays) for m in {id(m): m for m in (s.truth or source for s in subjects)}.values()}
+        true = true_outputs(source, probe.arrays)
+        quantized = {id(s.quantized): true_outputs(s.quantized, probe.arrays) for s in subjects if s.quantized is not None}
         for n, (subject, run) in enumerate(runs):
+            if subject.quantized is not None:
+                moved[n] = max(moved.get(n, 0.0), _moved(source, true, quantized[id(subject.quantized)]))
             if n in failures:
                 continue
             try:
-                found = _compare(source, subject, run, probe, truths[id(subject.truth or source)], tolerance)
+                found = _compare(source, subject, run, probe, quantized.get(id(subject.quantized), true), tolerance)
             except CompilerError as error:
                 if any(d.code is not Code.CHECK_FAILED for d in error.diagnostics):
                     raise
@@ -123,9 +134,12 @@ def agreement(
                 smallest[n] = probe
     verdicts = []
     for n, (subject, run) in enumerate(runs):
-        culprits, untold = (_blame(subject.truth or source, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
+        graph = source if subject.quantized is None else subject.quantized
+        culprits, untold = (_blame(graph, run, smallest[n], tolerance, n in failures) if attribute and n in smallest else ((), ""))
         rows = tuple(worst[n].values())
-        verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold))
+        wrong = () if tolerance is not None or n in failures else _strays(subject, run, probes[0])
+        about = (subject.quantize, moved.get(n), wrong)
+        verdicts.append(Verdict(subject.path, subject.kind, run.by, run.version, rows, failures.get(n), culprits, untold, *about))
     return Agreement(path, seed, tuple(probes), tuple(verdicts))
 
 
@@ -161,6 +175,12 @@ def _compare(source: Module, subject: Subject, run: Run, probe: Probe, true: lis
     ]
 
 
+def _moved(source: Module, true: list[np.ndarray], quantized: list[np.ndarray]) -> float:
+    """How far quantization alone carries the outputs."""
+    types = [v.type.dtype for v in source.main.outputs]
+    return max((distance(a, b, dtype).relative for a, b, dtype in zip(true, quantized, types, strict=True)), default=0.0)
+
+
 def _difference(subject: Subject, run: Run, probe: Probe, name: str, away: Distance, allowed: float) -> Difference:
     return Difference(subject.path, run.by, name, away.ulp, away.absolute, away.relative, away.kl, allowed, probe.name)
 
@@ -169,11 +189,24 @@ def _allowed(source: Module, subject: Subject, run: Run, probe: Probe) -> list[f
     """What the source allows, or the file's own graph where that rounds more: its dtypes and blocks are what it is asked for."""
     least = max(run.least, 0.0 if subject.module is None else _weights_unit(subject.module))
     least = least if least > _weights_unit(source) else 0.0
+    if subject.quantized is not None:
+        return tolerances(subject.quantized, probe.dims, least, codes=Codes.SAME_BUT_TIES)
     found = tolerances(source, probe.dims, least)
     if subject.module is None:
         return found
     own = tolerances(subject.module, {name: probe.dims[name] for name in subject.module.facts.symbols if name in probe.dims}, run.least)
     return [max(a, b) for a, b in zip(found, own, strict=True)]
+
+
+def _strays(subject: Subject, run: Run, probe: Probe) -> tuple[Culprit, ...]:
+    """Where a file rounds activations to codes, one that is off by one shifts others, and in deep models outputs drift as far as codes are coarse. So
+    there each operation is looked at by itself."""
+    graph = subject.quantized
+    if graph is None or run.values is None or not any(isinstance(o.op, QuantizeDynamic | QuantizeStatic) for o in graph.main.body):
+        return ()
+    note("looking at each op")
+    known = run.values(graph, probe.arrays)
+    return tuple(strays(graph, probe.arrays, known, max(tolerances(graph, probe.dims, run.least, Codes.SAME))))[:SHOWN]
 
 
 def _weights_unit(module: Module) -> float:

@@ -37,8 +37,9 @@ class CoreMlFile:
         self.outputs = len(program.functions["main"].outputs)
         self.least = UNITS[DType.f16] if computes_in_f16(program) else 0.0
         form = next((f for f in WeightForm if f.value == self.package.metadata.get(WEIGHTS_KEY)), None)
-        #: the source with its weights as the package says that it rounds them
-        self.truth = None if form is None else rounded_module(source, form)
+        #: how the package says that it rounds weights, and the source with its weights rounded so
+        self.quantize = "" if form is None else form.value
+        self.quantized = None if form is None else rounded_module(source, form)
         self.capacity = min((state.shape[2] for state in self.package.new_state().values() if state.ndim == 4), default=0)
         if self.capacity and (set(self.package.inputs) != {IDS, START} or IDS not in argument_names(main) or self._ranks != [3]):
             message = f"'{path}' keeps states, and only a language model says what they ought to be"

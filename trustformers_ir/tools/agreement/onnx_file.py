@@ -20,6 +20,7 @@ from trustformers_ir.codegen.export.onnx.write import RESULTS
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
 
+EXACT_BLOCKS = ("session.qdq_matmulnbits_accuracy_level", "1")  # f32; 4, what it does where nothing is said, is 8 bits
 IN_MEMORY = 1 << 30  # bytes of a message up to which it is handed over as it is
 
 
@@ -30,20 +31,30 @@ class OnnxFile:
     path: str
     inputs: Mapping[str, DType]
     outputs: Sequence[str]
-    least: DType | None  # the narrowest float dtype of its weights
+    least: DType | None  # the narrowest float dtype of its weights, scales of codes left out
+    told: Mapping[str, str]  # what it says of itself, ``metadata_props``
 
     @classmethod
     def open(cls, path: str) -> OnnxFile:
         onnx = package("onnx")
         try:
-            graph = onnx.load(path, load_external_data=False).graph
+            model = onnx.load(path, load_external_data=False)
         except Exception as error:
             message = f"'{path}' is no ONNX file: {error}"
             raise CompilerError.of(Code.UNREADABLE, message, Where(file=path)) from error
+        graph = model.graph
         weights = {t.name for t in graph.initializer}
         inputs = {i.name: _dtype(i.type.tensor_type.elem_type, i.name, path) for i in graph.input if i.name not in weights}
-        floats = [DTYPES[t.data_type] for t in graph.initializer if t.data_type in DTYPES and DTYPES[t.data_type].is_float]
-        return cls(path, inputs, [o.name for o in graph.output], min(floats, key=lambda d: d.bits, default=None))
+        read = _factors(graph)
+        floats = [DTYPES[t.data_type] for t in graph.initializer if t.name in read and t.data_type in DTYPES]
+        least = min((d for d in floats if d.is_float), key=lambda d: d.bits, default=None)
+        return cls(path, inputs, [o.name for o in graph.output], least, {p.key: p.value for p in model.metadata_props})
+
+    def weight(self, name: str) -> np.ndarray | None:
+        """An initializer; None where it has none of that name."""
+        onnx = package("onnx")
+        found = next((t for t in onnx.load(self.path, load_external_data=False).graph.initializer if t.name == name), None)
+        return None if found is None else np.asarray(onnx.numpy_helper.to_array(found, str(Path(self.path).parent)))
 
     def runtime(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs by ONNX Runtime, with all of its rewrites, as its users have it."""
@@ -103,6 +114,23 @@ class OnnxFile:
         return {name: np.asarray(arrays[name]) for name in self.inputs}
 
 
+def _factors(graph: Any) -> set[str]:
+    """Names of what nodes read, but for what codes are multiplied by, as it is or widened."""
+    nodes = list(_nodes(graph))
+    scales = {n.input[1] for n in nodes if n.op_type == "DequantizeLinear"}
+    scales |= {n.input[0] for n in nodes if n.op_type == "Cast" and n.output[0] in scales}
+    return {x for n in nodes for x in n.input} - scales
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Those of subgraphs, too."""
+    for node in graph.node:
+        yield node
+        for a in node.attribute:
+            for inner in (*a.graphs, *([a.g] if a.HasField("g") else [])):
+                yield from _nodes(inner)
+
+
 def _expose(onnx: Any, model: Any, count: int, narrow: Container[str]) -> dict[str, list[str]]:
     """Leaves the first nodes of a model, with an output for every value that is the result of an operation; which results each is."""
     names: dict[str, list[str]] = {}
@@ -139,10 +167,12 @@ def package(name: str) -> Any:
 
 
 def session(path: str) -> Any:
-    """ONNX Runtime with the file, on the CPU, without its log."""
+    """ONNX Runtime with the file, on the CPU, without its log. Weights in blocks are multiplied by activations as the file has them: of its own
+    accord it would round these to 8 bits, which no file asks for."""
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*EXACT_BLOCKS)
     return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

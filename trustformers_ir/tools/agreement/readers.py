@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import trustformers_ir as tfir
+from trustformers_ir.ir.abi import RECIPE_KEY
 from trustformers_ir.ir.core import Module
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
@@ -18,6 +19,7 @@ from trustformers_ir.runtime.runnable import Runnable
 from trustformers_ir.tools.agreement import llama_cpp
 from trustformers_ir.tools.agreement.coreml_file import CoreMlFile
 from trustformers_ir.tools.agreement.onnx_file import OnnxFile, package
+from trustformers_ir.tools.agreement.quantized_source import is_narrow, quantized_source
 from trustformers_ir.tools.agreement.stablehlo_file import StableHloFile
 from trustformers_ir.tools.agreement.tolerance import UNITS
 from trustformers_ir.tools.agreement.values import aligned_values, narrow_results
@@ -45,8 +47,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Subject:
-    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read. ``truth``: the source with its weights
-    as the file says that it rounds them, where it says so: what it is compared with then."""
+    """A file that is open. ``outputs``: how many. ``module``: its graph, where it holds one that can be read. ``quantize``: the recipe that it says
+    it is quantized by; ``quantized``: the source as it is quantized there, which is what it should compute."""
 
     path: str
     kind: str
@@ -54,7 +56,8 @@ class Subject:
     outputs: int
     runs: tuple[Run, ...]
     module: Module | None = None
-    truth: Module | None = None
+    quantize: str = ""
+    quantized: Module | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,10 @@ def open_source(path: str) -> Module:
     if not _reader(path).graph:
         message, help = f"'{path}' cannot be the first", f"name the model before it: tfc verify MODEL {path}"
         raise CompilerError.of(Code.USAGE, message, Where(file=path), help)
-    return tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
+    module = tfir.load(path).module if path.endswith(".tfc") else tfir.api.to_module(path)
+    if path.endswith(".onnx"):  # what its codes stand for is in the graph
+        module.metadata |= {k: v for k, v in OnnxFile.open(path).told.items() if k == RECIPE_KEY}
+    return module
 
 
 def true_outputs(module: Module, arrays: Arrays) -> list[np.ndarray]:
@@ -145,7 +151,9 @@ def _graph(path: str, source: Module) -> Subject:
 
 def _onnx(path: str, source: Module) -> Subject:
     file = OnnxFile.open(path)
-    least = 0.0 if file.least is None else UNITS[file.least]
+    intended = quantized_source(path, source, file.told, file.weight, file.least)
+    recipe = "" if intended is None else file.told[RECIPE_KEY]
+    least = 0.0 if file.least is None or is_narrow(recipe) else UNITS[file.least]
     versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
     ways = (("onnxruntime", file.runtime, file.runtime_values), ("onnx.reference", file.reference, file.reference_values))
 
@@ -155,7 +163,7 @@ def _onnx(path: str, source: Module) -> Subject:
     runs = tuple(
         Run(by, compute, version, values=shown(inner), least=least) for (by, compute, inner), version in zip(ways, versions, strict=True)
     )
-    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs)
+    return Subject(path, "ONNX file", file.inputs, len(file.outputs), runs, quantize=recipe, quantized=intended)
 
 
 def _gguf(path: str, source: Module) -> Subject:
@@ -191,7 +199,7 @@ def _coreml(path: str, source: Module) -> Subject:
         run = Run("numpy", file.read_on, version, file.true_scores, least=file.least)
     else:
         run = Run("numpy", file.run, version, least=file.least)
-    return Subject(path, "Core ML package", signature(source), file.outputs, (run,), truth=file.truth)
+    return Subject(path, "Core ML package", signature(source), file.outputs, (run,), quantize=file.quantize, quantized=file.quantized)
 
 
 def _stablehlo(path: str, source: Module) -> Subject:

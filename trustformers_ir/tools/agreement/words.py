@@ -15,10 +15,15 @@ def problems(v: Verdict, source: str, seed: int, allow: str) -> list[Diagnostic]
     out = []
     for d in v.differences:
         if not d.holds:
-            message = f"output '{d.output}' of '{v.path}' is {d.relative:.3g} away from that of '{source}'"
+            how = f", quantized by {v.quantize}" if v.quantize else ""
+            message = f"output '{d.output}' of '{v.path}' is {d.relative:.3g} away from that of '{source}'{how}"
             first = v.culprits[0] if v.culprits else None
             where = Where(file=v.path, op=first.operation if first else None)
             out.append(Diagnostic(Code.CHECK_FAILED, message, where, f"{advice(v, allow)}; the worst probe is '{d.probe}' of --seed {seed}"))
+    if v.strays and not out:
+        first = v.strays[0]
+        message = f"'{first.operation}' of '{v.path}' is {first.error:.3g} away from what it is on its own operands"
+        out.append(Diagnostic(Code.CHECK_FAILED, message, Where(file=v.path, op=first.operation), f"it comes from {first.source}".rstrip()))
     return out
 
 

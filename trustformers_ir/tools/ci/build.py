@@ -50,7 +50,10 @@ def make(source: Source, file: FilePlan, path: str) -> Made:
         if file.kind == NATIVE:
             made = _compile(source, file, path)
             return Made(*made, time.perf_counter() - started)
-        written = tfir.export(source.model, path, example_inputs=source.examples if _takes_examples(file) else None, **file.options)
+        options = dict(file.options)
+        calibration = options.pop("calibrate", None)
+        examples = source.examples if _takes_examples(file) else None
+        written = tfir.export(source.model, path, example_inputs=examples, calibration=calibration, **options)
     except BaseException:
         forget(path)
         raise

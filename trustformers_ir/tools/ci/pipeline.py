@@ -113,7 +113,10 @@ def kinds() -> tuple[str, ...]:
 
 def options_of(kind: str) -> tuple[str, ...]:
     """What a file of a format takes besides what all take."""
-    return NATIVE_OPTIONS if kind == NATIVE else tuple(sorted(FORMATS[f".{kind}"].options - {"example_inputs"}))
+    if kind == NATIVE:
+        return NATIVE_OPTIONS
+    own = FORMATS[f".{kind}"].options
+    return tuple(sorted(own - {"example_inputs", "calibration"} | ({"calibrate"} if "calibration" in own else set())))
 
 
 def read_pipeline(path: str) -> Pipeline:
@@ -317,6 +320,7 @@ def _cache(text: str) -> CacheForm:
 #: what says whether an option of a file has a value that it takes, by format ('' where it is any) and option
 _CHECKS: Mapping[tuple[str, str], Callable[[str], Any]] = {
     (NATIVE, "quantize"): find_recipe,
+    ("onnx", "quantize"): find_recipe,
     (NATIVE, "cache"): _cache,
     ("gguf", "quantize"): find_file_type,
     ("gguf", "dtype"): find_numbers,

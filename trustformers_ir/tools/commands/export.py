@@ -11,7 +11,7 @@ import typer
 
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.tools import console
-from trustformers_ir.tools.commands.options import Bom, Json, Lock, Model
+from trustformers_ir.tools.commands.options import Bom, Calibrate, Json, Lock, Model
 from trustformers_ir.tools.locking.keeper import Keeper
 from trustformers_ir.tools.locking.request import EXPORT, Request, exported
 from trustformers_ir.tools.locking.request import export as write
@@ -24,10 +24,17 @@ def export(
     ],
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="T", help="The type of matrices: f32, q8_0, …, q4_k_m, …; Core ML: int8, int4, palette4.", show_default="as stored"),
+        typer.Option(
+            metavar="T",
+            help="GGUF: the type of matrices, q8_0, q4_k_m, …; ONNX: a recipe, int8, int4, …; Core ML: int8, int4, palette4.",
+            show_default="as stored",
+        ),
     ] = None,
+    calibrate: Calibrate = None,
     dtype: Annotated[str | None, typer.Option(metavar="D", help="The type of what is not quantized: f32, f16 or bf16; Core ML: f16, f32.")] = None,
-    opset: Annotated[int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20")] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="The operator set of an ONNX file, 18 to 24.", show_default="20, or 21 for weights in blocks")
+    ] = None,
     cache: Annotated[
         str | None, typer.Option(metavar="C", help="Core ML: a language model that keeps what it has read in states, as f16.", show_default=False)
     ] = None,
@@ -38,7 +45,8 @@ def export(
 ) -> None:
     """Write MODEL for other systems."""
     started = time.perf_counter()
-    keeper = Keeper.of(Request.of(EXPORT, model, output, quantize=quantize, dtype=dtype, opset=opset, cache=cache, capacity=capacity), lock, bom)
+    options = {"quantize": quantize, "calibrate": calibrate, "dtype": dtype, "opset": opset, "cache": cache, "capacity": capacity}
+    keeper = Keeper.of(Request.of(EXPORT, model, output, **options), lock, bom)
     with console.progress("exporting"):
         made = write(keeper.request, output)
         keeper.keep(functools.partial(exported, made, output))

@@ -80,10 +80,13 @@ def _print(found: Agreement) -> None:
     rows: list[tuple[str, ...]] = [_row(d) for v in found.verdicts for d in v.differences]
     rows += [(_short(v.path), v.by, "", "", "", "", "", "FAILS") for v in found.verdicts if v.failure is not None]
     console.print_table(rows, HEAD)
+    for path, quantize, moved in dict.fromkeys((v.path, v.quantize, v.moved) for v in found.verdicts):
+        if moved is not None:
+            print(f"{path} is compared with the source quantized by {quantize}, which lies {moved:.3g} from the source itself")
     for v in found.verdicts:
-        if v.culprits:
+        if shown := v.culprits or v.strays:
             print(f"\n{v.path} by {v.by}: where the error comes in")
-            lines = [(c.operation, f"{c.error:.3g}", "" if c.share is None else f"{c.share:.1%}", c.source) for c in v.culprits]
+            lines = [(c.operation, f"{c.error:.3g}", "" if c.share is None else f"{c.share:.1%}", c.source) for c in shown]
             console.print_table(lines, ("op", "own error", "share", "source"))
 
 

@@ -33,7 +33,7 @@ OPTIONS: Mapping[str, Mapping[str, type]] = {
         "target": str, "quantize": str, "calibrate": list, "dtype": str, "schedules": str, "cache": str, "dynamic": list, "input": list,
         "embed_weights": bool,
     },
-    EXPORT: {"quantize": str, "dtype": str, "opset": int, "cache": str, "capacity": int},
+    EXPORT: {"quantize": str, "calibrate": list, "dtype": str, "opset": int, "cache": str, "capacity": int},
 }  # fmt: skip
 
 
@@ -123,14 +123,16 @@ def saved(request: Request, executable: Runnable, output: str) -> Made:
 
 def export(request: Request, outputs: Sequence[str]) -> list[Written]:
     """Writes the files of a request to export."""
-    return tfir.export(request.model, list(outputs), **{name: request.option(name) for name in OPTIONS[EXPORT]})
+    given = {name: request.option(name) for name in OPTIONS[EXPORT] if name != "calibrate"}
+    return tfir.export(request.model, list(outputs), **given, calibration=[Path(p) for p in request.option("calibrate") or ()] or None)
 
 
 def exported(written: Sequence[Written], outputs: Sequence[str]) -> Made:
     """What a lock says of files that are written."""
     files = [str(p) for w in written for name in w.files for p in tree_files(name)]
     graphs = any(not name.endswith(".gguf") for name in outputs)
-    return Made(tuple(files), tuple(str(p) for p in PASSES) if graphs else ())
+    more = dict.fromkeys(text for w in written for text in w.passes)
+    return Made(tuple(files), (*(str(p) for p in PASSES), *more) if graphs else ())
 
 
 def build(request: Request, outputs: Sequence[str]) -> Made:

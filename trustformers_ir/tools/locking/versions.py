@@ -28,6 +28,9 @@ def versions(request: Request) -> dict[str, str]:
     the C compiler that links shared libraries."""
     names = {"numpy", "ml_dtypes"}
     found = {"trustformers_ir": VERSION, "trustformers_ir.sources": source_digest()}
+    if request.option("calibrate"):  # examples run through native code
+        names.add("llvmlite")
+        found["llvm"] = _llvm()
     if request.command == COMPILE:
         if any(is_gpu(t) for t in request.targets):
             names.add("triton")

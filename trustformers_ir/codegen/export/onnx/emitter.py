@@ -34,6 +34,7 @@ ELEMENTS: Mapping[DType, int] = {
     DType.f32: 1, DType.u8: 2, DType.i8: 3, DType.u16: 4, DType.i16: 5, DType.i32: 6, DType.i64: 7, DType.bool: 9, DType.f16: 10, DType.f64: 11,
     DType.u32: 12, DType.u64: 13, DType.bf16: 16, DType.f8e4m3: 17,
 }  # fmt: skip
+UINT4, INT4 = 21, 22  #: integers of 4 bits, which no dtype of ours is
 OLDEST, NEWEST, USUAL = 18, 24, 20  # operator sets
 DTYPES = {number: dtype for dtype, number in ELEMENTS.items()}
 #: how ONNX writes the dtype of a tensor
@@ -67,6 +68,17 @@ class Node:
     operation: str = ""
 
 
+@dataclass(frozen=True)
+class Nibbles(Stored):
+    """An initializer of 4-bit integers, ``UINT4`` or ``INT4``; ``make`` gives its bytes, each with two elements."""
+
+    element: int = UINT4
+
+    @property
+    def bytes(self) -> int:
+        return -(-int(np.prod(self.shape, dtype=np.int64)) // 2)
+
+
 class Emitter(GraphEmitter[str]):
     """Nodes and initializers of a function, in order. A value is the name of a tensor; sizes are ``i64[1]``."""
 
@@ -81,6 +93,7 @@ class Emitter(GraphEmitter[str]):
         self._schemas: dict[str, Any] = {}
         self._constants: dict[tuple[object, ...], str] = {}
         self._weights: dict[tuple[str, bool, DType], str] = {}
+        self._packed: dict[tuple[str, int], str] = {}
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
 
     # -- the function ------------------------------------------------------------------------------------------------------
@@ -217,6 +230,18 @@ class Emitter(GraphEmitter[str]):
             given = self._weights[key] = self.fresh(name)
             self._store(Stored(given, key[2], shape, _reader(w, transposed, key[2])))
         return self._weights[key]
+
+    def packed(self, weight: str, element: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> str:
+        """The initializer of 4-bit integers that are made of a weight."""
+        if (weight, element) not in self._packed:
+            name = self._packed[weight, element] = self.fresh(weight)
+            self.stored[name] = Nibbles(name, DType.u8, shape, make, element=element)
+        return self._packed[weight, element]
+
+    def typed(self, name: str, dtype: DType) -> str:
+        """The name, of whose dtype the schema of its op does not tell."""
+        self._dtypes[name] = dtype
+        return name
 
     # -- sizes -------------------------------------------------------------------------------------------------------------
 

@@ -13,21 +13,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-import numpy as np
-
 from trustformers_ir.codegen.export.emitting import Stored
-from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_shape
-from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, NEWEST, OLDEST, USUAL, Emitter, Node
+from trustformers_ir.codegen.export.onnx import rules_elementwise, rules_nn, rules_quantized, rules_shape
+from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, INT4, NEWEST, OLDEST, USUAL, Emitter, Nibbles, Node
+from trustformers_ir.codegen.export.onnx.rules_quantized import BLOCKED
 from trustformers_ir.codegen.export.written import Written
 from trustformers_ir.ir.atomic import atomic_output
 from trustformers_ir.ir.core import Module, Value
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.holes import write_array
+from trustformers_ir.ir.ops.blocks import InBlocks
 from trustformers_ir.ir.progress import note
 from trustformers_ir.ir.version import VERSION
 
-assert rules_elementwise and rules_nn and rules_shape  # imported for their rules
+assert rules_elementwise and rules_nn and rules_quantized and rules_shape  # imported for their rules
 EXTERNAL_ABOVE = 1 << 30  # bytes of all weights from which on they lie in a file beside the model
 SMALL = 1024  # bytes up to which an initializer always lies in the model
 PAGE = 4096
@@ -49,7 +49,8 @@ def onnx_module() -> Any:
 
 def write_onnx(path: str, module: Module, *, opset: int | None = None, external_above: int = EXTERNAL_ABOVE) -> Written:
     """Writes the function ``main`` of ``module``. ``CompilerError`` with all ops that have no form in ONNX; nothing is left half-written."""
-    chosen = USUAL if opset is None else opset
+    blocked = any(isinstance(o.op, InBlocks) for o in module.main.body)
+    chosen = (BLOCKED if blocked else USUAL) if opset is None else opset
     if not OLDEST <= chosen <= NEWEST:
         raise CompilerError.of(Code.USAGE, f"opset {chosen} cannot be written", help=f"give one of {OLDEST} to {NEWEST}")
     onnx = onnx_module()
@@ -80,7 +81,7 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
                 _put(file, s)
     with atomic_output(path) as file:
         _write_model(onnx, file, model, graph, tensors, places, beside)
-    kinds = Counter(str(s.dtype) for s in tensors)
+    kinds = Counter(_kind(s) for s in tensors)
     return Written(tuple(files), sum(os.stat(f).st_size for f in files), dict(kinds.most_common()), len(emitter.nodes))
 
 
@@ -97,8 +98,13 @@ def _places(tensors: Sequence[Stored]) -> dict[str, int]:
 def _put(file: IO[bytes], s: Stored) -> None:
     """The bytes of a weight, in the order of its rows, little endian."""
     array = s.make()
-    assert array.shape == s.shape or array.size == int(np.prod(s.shape)), s.name
+    assert array.nbytes == s.bytes, s.name
     write_array(file, array)
+
+
+def _kind(s: Stored) -> str:
+    """The type of its elements, for people."""
+    return str(s.dtype) if not isinstance(s, Nibbles) else "i4" if s.element == INT4 else "u4"
 
 
 # -- protobuf ---------------------------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ def _write_model(onnx: Any, file: IO[bytes], model: Any, graph: Any, tensors: Se
     heads: list[bytes] = []
     sizes: list[int] = []
     for s in tensors:
-        proto = onnx.TensorProto(name=s.name, dims=s.shape, data_type=ELEMENTS[s.dtype])
+        proto = onnx.TensorProto(name=s.name, dims=s.shape, data_type=s.element if isinstance(s, Nibbles) else ELEMENTS[s.dtype])
         inside = s.name not in places
         if not inside:
             proto.data_location = onnx.TensorProto.EXTERNAL
