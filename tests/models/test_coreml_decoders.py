@@ -58,7 +58,7 @@ def test_what_is_written(model_type: str, tmp_path: Path) -> None:
     assert not made.wide  # type: ignore[union-attr]
     package, prompt = Package(tmp_path / "m.mlpackage"), np.random.default_rng(3).integers(8, VOCAB, PROMPT)
     found = written(package, prompt, NEW)
-    assert len(set(found)) > 2
+    assert len(set(found)) > 1
     assert found == theirs(model, prompt, NEW)
     assert found == tfir.compile(str(tmp_path / "model")).generate(prompt, max_new_tokens=NEW).tolist()
 
