@@ -342,6 +342,8 @@ INPUTS: list[Case] = [
     ("structured array", lambda: arrays(input_ids=np.zeros((1, 4), [("a", "i4")])), Code.INPUT_DTYPE, 'tensor "input_ids"'),
 ]
 
+LLAMA = "random:llama?num_hidden_layers=1&hidden_size=32&intermediate_size=48&num_attention_heads=4&num_key_value_heads=2&vocab_size=99"
+
 REQUESTS: list[Case] = [
     ("output in no folder", lambda: to_output("none/m.tfc"), Code.UNWRITABLE, "none/m.tfc"),
     ("output a folder", lambda: to_output("out"), Code.UNWRITABLE, "out"),
@@ -361,6 +363,7 @@ REQUESTS: list[Case] = [
     ("random field", lambda: ["compile", f"{RANDOM}&colour=3", "-o", "out/m.tfc"], Code.RANDOM_MODEL, "tfc compile"),
     ("random and huge", lambda: ["compile", "random:bert?vocab_size=2000000000", "-o", "out/m.tfc"], Code.RANDOM_MODEL, "tfc compile"),
     ("different models", lambda: graph("return %x", "verify", "m.tfir", RANDOM), Code.INPUT_NAME, "random:bert"),
+    ("a head that the other has not", lambda: ["verify", LLAMA, f"{LLAMA}&architecture=LlamaForCausalLM"], Code.INPUT_SHAPE, "architecture=LlamaFor"),
     ("export", lambda: but(checkpoint(), "export", "m", "-o", "out/m.onnx", "--quantize", "fp8"), Code.CANNOT_EXPORT, "fp8"),
 ]
 

@@ -17,6 +17,7 @@ from trustformers_ir.ir.interpreter import result_names
 from trustformers_ir.ir.ops.quantized import QuantizeDynamic, QuantizeStatic
 from trustformers_ir.ir.probes import Probe, make_probes
 from trustformers_ir.ir.progress import note
+from trustformers_ir.ir.types import TensorType
 from trustformers_ir.tools.agreement.blame import Culprit, blame, strays
 from trustformers_ir.tools.agreement.metrics import INFINITE, Distance, distance
 from trustformers_ir.tools.agreement.readers import Run, Subject, signature, true_outputs
@@ -144,7 +145,7 @@ def agreement(
 
 
 def same_signature(path: str, source: Module, subjects: Sequence[Subject]) -> None:
-    """Names and dtypes of the inputs, number of outputs."""
+    """Names and dtypes of the inputs, number and shapes of outputs."""
     problems = Collector()
     wanted = signature(source)
     for subject in subjects:
@@ -155,7 +156,17 @@ def same_signature(path: str, source: Module, subjects: Sequence[Subject]) -> No
         if subject.outputs != count:
             message = f"'{subject.path}' has {subject.outputs} outputs, '{path}' has {count}"
             problems.add(Code.INPUT_COUNT, message, Where(file=subject.path), "only models with the same outputs can be compared")
+        elif subject.module is not None:
+            for name, mine, theirs in zip(result_names(source.main), source.main.outputs, subject.module.main.outputs, strict=True):
+                if not _fit(mine.type, theirs.type):
+                    message = f"the output '{name}' of '{path}' is {mine.type}, and '{subject.path}' has {theirs.type} there"
+                    problems.add(Code.INPUT_SHAPE, message, Where(file=subject.path), "one of the two may have a head that the other has not")
     problems.check()
+
+
+def _fit(a: TensorType, b: TensorType) -> bool:
+    """Whether two outputs can have the same shape."""
+    return a.rank == b.rank and all(m == n or not (isinstance(m, int) and isinstance(n, int)) for m, n in zip(a.shape, b.shape, strict=True))
 
 
 def _listed(inputs: Mapping[str, DType]) -> str:
