@@ -24,6 +24,10 @@ from trustformers_ir.tools.cli import main
 
 FORMATS = ("m.onnx", "m8.onnx", "m4.onnx", "m.mlir", "m.mlpackage", "m.tfc", "m8.tfc", "m.gguf")
 NO_GGUF = ("vit", "mistral", "gemma2", "falcon", "gpt_neox")  # no architecture, or a window, scale, ALiBi or GELU that it cannot say
+QUANTIZE = {
+    "8": {".onnx": "int8", ".tfc": "int8", ".gguf": "q8_0", ".mlpackage": "int8"},
+    "4": {".onnx": "q4_0", ".gguf": "q4_0", ".mlpackage": "int4"},
+}
 NO_MASK = ("vit",)
 QUICK = "llama"
 BY = ("onnxruntime", "xla", "numpy", "native code", "interpreter")  # random models have no vocabulary, which llama.cpp wants
@@ -53,11 +57,11 @@ def model_of(name: str, folder: Path) -> str:
 
 def write(model: str | Module, path: Path) -> Path:
     """A file of the format that its name says."""
-    quantize = {"8": "int8", "4": "q4_0"}.get(path.stem[-1])
+    quantize = QUANTIZE.get(path.stem[-1], {}).get(path.suffix)
     if path.suffix == ".tfc":
         tfir.compile(model, quantize=quantize).save(str(path))
     else:
-        tfir.export(model, str(path), dtype="f32" if path.suffix == ".mlpackage" else None, quantize=quantize)
+        tfir.export(model, str(path), dtype="f32" if path.name == "m.mlpackage" else None, quantize=quantize)
     return path
 
 
@@ -104,6 +108,13 @@ def check_all(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_format_of_every_architecture(name: str, tmp_path: Path) -> None:
     check_all(name, tmp_path)
+
+
+@pytest.mark.long
+def test_the_real_encoder_in_every_format(minilm: Path, tmp_path: Path) -> None:
+    """MiniLM, with its pooler and its vectors of texts, by everything that executes files: llama.cpp, too, where it is installed."""
+    files = [write(str(minilm), tmp_path / f) for f in (*FORMATS, "m8.gguf", "m8.mlpackage", "m4.mlpackage")]
+    assert main(["verify", str(minilm), *map(str, files), "--probe", "1"]) == 0
 
 
 def test_a_fault_in_a_format_turns_that_format_red(tmp_path: Path) -> None:
