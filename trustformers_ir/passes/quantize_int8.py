@@ -48,6 +48,8 @@ from trustformers_ir.passes.options import IN_PYTHON, not_patterns, not_positive
 from trustformers_ir.passes.smoothing import Smoothing
 from trustformers_ir.passes.weights import blocks, derived, rows_of, step_of, steps_of
 
+SMOOTHING = ".smoothing"  # behind the name of a product: the vector that its activation is multiplied by
+
 
 @dataclass(frozen=True)
 class Sensitive:
@@ -153,7 +155,7 @@ class QuantizeInt8(Sensitive, Pass):
         if smoothing is not None:
             inverse = np.float32(1) / smoothing.factors
             type = TensorType(inverse.shape, DType.f32)
-            vector = derived(module, f"{product.name}.smoothing", type, _always(inverse), ("smoothing", inverse.tobytes()))
+            vector = derived(module, f"{product.name}{SMOOTHING}", type, _always(inverse), ("smoothing", inverse.tobytes()))
             x = builder(ops.Mul(), x, builder(ops.WeightOp(vector.name)))
         if self.ranges is None:
             q, scale, zero = builder.create(ops.QuantizeDynamic(), x).results

@@ -17,8 +17,10 @@ import numpy as np
 
 from trustformers_ir.codegen.export.onnx.emitter import DTYPES
 from trustformers_ir.codegen.export.onnx.write import RESULTS
+from trustformers_ir.ir.abi import RECIPE_KEY
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Where
 from trustformers_ir.ir.dtypes import DType
+from trustformers_ir.passes.quantize_int8 import SMOOTHING
 
 EXACT_BLOCKS = ("session.qdq_matmulnbits_accuracy_level", "1")  # f32; 4, what it does where nothing is said, is 8 bits
 IN_MEMORY = 1 << 30  # bytes of a message up to which it is handed over as it is
@@ -33,6 +35,7 @@ class OnnxFile:
     outputs: Sequence[str]
     least: DType | None  # the narrowest float dtype of its weights, scales of codes left out
     told: Mapping[str, str]  # what it says of itself, ``metadata_props``
+    smoothing: Mapping[str, np.ndarray]  # by what activations are multiplied in front of their codes, by the name of the first product behind
 
     @classmethod
     def open(cls, path: str) -> OnnxFile:
@@ -48,13 +51,11 @@ class OnnxFile:
         read = _factors(graph)
         floats = [DTYPES[t.data_type] for t in graph.initializer if t.name in read and t.data_type in DTYPES]
         least = min((d for d in floats if d.is_float), key=lambda d: d.bits, default=None)
-        return cls(path, inputs, [o.name for o in graph.output], least, {p.key: p.value for p in model.metadata_props})
-
-    def weight(self, name: str) -> np.ndarray | None:
-        """An initializer; None where it has none of that name."""
-        onnx = package("onnx")
-        found = next((t for t in onnx.load(self.path, load_external_data=False).graph.initializer if t.name == name), None)
-        return None if found is None else np.asarray(onnx.numpy_helper.to_array(found, str(Path(self.path).parent)))
+        told = {p.key: p.value for p in model.metadata_props}
+        vectors = [t for t in graph.initializer if RECIPE_KEY in told and t.name.endswith(SMOOTHING)]
+        with failing(path, "the package onnx"):
+            smoothing = {t.name.removesuffix(SMOOTHING): onnx.numpy_helper.to_array(t, str(Path(path).parent)) for t in vectors}
+        return cls(path, inputs, [o.name for o in graph.output], least, told, smoothing)
 
     def runtime(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs by ONNX Runtime, with all of its rewrites, as its users have it."""

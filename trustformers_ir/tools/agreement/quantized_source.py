@@ -9,7 +9,7 @@ are the file's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,12 @@ from trustformers_ir.passes.calibration import Range
 from trustformers_ir.passes.recipes import F16, Bf16, Calibrated, Recipe, find_recipe
 from trustformers_ir.passes.smoothing import Smoothing
 
-Factors = Callable[[str], "np.ndarray | None"]
+Vectors = Mapping[str, np.ndarray]
 
 
-def quantized_source(path: str, source: Module, told: Mapping[str, str], factors: Factors, narrow: DType | None) -> Module | None:
+def quantized_source(path: str, source: Module, told: Mapping[str, str], smoothing: Vectors, narrow: DType | None) -> Module | None:
     """The graph of the source, canonical, its products quantized as the file at ``path`` tells; None where it tells nothing, or where the source is
-    quantized so already. ``factors``: a vector of the file by its name. ``narrow``: the narrowest dtype of its weights. ``UNREADABLE``"""
+    quantized so already. ``smoothing``: the reciprocals of factors, by products. ``narrow``: the narrowest dtype of its weights. ``UNREADABLE``"""
     if RECIPE_KEY not in told or source.metadata.get(RECIPE_KEY) == told[RECIPE_KEY]:
         return None
     note("quantizing the source")
@@ -42,7 +42,7 @@ def quantized_source(path: str, source: Module, told: Mapping[str, str], factors
     try:
         recipe = find_recipe(told[RECIPE_KEY])
         assert recipe is not None
-        known = _calibrated(recipe, json.loads(told[QUANTIZATION_KEY])["products"], factors)
+        known = _calibrated(recipe, json.loads(told[QUANTIZATION_KEY])["products"], smoothing)
     except (CompilerError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"'{path}' says that it is quantized, and not how: {error}"
         raise CompilerError.of(Code.UNREADABLE, message, Where(file=path), "give --tolerance, and a file without it as the source") from error
@@ -70,7 +70,7 @@ def _narrow(module: Module, dtype: DType) -> None:
             module.weights[name] = Weight(name, w.type, rounded)
 
 
-def _calibrated(recipe: Recipe, rows: list[dict[str, Any]], factors: Factors) -> Calibrated:
+def _calibrated(recipe: Recipe, rows: list[dict[str, Any]], smoothing: Vectors) -> Calibrated:
     """What calibration found when the file was made."""
     ranges = {str(r["name"]): Range(float(r["activation"]["low"]), float(r["activation"]["high"])) for r in rows if "activation" in r}
     smoothings: dict[str, Smoothing] = {}
@@ -79,7 +79,7 @@ def _calibrated(recipe: Recipe, rows: list[dict[str, Any]], factors: Factors) ->
         if "smoothing" not in row:
             continue
         about = row["smoothing"]
-        inverse = factors(f"{about['of']}.smoothing")
+        inverse = smoothing.get(about["of"])
         if inverse is None or inverse.dtype != np.float32 or inverse.ndim != 1:
             raise ValueError(f"the factors of '{row['name']}' are not there")
         made = Smoothing(np.float32(1) / inverse, float(about["alpha"]), float(about["before"]), float(about["after"]))

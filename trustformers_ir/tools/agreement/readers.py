@@ -151,7 +151,7 @@ def _graph(path: str, source: Module) -> Subject:
 
 def _onnx(path: str, source: Module) -> Subject:
     file = OnnxFile.open(path)
-    intended = quantized_source(path, source, file.told, file.weight, file.least)
+    intended = quantized_source(path, source, file.told, file.smoothing, file.least)
     recipe = "" if intended is None else file.told[RECIPE_KEY]
     least = 0.0 if file.least is None or is_narrow(recipe) else UNITS[file.least]
     versions = (package(name).__version__ for name in ("onnxruntime", "onnx"))
