@@ -20,10 +20,12 @@ from trustformers_ir.codegen.export.coreml.emitter import RULES
 from trustformers_ir.codegen.export.coreml.evaluate import evaluate_package, read_program
 from trustformers_ir.codegen.export.coreml.write import write_coreml
 from trustformers_ir.ir import functional as F
+from trustformers_ir.ir import ops
 from trustformers_ir.ir.conformance import Case
 from trustformers_ir.ir.diagnostics import Code, CompilerError
 from trustformers_ir.ir.dtypes import DType
 from trustformers_ir.ir.interpreter import argument_names
+from trustformers_ir.ir.ops.window import Window
 from trustformers_ir.tools.cli import main
 
 #: relative to the largest magnitude of a result
@@ -200,6 +202,38 @@ def test_all_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     for options in ({"dtype": "bf16"}, {"quantize": "q4_0"}, {"opset": 20}):
         with pytest.raises(CompilerError):
             tfir.export(MODELS["bert"], str(path), **options)  # type: ignore[arg-type]
+
+
+def test_many_axes(tmp_path: Path) -> None:
+    """Six axes between reshapes, those of size 1 left out, neighbours as one; windows of two axes of which the largest is read."""
+
+    def f(x: Any) -> Any:
+        n = x.shape[0]
+        turned = x.reshape(n, 2, 4, 3, 2, 4).transpose(0, 1, 3, 2, 4, 5).reshape(n, 6, 8, 4)
+        spread = x.reshape(n, 1, 8, 1, 6, 4).expand(n, 3, 8, 1, 6, 4).reshape(n, 24, 24)
+        return turned, spread
+
+    module = tfir.trace(f, tfir.f32["n", 8, 6, 4])
+    write_coreml(str(tmp_path / "m.mlpackage"), module, dtype=DType.f32)
+    x = np.random.default_rng(0).standard_normal((3, 8, 6, 4)).astype(np.float32)
+    for got, want in zip(evaluate_package(tmp_path / "m.mlpackage", {"x": x}).values(), tfir.evaluate(module, x), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [ops.ReduceMax, ops.ReduceMean])
+def test_pooling(kind: Any, tmp_path: Path) -> None:
+    """Windows of two axes have six: they are read an axis after the other."""
+    windows = (Window(3, 2, 1, 1), Window(2, 1, 0, 1, 2))
+
+    def f(x: Any) -> Any:
+        return x._emit(ops.Unfold(windows, -1.5))._emit(kind((4, 5)))
+
+    module = tfir.trace(f, tfir.f32["n", 3, "h", 7], facts={"h": (4, 30)})
+    write_coreml(str(tmp_path / "m.mlpackage"), module, dtype=DType.f32)
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32)
+    (got,) = evaluate_package(tmp_path / "m.mlpackage", {"x": x}).values()
+    want = tfir.evaluate(module, x)
+    assert got.shape == want.shape and np.abs(got - want).max() < 1e-6
 
 
 def test_verify_compares_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

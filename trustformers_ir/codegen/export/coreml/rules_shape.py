@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,22 @@ def _reshape(e: Emitter, o: Operation) -> Any:
 def _transpose(e: Emitter, o: Operation) -> Any:
     assert isinstance(o.op, ops.Transpose)
     shape, perm = o.inputs[0].type.shape, list(o.op.perm)
-    if len(shape) > MOST_AXES:  # it lies there without axes of size 1
-        there = [axis for axis, d in enumerate(shape) if d != 1]
-        perm = [there.index(axis) for axis in perm if axis in there]
-    return e("transpose", x=e.operand(o, 0), perm=perm) if perm != sorted(perm) else e.operand(o, 0)
+    x = e.operand(o, 0)
+    if len(shape) <= MOST_AXES:
+        return e("transpose", x=x, perm=perm) if perm != sorted(perm) else x
+    runs: list[list[int]] = []  # axes that stay side by side are one, those of size 1 none
+    there = [axis for axis, d in enumerate(shape) if d != 1]
+    for axis in (a for a in perm if a in there):
+        if runs and there.index(axis) == there.index(runs[-1][-1]) + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    if len(runs) > MOST_AXES:
+        raise Unsupported(f"arrays have at most {MOST_AXES} axes")
+    order = sorted(runs)
+    x = e.reshape(x, shape, [math.prod([shape[a] for a in run], start=1) for run in order])
+    x = e("transpose", x=x, perm=[order.index(run) for run in runs]) if runs != order else x
+    return e.reshape(x, [math.prod([shape[a] for a in run], start=1) for run in runs], o.result.type.shape)
 
 
 @rule(ops.Expand)
@@ -149,6 +163,26 @@ def _repeated(e: Emitter, x: Any, rank: int, axis: int, count: int) -> Any:
     return e("tile", x=x, reps=[count if a == axis else 1 for a in range(rank)])
 
 
+@dataclass(frozen=True)
+class Windows:
+    """What each window has of an array, not put together: too many axes. ``at``: of each axis from ``lead`` on, the positions
+    ``i32[places, size]``."""
+
+    array: Any
+    lead: int
+    at: tuple[Any, ...]
+
+    def reduced(self, e: Emitter, o: Operation, kind: str) -> Any:
+        """An axis after the other: of windows, these are the same as all at once. Sums of 16-bit numbers are rounded once."""
+        assert isinstance(o.op, ops.ReduceOp)
+        dtype = o.result.type.dtype
+        wide = DType.f32 if dtype is DType.f16 else dtype
+        x = e.cast(self.array, dtype, wide)
+        for axis, at in enumerate(self.at, self.lead):
+            x = e(kind, x=e("gather", x=x, indices=at, axis=axis), axes=[axis + 1], keep_dims=False)
+        return e.cast(x, wide, dtype)
+
+
 # --- reductions ----------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +193,8 @@ def _reduce(e: Emitter, o: Operation) -> Any:
     x, dtype = e.operand(o, 0), o.result.type.dtype
     if not o.op.axes:
         return x
+    if isinstance(x, Windows):
+        return x.reduced(e, o, REDUCTIONS[type(o.op)])
     wide = DType.f32 if dtype is DType.f16 else dtype
     y = e(REDUCTIONS[type(o.op)], x=e.cast(x, dtype, wide), axes=list(o.op.axes), keep_dims=o.op.keepdims)
     return e.cast(y, wide, dtype)
