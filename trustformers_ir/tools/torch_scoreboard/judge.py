@@ -95,14 +95,20 @@ def run(units: Sequence[Unit], most: int = 0, ways: Sequence[str] = WAYS) -> lis
     samples = [unit.samples(most) for unit in units]
     outcomes = {(u.op, u.dtype): Outcome(u.op, u.dtype, len(some)) for u, some in zip(units, samples, strict=True)}
     done = _Done()
-    every = [s for some in samples for s in some]
-    for start in range(0, len(every), BATCH):
-        _judge(every[start : start + BATCH], ways, done)
+    _batches([some[0] for some in samples if some], ways, done)
+    refused = {s.unit for s, _, verdict in done.verdicts if verdict.status is not Status.AGREES}
+    for alike in (False, True):  # a program with something refused is made again without it: so what is refused comes together
+        _batches([s for some in samples for s in some[1:] if (s.unit in refused) is alike], ways, done)
     for sample, way, verdict in done.verdicts:
         outcomes[sample.unit].add(sample, way, verdict)
     for unit, names in done.reached.items():
         outcomes[unit].reached = sorted(names)
     return list(outcomes.values())
+
+
+def _batches(samples: Sequence[Sample], ways: Sequence[str], done: _Done) -> None:
+    for start in range(0, len(samples), BATCH):
+        _judge(samples[start : start + BATCH], ways, done)
 
 
 class _NotRead(Exception):
