@@ -16,7 +16,7 @@ from trustformers_ir.tools.torch_scoreboard.__main__ import run_all
 from trustformers_ir.tools.torch_scoreboard.freedom import may_differ
 from trustformers_ir.tools.torch_scoreboard.judge import WAYS, Status, run
 from trustformers_ir.tools.torch_scoreboard.known import KNOWN
-from trustformers_ir.tools.torch_scoreboard.precise import apart
+from trustformers_ir.tools.torch_scoreboard.precise import apart, rounds
 from trustformers_ir.tools.torch_scoreboard.report import report
 from trustformers_ir.tools.torch_scoreboard.samples import DTYPES, Sample, Unit, units
 
@@ -86,6 +86,20 @@ def test_a_result_may_be_as_near_to_64_bits_as_eager_is_and_no_further() -> None
     assert not apart(torch.tensor([float("nan"), -float("inf")]), torch.tensor([float("nan"), -float("inf")]), exact)
     assert apart(torch.tensor([float("inf"), 2.0]), torch.tensor([float("nan"), 2.0]), exact)
     assert apart(torch.tensor([1, 2]), torch.tensor([1, 3]), exact)  # integers exactly
+
+
+def test_a_sum_of_products_may_be_off_by_a_rounding_of_its_operands() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(8, 1000) * 9, torch.randn(1000, 8) * 9
+    exact = a.double() @ b.double()
+    chain = torch.zeros(8, 8)
+    for k in range(1000):  # in order, as our kernels add up
+        chain = chain + a[:, k : k + 1] * b[k : k + 1]
+    sample = Sample(("mm", "float32"), 0, torch.mm, ([a, b], {}))
+    assert rounds(sample, 0, chain, exact)
+    assert not rounds(sample, 0, chain * (1 + 1e-4), exact)
+    assert not rounds(Sample(("cumsum", "float32"), 0, torch.mm, ([a, b], {})), 0, chain, exact)
+    assert not rounds(sample, 0, (a.half() @ b.half()), exact)
 
 
 def test_only_equal_elements_may_stand_for_each_other() -> None:

@@ -21,7 +21,7 @@ from trustformers_ir.frontend.torch_export.registry import ATEN
 from trustformers_ir.frontend.torch_export.weights import as_array
 from trustformers_ir.ir.diagnostics import Code, CompilerError, Diagnostic
 from trustformers_ir.tools.torch_scoreboard.freedom import is_open, may_differ
-from trustformers_ir.tools.torch_scoreboard.precise import apart, as_eager, precise
+from trustformers_ir.tools.torch_scoreboard.precise import apart, as_eager, precise, rounds
 from trustformers_ir.tools.torch_scoreboard.samples import Sample, Unit
 
 BATCH = 64  # samples of a program
@@ -38,6 +38,7 @@ class Status(enum.Enum):
     """What came of a sample. ``WRONG`` and ``FAILED`` are defects."""
 
     AGREES = "agrees"
+    ROUNDS = "rounds"  # a sum of products that is as near to the exact one as the rounding of its operands allows, not within the tolerance
     OPEN = "open"  # as right as eager's, where torch does not say what has to come out (freedom.py)
     REFUSED = "refused"  # an error that says what is not supported
     NO_EAGER = "no eager"  # torch itself raises
@@ -293,7 +294,7 @@ def _compared(sample: Sample, got: Any, wanted: Any) -> Verdict:
     if len(mine) != len(theirs):
         return Verdict(Status.WRONG, f"{len(mine)} tensors, eager has {len(theirs)}")
     exact: list[Any] | None = None
-    chosen = False  # other ones of equal elements
+    chosen = rounded = False  # chosen: other ones of equal elements
     for n, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype:
             return Verdict(Status.WRONG, f"{a.dtype}{list(a.shape)}, eager has {b.dtype}{list(b.shape)}")
@@ -302,7 +303,10 @@ def _compared(sample: Sample, got: Any, wanted: Any) -> Verdict:
             exact = precise(sample)
         if why and exact is not None and n < len(exact):
             why = apart(a, b, exact[n])
+        if why and exact is not None and n < len(exact) and rounds(sample, n, a, exact[n]):
+            rounded = True
+            continue
         if why and not may_differ(sample, a, b):
             return Verdict(Status.OPEN) if is_open(sample, theirs) else Verdict(Status.WRONG, why)
         chosen = chosen or bool(why)
-    return Verdict(Status.OPEN if chosen else Status.AGREES)
+    return Verdict(Status.OPEN if chosen else Status.ROUNDS if rounded else Status.AGREES)

@@ -23,8 +23,29 @@ def as_eager(sample: Sample, seed: int = 0) -> Any:
         return sample.call(iter([t.clone() if t.layout is torch.strided and t.is_contiguous() else t for t in sample.tensors()]))
 
 
-def precise(sample: Sample) -> list[Any] | None:
-    """The tensors that torch gives when it computes in 64 bits; None where it cannot."""
+#: ops that are linear in each of their tensors: sums of products
+PRODUCTS = (
+    *("nn.functional.conv", "nn.functional.linear", "nn.functional.bilinear", "matmul", "__rmatmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer"),
+    *("addmm", "addbmm", "baddbmm", "addmv", "einsum", "tensordot", "kron", "linalg.multi_dot", "linalg.vecdot", "chain_matmul"),
+)
+
+
+def rounds(sample: Sample, n: int, a: Any, exact: Any) -> bool:
+    """Whether ``a``, result ``n`` of a sum of products in f32, is no further from the exact result than the exact result moves when each of the
+    numbers that are multiplied is rounded once more: half an ulp each, so 2^-23 of the sum of the magnitudes. (The bound that holds for every
+    order of adding up has the number of terms as a factor: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.)"""
+    import torch
+
+    if a.dtype is not torch.float32 or not sample.unit[0].startswith(PRODUCTS):
+        return False
+    sizes = precise(sample, magnitudes=True)
+    if sizes is None or sizes[n].shape != a.shape:
+        return False
+    return bool(((a.double() - exact).abs() <= 2.0**-23 * sizes[n]).all())
+
+
+def precise(sample: Sample, magnitudes: bool = False) -> list[Any] | None:
+    """The tensors that torch gives when it computes in 64 bits, of the operands or their magnitudes; None where it cannot."""
     import torch
     import torch.utils._pytree as pytree
 
@@ -32,7 +53,8 @@ def precise(sample: Sample) -> list[Any] | None:
 
     def wider(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
-            return x.to(wide[x.dtype]) if x.dtype in wide else x.clone()
+            x = x.to(wide[x.dtype]) if x.dtype in wide else x.clone()
+            return x.abs() if magnitudes and x.is_floating_point() else x
         return wide.get(x, x) if isinstance(x, torch.dtype) else x
 
     before = torch.get_default_dtype()
