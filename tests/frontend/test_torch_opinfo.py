@@ -88,7 +88,7 @@ def test_a_result_may_be_as_near_to_64_bits_as_eager_is_and_no_further() -> None
     assert apart(torch.tensor([1, 2]), torch.tensor([1, 3]), exact)  # integers exactly
 
 
-def test_a_sum_of_products_may_be_off_by_a_rounding_of_its_operands() -> None:
+def test_a_sum_of_products_may_be_off_by_what_its_additions_round() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(8, 1000) * 9, torch.randn(1000, 8) * 9
     exact = a.double() @ b.double()

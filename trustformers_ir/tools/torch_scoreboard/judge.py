@@ -38,7 +38,7 @@ class Status(enum.Enum):
     """What came of a sample. ``WRONG`` and ``FAILED`` are defects."""
 
     AGREES = "agrees"
-    ROUNDS = "rounds"  # a sum of products that is as near to the exact one as the rounding of its operands allows, not within the tolerance
+    ROUNDS = "rounds"  # a sum of products in f32 that is off by more than the tolerance, and by no more than its additions round
     OPEN = "open"  # as right as eager's, where torch does not say what has to come out (freedom.py)
     REFUSED = "refused"  # an error that says what is not supported
     NO_EAGER = "no eager"  # torch itself raises
