@@ -32,9 +32,9 @@ PRODUCTS = (
 
 
 def rounds(sample: Sample, n: int, a: Any, exact: Any) -> bool:
-    """Whether ``a``, result ``n`` of a sum of products in f32, is as near to the exact result as adding up in f32 one by one gets it: each element within
-    sqrt(k) 2^-24 of the sum of its k terms' magnitudes. (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, theorem 3.1 with
-    lambda 1; the bound that holds in every case has k where this one has its root.)"""
+    """Whether ``a``, result ``n`` of a sum of products in f32, is as near to the exact result as adding up one by one gets: each element within
+    sqrt(k) 2^-24 of the sum of its k terms' magnitudes. (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, theorem
+    3.1 with lambda 1; the bound that holds in every case has k where this one has its root.)"""
     import torch
 
     if a.dtype is not torch.float32 or not sample.unit[0].startswith(PRODUCTS):
