@@ -107,6 +107,13 @@ def run(units: Sequence[Unit], most: int = 0, ways: Sequence[str] = WAYS) -> lis
     return list(outcomes.values())
 
 
+def judged(samples: Sequence[Sample], ways: Sequence[str] = WAYS) -> list[tuple[Sample, str, Verdict]]:
+    """The verdicts of samples as one program."""
+    done = _Done()
+    _judge(samples, ways, done)
+    return done.verdicts
+
+
 def _batches(samples: Sequence[Sample], ways: Sequence[str], done: _Done) -> None:
     for start in range(0, len(samples), BATCH):
         _judge(samples[start : start + BATCH], ways, done)
