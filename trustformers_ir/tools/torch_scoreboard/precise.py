@@ -9,6 +9,7 @@ By that rule torch judges its own decompositions (``_ref_test_helper`` of its ``
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from trustformers_ir.tools.torch_scoreboard.samples import Sample
@@ -23,8 +24,29 @@ def as_eager(sample: Sample, seed: int = 0) -> Any:
         return sample.call(iter([t.clone() if t.layout is torch.strided and t.is_contiguous() else t for t in sample.tensors()]))
 
 
-def precise(sample: Sample) -> list[Any] | None:
-    """The tensors that torch gives when it computes in 64 bits; None where it cannot."""
+#: ops that are linear in each of their tensors: sums of products
+PRODUCTS = (
+    *("nn.functional.conv", "nn.functional.linear", "nn.functional.bilinear", "matmul", "__rmatmul__", "mm", "bmm", "mv", "dot", "vdot", "inner"),
+    *("outer", "addmm", "addbmm", "baddbmm", "addmv", "einsum", "tensordot", "kron", "linalg.multi_dot", "linalg.vecdot", "chain_matmul"),
+)
+
+
+def rounds(sample: Sample, n: int, a: Any, exact: Any) -> bool:
+    """Whether ``a``, result ``n`` of a sum of products in f32, is as near to the exact result as adding up one by one gets: each element within
+    sqrt(k) 2^-24 of the sum of its k terms' magnitudes. (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019, theorem
+    3.1 with lambda 1; the bound that holds in every case has k where this one has its root.)"""
+    import torch
+
+    if a.dtype is not torch.float32 or not sample.unit[0].startswith(PRODUCTS):
+        return False
+    sizes, terms = precise(sample, lambda x: x.abs()), precise(sample, torch.ones_like)
+    if sizes is None or terms is None or sizes[n].shape != a.shape:
+        return False
+    return bool(((a.double() - exact).abs() <= terms[n].clamp(min=1).sqrt() * 2.0**-24 * sizes[n]).all())
+
+
+def precise(sample: Sample, change: Callable[[Any], Any] = lambda x: x) -> list[Any] | None:
+    """The tensors that torch gives when it computes in 64 bits, of operands that are changed first; None where it cannot."""
     import torch
     import torch.utils._pytree as pytree
 
@@ -32,7 +54,8 @@ def precise(sample: Sample) -> list[Any] | None:
 
     def wider(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
-            return x.to(wide[x.dtype]) if x.dtype in wide else x.clone()
+            x = x.to(wide[x.dtype]) if x.dtype in wide else x.clone()
+            return change(x) if x.is_floating_point() else x
         return wide.get(x, x) if isinstance(x, torch.dtype) else x
 
     before = torch.get_default_dtype()

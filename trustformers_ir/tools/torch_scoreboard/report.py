@@ -22,7 +22,7 @@ def _by_dtype(outcomes: Sequence[Outcome]) -> str:
             rows = [o for o in outcomes if dtype in (o.dtype, "all")]
             if not rows:
                 continue
-            whole = sum(o.of(way, Status.AGREES, Status.OPEN) == o.samples and o.samples > 0 for o in rows)
+            whole = sum(o.of(way, Status.AGREES, Status.ROUNDS, Status.OPEN) == o.samples and o.samples > 0 for o in rows)
             counts = "".join(str(sum(o.of(way, s) for o in rows)).rjust(10) for s in Status)
             lines.append(f"{way:10} {dtype:10} {len(rows):7} {sum(o.samples for o in rows):8}{counts} {whole:11}")
     return "\n".join(lines)

@@ -130,6 +130,16 @@ class Emitter(GraphEmitter[str]):
         self._values = {v: renamed.get(name, name) for v, name in self._values.items()}
         return names
 
+    def inner(self, outputs: Sequence[str]) -> Iterator[tuple[str, Value]]:
+        """What nodes make besides outputs and is the result of an operation, each name once, with one that it is."""
+        left = {x for node in self.nodes for x in node.outputs} - set(outputs)
+        for o in self.function.body:
+            for v in o.results:
+                name = self._values.get(v)
+                if name in left and self._dtypes.get(name) is v.type.dtype:
+                    left.discard(name)
+                    yield name, v
+
     # -- names -------------------------------------------------------------------------------------------------------------
 
     def _named(self, value: Value, like: str) -> str:

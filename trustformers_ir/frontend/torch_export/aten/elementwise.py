@@ -219,7 +219,7 @@ def sign(c: Call, x: Tensor) -> Tensor:
 
 @aten("square")
 def square(c: Call, x: Tensor) -> Tensor:
-    return x.square()
+    return x.to(c.dtype).square()  # of truths torch makes whole numbers
 
 
 @aten("signbit")
