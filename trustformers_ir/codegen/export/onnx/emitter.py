@@ -92,6 +92,7 @@ class Emitter(GraphEmitter[str]):
         self._dtypes: dict[str, DType] = {}
         self._schemas: dict[str, Any] = {}
         self._constants: dict[tuple[object, ...], str] = {}
+        self._shared: dict[tuple[object, ...], Any] = {}
         self._weights: dict[tuple[str, bool, DType], str] = {}
         self._packed: dict[tuple[str, int], str] = {}
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
@@ -129,16 +130,6 @@ class Emitter(GraphEmitter[str]):
         self.nodes[:] = [replace(node, inputs=new(node.inputs), outputs=new(node.outputs)) for node in self.nodes]
         self._values = {v: renamed.get(name, name) for v, name in self._values.items()}
         return names
-
-    def inner(self, outputs: Sequence[str]) -> Iterator[tuple[str, Value]]:
-        """What nodes make besides outputs and is the result of an operation, each name once, with one that it is."""
-        left = {x for node in self.nodes for x in node.outputs} - set(outputs)
-        for o in self.function.body:
-            for v in o.results:
-                name = self._values.get(v)
-                if name in left and self._dtypes.get(name) is v.type.dtype:
-                    left.discard(name)
-                    yield name, v
 
     # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -221,6 +212,12 @@ class Emitter(GraphEmitter[str]):
 
     def _store(self, s: Stored) -> None:
         self.stored[s.name], self._dtypes[s.name] = s, s.dtype
+
+    def once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """What was made for that key, or is made now: nodes that several operations share."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
     def like(self, value: float, v: Value) -> str:
         """A scalar in the dtype of ``v``."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from trustformers_ir.codegen.export.emitting import Unsupported
-from trustformers_ir.codegen.export.onnx.emitter import Emitter, rule
+from trustformers_ir.codegen.export.onnx.emitter import ELEMENTS, Emitter, rule
 from trustformers_ir.ir import ops
 from trustformers_ir.ir.core import Operation, Value
 from trustformers_ir.ir.dtypes import HALVES, DType
@@ -139,8 +139,8 @@ def _rope(e: Emitter, o: Operation) -> str:
 
 @rule(ops.Attention)
 def _attention(e: Emitter, o: Operation) -> str:
-    """Vaswani et al. 2017, section 3.2.1. A query that sees no key gives zeros: weights of keys that are not seen are put to 0 behind the softmax,
-    whose row would be even otherwise."""
+    """Vaswani et al. 2017, section 3.2.1. A query that sees no key gives zeros: the softmax of its row is even, so its result is put to 0 then. (To
+    put weights to 0 would take ONNX Runtime longer: there are more of them than results.)"""
     op = o.op
     assert isinstance(op, ops.Attention)
     q, k, v, mask, bias = o.operands
@@ -166,20 +166,21 @@ def _attention(e: Emitter, o: Operation) -> str:
         scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
     if bias is not None:
         scores = e("Add", scores, e.cast(e.value(bias), bias.type.dtype, dtype))
-    seen = _seen(e, op, queries, keys, None if mask is None else e.value(mask))
+    given = None if mask is None else e.value(mask)
+    seen, some = e.once(("seen", op.causal, op.window, queries, keys, given), lambda: _seen(e, op, queries, keys, given))
     if seen is not None:
         scores = e("Where", seen, scores, e.constant(np.finfo(np.float32).min if dtype is not DType.f16 else -65504.0, dtype))
     weights = e("Softmax", scores, axis=-1)
-    if seen is not None:
-        weights = e("Where", seen, weights, e.constant(0.0, dtype))
     if group == 1:
-        return e("MatMul", weights, value)
-    rows = e.reshape(weights, scores_shape, (batch, kv_heads, group * queries, keys))
-    return e.reshape(e("MatMul", rows, value), (batch, kv_heads, group * queries, values), (batch, heads, queries, values))
+        found = e("MatMul", weights, value)
+    else:
+        rows = e.reshape(weights, scores_shape, (batch, kv_heads, group * queries, keys))
+        found = e.reshape(e("MatMul", rows, value), (batch, kv_heads, group * queries, values), (batch, heads, queries, values))
+    return found if some is None else e("Where", some, found, e.constant(0.0, dtype))
 
 
-def _seen(e: Emitter, op: ops.Attention, queries: object, keys: object, mask: str | None) -> str | None:
-    """Which key each query sees; None for all."""
+def _seen(e: Emitter, op: ops.Attention, queries: object, keys: object, mask: str | None) -> tuple[str | None, str | None]:
+    """Which key each query sees, and whether it sees any; None for all."""
     conditions = [] if mask is None else [mask]
     if op.causal or op.window is not None:
 
@@ -197,7 +198,10 @@ def _seen(e: Emitter, op: ops.Attention, queries: object, keys: object, mask: st
     out: str | None = None
     for c in conditions:
         out = c if out is None else e("And", out, c)
-    return out
+    if out is None:
+        return None, None
+    count = e("ReduceSum", e("Cast", out, to=ELEMENTS[DType.i32]), e.constant([-1], DType.i64), keepdims=1)
+    return out, e("Greater", count, e.constant(0, DType.i32))
 
 
 @rule(ops.ExpertMatMul)

@@ -65,8 +65,6 @@ def write_onnx(path: str, module: Module, *, opset: int | None = None, external_
     graph.node.extend(_node(onnx, n, results) for n in emitter.nodes)
     graph.input.extend(_port(onnx, name, v) for name, v in zip(emitter.inputs, module.main.args, strict=True))
     graph.output.extend(_port(onnx, name, v) for name, v in zip(outputs, module.main.outputs, strict=True))
-    # ONNX Runtime infers less than we know of sizes that are computed, and fuses sums into norms only where it sees one shape
-    graph.value_info.extend(_port(onnx, name, v) for name, v in emitter.inner(outputs))
     model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="trustformers_ir", producer_version=VERSION)
     model.opset_import.add(domain="", version=chosen)
     for key, value in module.metadata.items():
