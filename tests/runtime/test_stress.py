@@ -83,10 +83,13 @@ def stress(monkeypatch: pytest.MonkeyPatch, calls: int, growth: int) -> None:
     monkeypatch.setattr(executable, "ALONE_BELOW", 0)
     together(CALLERS * 60)  # every shape is known, every caller has had its memory
     give_back()  # what the C library keeps for each thread it has seen is no leak
-    before = resident()
-    together(calls)
-    give_back()
-    assert resident() - before < growth
+    grown = []
+    while not grown or (min(grown) >= growth and len(grown) < 3):  # a leak is there each time; what another thread's first deep call takes is not
+        before = resident()
+        together(calls)
+        give_back()
+        grown.append(resident() - before)
+    assert min(grown) < growth
 
 
 def test_ten_thousand_calls_of_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,9 @@ class Profile:
 
     @classmethod
     def of(cls, entry: Entry, stamps: np.ndarray, elapsed_ns: int, dims: Mapping[str, int]) -> Profile:
-        """From ``i64[shares, kernels, 4]``, cycle counts as in the ABI. The whole call, as the clock saw it, gives the length of a cycle."""
-        cycles_at = stamps[..., :3]
+        """From ``i64[shares, kernels, 4]``, cycle counts as in the ABI. The whole call, as the clock saw it, gives the length of a cycle. Counters of
+        the CPUs of a virtual machine may be a microsecond apart: a share that goes on with another CPU does not go back in time."""
+        cycles_at = np.maximum.accumulate(stamps[..., :3].reshape(len(stamps), 3 * stamps.shape[1]), axis=1).reshape(*stamps.shape[:2], 3)
         counts = (cycles_at - cycles_at.min() if stamps.size else cycles_at).astype(np.float64)
         seconds = elapsed_ns * 1e-9
         cycles = counts.max(initial=0.0)

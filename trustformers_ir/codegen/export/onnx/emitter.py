@@ -92,7 +92,6 @@ class Emitter(GraphEmitter[str]):
         self._dtypes: dict[str, DType] = {}
         self._schemas: dict[str, Any] = {}
         self._constants: dict[tuple[object, ...], str] = {}
-        self._shared: dict[tuple[object, ...], Any] = {}
         self._weights: dict[tuple[str, bool, DType], str] = {}
         self._packed: dict[tuple[str, int], str] = {}
         self.inputs = [self._named(v, v.name or f"input{i}") for i, v in enumerate(function.args)]
@@ -212,12 +211,6 @@ class Emitter(GraphEmitter[str]):
 
     def _store(self, s: Stored) -> None:
         self.stored[s.name], self._dtypes[s.name] = s, s.dtype
-
-    def once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        """What was made for that key, or is made now: nodes that several operations share."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]
 
     def like(self, value: float, v: Value) -> str:
         """A scalar in the dtype of ``v``."""

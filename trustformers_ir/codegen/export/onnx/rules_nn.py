@@ -166,8 +166,7 @@ def _attention(e: Emitter, o: Operation) -> str:
         scores = e("Mul", e("Tanh", e("Div", scores, cap)), cap)
     if bias is not None:
         scores = e("Add", scores, e.cast(e.value(bias), bias.type.dtype, dtype))
-    given = None if mask is None else e.value(mask)
-    seen, some = e.once(("seen", op.causal, op.window, queries, keys, given), lambda: _seen(e, op, queries, keys, given))
+    seen, some = _seen(e, op, queries, keys, None if mask is None else e.value(mask))
     if seen is not None:
         scores = e("Where", seen, scores, e.constant(np.finfo(np.float32).min if dtype is not DType.f16 else -65504.0, dtype))
     weights = e("Softmax", scores, axis=-1)
